@@ -1,0 +1,108 @@
+"""What a run tells the terminal: a bar on a terminal, plain lines elsewhere."""
+
+from __future__ import annotations
+
+import os
+import shlex
+import shutil
+import sys
+from typing import Any, Protocol
+
+import tqdm
+
+from lab.results import wilson_interval
+
+
+class Reporter(Protocol):
+    """What a trial calls as it goes. Losses are in nats an example."""
+
+    def begin(self, about: list[str], steps: int, first: int) -> None:
+        """The trial is about to run steps first + 1 to `steps`; `about` says what it is."""
+
+    def advance(self, step: int) -> None:
+        """Steps up to this one are done."""
+
+    def evaluated(self, step: int, figures: dict[str, float]) -> None:
+        """The figures of an evaluation: loss, accuracy, test-loss and test-accuracy."""
+
+    def say(self, text: str) -> None:
+        """Something that the user should know now."""
+
+    def end(self) -> None:
+        """The last step is done."""
+
+
+class Console:
+    """Reports one trial on standard output."""
+
+    def begin(self, about: list[str], steps: int, first: int) -> None:
+        """See Reporter."""
+        print("\n".join(about), flush=True)
+        self._done = first
+        self._bar = tqdm.tqdm(
+            total=steps, initial=first, unit="step", disable=not sys.stdout.isatty()
+        )
+
+    def advance(self, step: int) -> None:
+        """See Reporter."""
+        self._bar.update(step - self._done)
+        self._done = step
+
+    def evaluated(self, step: int, figures: dict[str, float]) -> None:
+        """See Reporter."""
+        if self._bar.disable:
+            words = (f"{name} {value:.4f}" for name, value in figures.items())
+            print(f"step {step:>6}", *words, sep="  ", flush=True)
+        else:
+            self._bar.set_postfix_str(f"test-accuracy {figures['test-accuracy']:.4f}")
+
+    def say(self, text: str) -> None:
+        """See Reporter."""
+        tqdm.tqdm.write(text, file=sys.stdout)
+        sys.stdout.flush()
+
+    def end(self) -> None:
+        """See Reporter."""
+        self._bar.close()
+
+
+def conclusion(result: dict[str, Any], directory: str) -> str:
+    """The last lines of a run."""
+    lines = [f"{result['status']} at step {result['step']}: {summary(result)}"]
+    for tag, note in result["nonfinite"].items():
+        steps = f"in {note['steps']} steps, first in step {note['first_step']}"
+        lines.append(f"  {tag}: NaN or infinity {steps} ({note['count']} entries)")
+    lines += [
+        f"the run lies in  {directory}",
+        f"look at it with  {tensorboard_command(directory)}",
+    ]
+    return "\n".join(lines)
+
+
+def summary(result: dict[str, Any]) -> str:
+    """The figures of a result in one line."""
+    correct, total = result["test_correct"], result["test_total"]
+    if correct is None:
+        return "no evaluation yet"
+    low, high = wilson_interval(correct, total)
+    text = (
+        f"test accuracy {correct / total:.4f} ({correct:,} of {total:,}; 95% interval "
+        f"{low:.4f} to {high:.4f}), mean of batch means {result['readme_accuracy']:.4f}"
+    )
+    if result["collapsed"] is not None:
+        text += f"; every test example is taken for class {result['collapsed']}"
+    if result["frozen"]:
+        text += f"; frozen: {', '.join(result['frozen'])}"
+    return text
+
+
+def tensorboard_command(logdir: str) -> str:
+    """What to type to see every step (TensorBoard shows a sample of them unless told)."""
+    tool = os.path.join(os.path.dirname(sys.executable), "tensorboard")
+    if shutil.which("tensorboard") == tool:
+        program = "tensorboard"
+    elif os.path.exists(tool):
+        program = min(tool, os.path.relpath(tool), key=len)
+    else:
+        program = f"{sys.executable} -m tensorboard.main"
+    return f"{program} --samples_per_plugin scalars=0,histograms=0 --logdir {shlex.quote(logdir)}"

@@ -1,0 +1,103 @@
+"""bin/train: command line in, exit status out.
+
+0: done; 2: a wrong flag; 3: NaN or infinity came up; 1: anything else that the user can put right;
+130 and 143: interrupted. TensorFlow is loaded only once the command line has been found right.
+"""
+
+from __future__ import annotations
+
+import concurrent.futures
+import contextlib
+import dataclasses
+import os
+import pathlib
+import sys
+import tempfile
+import time
+from collections.abc import Iterator, Sequence
+
+from lab import flags, grid, results, tables
+from lab.config import Config, Settings
+from lab.console import Console, conclusion
+from lab.errors import LabError
+from lab.rundir import FINISHED, RESULT
+from lab.stop import Stop
+
+_STARTED = time.monotonic()
+
+
+def train() -> int:
+    """One run or a grid of them, from flags to result.json and the table."""
+    try:
+        configs, settings = flags.parse(sys.argv)
+    except LabError as error:
+        return _fail(error, 2)
+    try:
+        if len(configs) == 1 and not settings.grid:
+            return _train_here(configs[0], settings)
+        with Stop() as stop:
+            outcomes = grid.run(configs, settings, stop)
+        print(_table(configs, settings, outcomes), end="")
+        return grid.exit_status(outcomes, stop)
+    except LabError as error:
+        return _fail(error, 1)
+    except KeyboardInterrupt:
+        return _fail("interrupted before the first step: nothing was recorded", 130)
+
+
+def _train_here(config: Config, settings: Settings) -> int:
+    """One run needs no worker: the same trial.run, in this process."""
+    with concurrent.futures.ThreadPoolExecutor(1) as thread:
+        from lab import data
+
+        # Unpacking the data and loading TensorFlow take about a second each.
+        loading = thread.submit(data.load, config.data_dir)
+        with _quiet_stderr():
+            from lab import trial
+        dataset = loading.result()
+    with Stop() as stop:
+        result = trial.run(config, settings, dataset, Console(), stop, started=_STARTED)
+    print(conclusion(result, settings.directory(config)))
+    return FINISHED.get(result["status"], stop.status)
+
+
+def _table(configs: Sequence[Config], settings: Settings, outcomes: dict[str, str]) -> str:
+    """The table of a grid's runs, as far as they have a result."""
+    paths = {directory: pathlib.Path(directory, RESULT) for directory in outcomes}
+    found, problems = results.read_files([path for path in paths.values() if path.exists()])
+    problems += [f"{d}: {outcomes[d]}" for d, path in paths.items() if not path.exists()]
+    order = [dataclasses.asdict(config) for config in configs]
+    return tables.to_text(results.make_table(found, problems=problems, order=order))
+
+
+@contextlib.contextmanager
+def _quiet_stderr() -> Iterator[None]:
+    """Keeps back what native code prints while TensorFlow is loaded: notices about its build that
+    no setting turns off. They are shown if loading fails, or where TF_CPP_MIN_LOG_LEVEL is set.
+    """
+    if "TF_CPP_MIN_LOG_LEVEL" in os.environ:
+        yield
+        return
+    os.environ["TF_CPP_MIN_LOG_LEVEL"] = "2"
+    sys.stderr.flush()
+    stderr = os.dup(2)
+    with tempfile.TemporaryFile() as notices:
+        os.dup2(notices.fileno(), 2)
+        try:
+            yield
+        except BaseException:
+            notices.seek(0)
+            os.write(stderr, notices.read())
+            raise
+        finally:
+            os.dup2(stderr, 2)
+            os.close(stderr)
+
+
+def _fail(error: Exception | str, status: int) -> int:
+    print(f"train: {error}", file=sys.stderr)
+    return status
+
+
+if __name__ == "__main__":
+    sys.exit(train())
