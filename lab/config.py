@@ -154,6 +154,12 @@ class Config(_Checked):
         single=True,
     )
     training_steps: int = _field(3000, "Training", "updates, one batch each", least=1)
+    deterministic: bool = _field(
+        True,
+        "Training",
+        "the same bits every time on the same devices; without, a GPU may be faster",
+        single=True,
+    )
 
     display_step: int = _field(
         100, "Record", "steps between two evaluations on the test set", least=1, single=True
@@ -166,6 +172,14 @@ class Config(_Checked):
         "Record",
         "what has histograms, separated by commas; --watch= for none",
         choices=WATCHABLE,
+        single=True,
+    )
+
+    on_nonfinite: str = _field(
+        "stop",
+        "Record",
+        "when NaN or infinity comes up in the loss, a gradient or a weight",
+        choices=("stop", "continue"),
         single=True,
     )
 
@@ -219,6 +233,9 @@ class Settings(_Checked):
     logdir: str = _field("logs", "Run", "folder that the run directory is made in")
     run_name: str = _field("", "Run", "name of the run directory; empty: from the hyperparameters")
     overwrite: bool = _field(False, "Run", "delete a run of that name first")
+    checkpoint_every: int = _field(
+        1000, "Run", "steps between two checkpoints; there is one at the start and the end", least=1
+    )
     steps_per_loop: int = _field(100, "Run", "steps a call of the compiled function", least=1)
     profile: bool = _field(False, "Run", "record a profile of one loop, for TensorBoard")
 

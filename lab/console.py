@@ -69,9 +69,9 @@ class Console:
 def conclusion(result: dict[str, Any], directory: str) -> str:
     """The last lines of a run."""
     lines = [f"{result['status']} at step {result['step']}: {summary(result)}"]
-    for tag, note in result["nonfinite"].items():
-        steps = f"in {note['steps']} steps, first in step {note['first_step']}"
-        lines.append(f"  {tag}: NaN or infinity {steps} ({note['count']} entries)")
+    if result["nonfinite"]:
+        first = min(note["first_step"] for note in result["nonfinite"].values())
+        lines.append(f"NaN or infinity from step {first} on: {', '.join(result['nonfinite'])}")
     lines += [
         f"the run lies in  {directory}",
         f"look at it with  {tensorboard_command(directory)}",

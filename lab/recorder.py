@@ -11,7 +11,10 @@ holds both ends exactly as they were and counts up to 2^24; float64 for tensors 
 from __future__ import annotations
 
 import concurrent.futures
+import glob
 import json
+import os
+import time
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -38,9 +41,8 @@ class Recorder:
       sizes: number of entries of each of them.
 
     Attributes:
-      nonfinite: by tag, the first step whose tensor held NaN or infinity and how many, and the
-        number of such steps. Such entries are in no bucket; the scalar `TAG/nonfinite` counts
-        them at the steps that have any.
+      nonfinite: by tag, the first step whose tensor held NaN or infinity, and how many. Such
+        entries are in no bucket; the scalar `TAG/nonfinite` counts them at each step with any.
 
     Raises (every method): LabError where the events cannot be written.
     """
@@ -49,6 +51,7 @@ class Recorder:
         self, directory: str, scalars: Sequence[str], tags: Sequence[str], sizes: Sequence[int]
     ) -> None:
         self.nonfinite: dict[str, dict[str, int]] = {}
+        _wait_for_a_later_name(directory)
         self._tags = list(tags)
         self._plain = _Layout(scalars, [], [])
         self._full = _Layout(scalars, tags, sizes)
@@ -161,10 +164,18 @@ class Recorder:
     def _note_nonfinite(self, steps: np.ndarray, counts: np.ndarray) -> None:
         for row, column in zip(*np.nonzero(counts), strict=True):
             tag, step, count = self._tags[column], int(steps[row]), int(counts[row, column])
-            note = self.nonfinite.setdefault(tag, {"first_step": step, "count": count, "steps": 0})
-            note["steps"] += 1
+            self.nonfinite.setdefault(tag, {"first_step": step, "count": count})
             with self._writer.as_default():
                 tf.summary.scalar(f"{tag}/nonfinite", count, step=step)
+
+
+def _wait_for_a_later_name(directory: str) -> None:
+    """TensorBoard reads the event files of a run by their names, which begin with the second that
+    they were made in: a run that goes on must not begin its next file within the same one."""
+    paths = glob.glob(os.path.join(glob.escape(directory), "events.out.tfevents.*"))
+    seconds = [int(path.rsplit(".tfevents.")[1].split(".")[0]) for path in paths]
+    while seconds and time.time() < max(seconds) + 1:
+        time.sleep(0.05)
 
 
 class _Layout:

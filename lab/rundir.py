@@ -9,6 +9,7 @@ lock            held by the process that writes here
 from __future__ import annotations
 
 import fcntl
+import fnmatch
 import json
 import os
 import shutil
@@ -17,6 +18,7 @@ from typing import Any
 from lab.errors import LabError
 
 CONFIG, RESULT, LOCK = "config.json", "result.json", "lock"
+_OURS = (CONFIG, RESULT, LOCK, "*.tmp", "events.out.tfevents.*", "checkpoints", "plugins")
 
 
 class RunDirectory:
@@ -30,7 +32,6 @@ class RunDirectory:
 
     Attributes:
       path: of the directory.
-      unfinished: an earlier run of the same fingerprint lies here and did not come to its end.
       result: the result of an earlier run of the same fingerprint, if it did; None otherwise.
 
     Raises:
@@ -61,19 +62,20 @@ class RunDirectory:
                 "--run_name"
             ) from None
         present = set(os.listdir(self.path)) - {LOCK, f"{CONFIG}.tmp"}
-        if present and CONFIG not in present:
+        foreign = {name for name in present if not any(fnmatch.fnmatch(name, own) for own in _OURS)}
+        if foreign or (present and CONFIG not in present):
+            what = f"{min(foreign)}, which is no run's" if foreign else f"no {CONFIG}"
             raise LabError(
-                f"{self.path} holds {min(present)} but no {CONFIG}, so it is not a run's: choose "
-                "another --logdir or --run_name"
+                f"{self.path} holds {what}: move that away, or choose another --logdir or "
+                "--run_name"
             )
         if overwrite:
-            self.clear()
+            self._clear()
             present = set()
         if present:
             self._compare(identity, fingerprint)
         result = _read(os.path.join(self.path, RESULT)) if RESULT in present else {}
         self.result = result if result.get("status") in FINISHED else None
-        self.unfinished = bool(present) and self.result is None
         self.write(CONFIG, identity | {"fingerprint": fingerprint})
 
     def _compare(self, identity: dict[str, Any], fingerprint: str) -> None:
@@ -91,7 +93,7 @@ class RunDirectory:
             "--overwrite deletes it, --run_name gives this one another name"
         )
 
-    def clear(self) -> None:
+    def _clear(self) -> None:
         """Deletes all but the lock."""
         for name in set(os.listdir(self.path)) - {LOCK}:
             path = os.path.join(self.path, name)

@@ -61,8 +61,8 @@ class TrainLoop:
         optimizer: Optimizer,
         loss: Callable[[tf.Tensor, tf.Tensor], tf.Tensor],
         scale: float,
-        images: np.ndarray,
-        labels: np.ndarray,
+        images: np.ndarray | tf.Variable,
+        labels: np.ndarray | tf.Variable,
         batch_size: int,
         watch: Sequence[str] = (),
         histogram_every: int = 1,
@@ -97,6 +97,31 @@ class TrainLoop:
                 tf.TensorSpec([], tf.int64, "step"),
             ],
         )
+
+    def watching(self, watch: Sequence[str]) -> TrainLoop:
+        """This loop, on the same model, optimizer and data, with other histograms at every step."""
+        return TrainLoop(
+            self._strategy,
+            self._model,
+            self._optimizer,
+            self._loss,
+            self._scale,
+            self._images,
+            self._labels,
+            self._batch_size,
+            watch,
+        )
+
+    def gradient_at_rest(self, indices: np.ndarray) -> tuple[float, float]:
+        """Of the gradient on one batch, int32 [batch_size]: the share of entries that are exactly
+        0, and the largest absolute value."""
+        x = tf.cast(tf.gather(self._images, indices), tf.float32) / 255.0
+        with tf.GradientTape() as tape:
+            loss = tf.reduce_sum(self._loss(tf.gather(self._labels, indices), self._model(x)))
+            loss *= self._scale
+        gradients = tape.gradient(loss, self._variables, unconnected_gradients="zero")
+        entries = np.concatenate([np.abs(gradient).ravel() for gradient in gradients])
+        return float(np.mean(entries == 0)), float(entries.max())
 
     @property
     def step_graph(self) -> tf.Graph:
@@ -244,7 +269,9 @@ class Evaluator:
         return all_losses.concat(), classes.concat()
 
 
-def _resident(array: np.ndarray, name: str) -> tf.Variable:
+def _resident(array: np.ndarray | tf.Variable, name: str) -> tf.Variable:
+    if not isinstance(array, np.ndarray):
+        return array
     return tf.Variable(
         array, trainable=False, name=name, aggregation=tf.VariableAggregation.ONLY_FIRST_REPLICA
     )

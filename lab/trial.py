@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import dataclasses
-import math
 import os
 import platform
 import time
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -14,7 +14,8 @@ import tensorboard
 import tensorflow as tf
 
 import lab
-from lab import devices, layers, losses, optimizers
+from lab import devices, diagnosis, layers, losses, optimizers
+from lab.checkpoints import Checkpoint, Checkpoints
 from lab.config import Config, Settings
 from lab.console import Reporter
 from lab.data import Batches, Dataset
@@ -23,8 +24,6 @@ from lab.recorder import Recorder
 from lab.rundir import RESULT, RunDirectory
 from lab.step import Evaluator, TrainLoop, variable_tags
 from lab.stop import Stop
-
-README_BATCH = 256  # the README's accuracy is a mean over test batches of this size
 
 
 def run(
@@ -37,13 +36,17 @@ def run(
 ) -> dict[str, Any]:
     """Trains, records and writes result.json, unless that was done before; returns it.
 
+    A run that did not come to its end goes on from its newest checkpoint, to exactly the result
+    that it would have had.
+
     Args:
       started: when the program started, on time.monotonic's clock.
 
     Raises:
       LabError: the run directory holds something else, is in use or cannot be written.
     """
-    tf.config.experimental.enable_op_determinism()
+    if config.deterministic:
+        tf.config.experimental.enable_op_determinism()
     strategy = devices.make_strategy()
     circumstances = {
         "data": dataset.digest,
@@ -61,43 +64,45 @@ def run(
         if directory.result:
             reporter.say(f"{directory.path} is there already; --overwrite trains it again")
             return directory.result
-        if directory.unfinished:
-            reporter.say(f"{directory.path} did not come to its end: it starts again at step 1")
-            directory.clear()
+        checkpoints = Checkpoints(directory.path, fingerprint)
+        checkpoint = checkpoints.newest(reporter.say)
         trial = _Trial(config, dataset, strategy, reporter)
+        if checkpoint:
+            trial.restore(checkpoint)
+            checkpoints.cut_events(checkpoint)
+            reporter.say(f"{directory.path} goes on after step {trial.step}")
+        else:
+            checkpoints.save(0, trial.tensors(), trial.state)
         recorder = Recorder(directory.path, ("loss", "accuracy"), trial.loop.tags, trial.loop.sizes)
+        recorder.nonfinite.update(trial.state["nonfinite"])
+        trial.state["nonfinite"] = recorder.nonfinite
+        rate = {"effective_learning_rate": trial.effective_learning_rate}
         try:
-            rate = {"effective_learning_rate": trial.effective_learning_rate}
-            recorder.start(
-                trial.loop.step_graph,
-                dataclasses.asdict(config) | rate,
-                "test-accuracy",
-                os.path.basename(directory.path),
+            if trial.step == 0:
+                recorder.start(
+                    trial.loop.step_graph,
+                    dataclasses.asdict(config) | rate,
+                    "test-accuracy",
+                    os.path.basename(directory.path),
+                )
+            startup = time.monotonic() - started
+            status = trial.train(
+                recorder, checkpoints, settings, stop, directory.path if settings.profile else ""
             )
-            begun = time.monotonic()
-            trial.train(
-                recorder,
-                settings.steps_per_loop,
-                stop,
-                directory.path if settings.profile else "",
-            )
-            recorder.flush()
-            seconds = time.monotonic() - begun
-            interrupted = trial.step < config.training_steps
-            recorder.finish(succeeded=not interrupted)
+            recorder.finish(succeeded=status in ("completed", "collapsed"))
         finally:
             recorder.close()
         result = {
             "config": dataclasses.asdict(config),
             "fingerprint": fingerprint,
-            **trial.figures,
-            "status": "interrupted" if interrupted else trial.figures["status"],
+            "status": status,
             "step": trial.step,
+            **trial.state["figures"],
             **rate,
             "nonfinite": recorder.nonfinite,
-            "evaluations": trial.evaluations,
-            "seconds": round(seconds, 3),
-            "startup_seconds": round(begun - started, 3),
+            "evaluations": trial.state["evaluations"],
+            "seconds": round(trial.state["seconds"], 3),
+            "startup_seconds": round(startup, 3),
             "devices": sorted(strategy.extended.worker_devices),
             "replicas": strategy.num_replicas_in_sync,
             "data": dataset.digest,
@@ -118,7 +123,13 @@ def run(
 
 
 class _Trial:
-    """The parts of one trial, and the loop over loops."""
+    """The parts of one trial, and the loop over loops.
+
+    Attributes:
+      step: the last step that is done.
+      state: what a checkpoint must hold beside the tensors, so that a run that goes on ends with
+        the same result.json: plain JSON values.
+    """
 
     def __init__(
         self, config: Config, dataset: Dataset, strategy: tf.distribute.Strategy, reporter: Reporter
@@ -127,12 +138,13 @@ class _Trial:
         self.rule = make_rule(config)
         with strategy.scope():
             self.model = make_model(config, dataset)
-            optimizer = optimizers.Optimizer(self.rule, self.model.trainable_variables)
+            self.optimizer = optimizers.Optimizer(self.rule, self.model.trainable_variables)
+        loss = losses.LOSSES[config.loss]
         self.loop = TrainLoop(
             strategy,
             self.model,
-            optimizer,
-            losses.LOSSES[config.loss],
+            self.optimizer,
+            loss,
             1 / config.batch_size if config.reduction == "mean" else 1.0,
             dataset.train_images,
             dataset.train_labels,
@@ -141,32 +153,20 @@ class _Trial:
             config.histogram_every,
         )
         self.evaluator = Evaluator(
-            strategy,
-            self.model,
-            losses.LOSSES[config.loss],
-            dataset.test_images,
-            dataset.test_labels,
+            strategy, self.model, loss, dataset.test_images, dataset.test_labels
         )
-        # Compiled here, so that the seconds of `train` are training alone.
+        # Compiled here, so that `seconds` is training alone.
         self.loop.run.get_concrete_function()
         self.evaluator.run.get_concrete_function()
         self.batches = Batches(config.seed, len(dataset.train_images), config.batch_size)
-        self.weights = self._read_weights()
         self.step = 0
-        # What result.json says of the last evaluation, and the course of all of them.
-        self.figures: dict[str, Any] = dict.fromkeys(
-            (
-                "status",
-                "test_correct",
-                "test_total",
-                "test_accuracy",
-                "readme_accuracy",
-                "test_loss",
-                "collapsed",
-                "frozen",
-            )
-        )
-        self.evaluations: dict[str, list[Any]] = {"step": [], "test_loss": [], "test_accuracy": []}
+        self.state: dict[str, Any] = {
+            "figures": dict.fromkeys(diagnosis.FIGURES),
+            "evaluations": {"step": [], "test_loss": [], "test_accuracy": []},
+            "digests": diagnosis.digests(self._weights()),
+            "nonfinite": {},
+            "seconds": 0.0,
+        }
 
     @property
     def effective_learning_rate(self) -> float:
@@ -175,78 +175,149 @@ class _Trial:
         factor = config.batch_size**self.rule.degree if config.reduction == "sum" else 1
         return config.learning_rate * factor
 
-    def train(self, recorder: Recorder, steps_per_loop: int, stop: Stop, profile: str) -> None:
+    def variables(self) -> dict[str, tf.Variable]:
+        """All that training changes, by the names that checkpoints give it."""
+        weights = self.model.trainable_variables
+        named = dict(zip(variable_tags(weights), weights, strict=True))
+        for tag, slots in zip(list(named), self.optimizer.slots, strict=True):
+            named |= {f"{tag}/{n}": s for n, s in zip(self.rule.slots, slots, strict=True)}
+        return named
+
+    def tensors(self) -> dict[str, tf.Tensor]:
+        """The values of `variables`, which later steps leave as they are."""
+        return {name: tf.identity(variable) for name, variable in self.variables().items()}
+
+    def restore(self, checkpoint: Checkpoint) -> None:
+        """Takes up the run where it was."""
+        self.step, self.state = checkpoint.step, checkpoint.state
+        self._assign(checkpoint.tensors)
+
+    def train(
+        self,
+        recorder: Recorder,
+        checkpoints: Checkpoints,
+        settings: Settings,
+        stop: Stop,
+        profile: str,
+    ) -> str:
         """Runs to the last step, or to the end of the loop in which `stop` comes.
 
         Args:
           profile: the folder for a profile of the second loop (the first, if it is the only
             one); empty for none.
+
+        Returns:
+          The status of the run.
         """
-        config, reported = self.config, set[str]()
+        config, state = self.config, self.state
         self.reporter.begin(self._about(), config.training_steps, self.step)
-        loops = 0
-        while self.step < config.training_steps and not stop.signal:
-            evaluation = min(
-                config.training_steps, (self.step // config.display_step + 1) * config.display_step
-            )
-            steps = min(steps_per_loop, evaluation - self.step)
+        begun = time.monotonic() - state["seconds"]
+        saved, loops, finite = self.step, 0, True
+        while self.step < config.training_steps and not stop.signal and finite:
+            steps = self._steps_of_loop(config.display_step, settings)
             loops += 1
             profiled = profile and (loops == 2 or steps == config.training_steps)
             if profiled:
                 tf.profiler.experimental.start(profile)
-            recorded = self.loop.run(
-                self.batches.indices(self.step + 1, steps), tf.constant(self.step + 1, tf.int64)
-            )
+            recorded, finite = self._run_loop(steps)
             if profiled:
                 tf.profiler.experimental.stop()
+            done = int(recorded["scalars"].shape[0])
             recorder.steps(self.step + 1, recorded, config.histogram_every)
-            self.step += steps
+            self.step += done
             self.reporter.advance(self.step)
-            if self.step == evaluation:
+            if not finite:
+                break
+            last = self.step == config.training_steps
+            if last or self.step % config.display_step == 0:
                 self._evaluate(recorder, recorded["scalars"][-1].numpy())
-            for tag in recorder.nonfinite.keys() - reported:
-                reported.add(tag)
-                self.reporter.say(
-                    "step {first_step}: {count} entries of {tag} are NaN or infinite".format(
-                        tag=tag, **recorder.nonfinite[tag]
-                    )
-                )
+            if last or stop.signal or self.step % settings.checkpoint_every == 0:
+                recorder.flush()
+                state["seconds"] = time.monotonic() - begun
+                checkpoints.save(self.step, self.tensors(), state)
+                saved = self.step
+        recorder.flush()
+        state["seconds"] = time.monotonic() - begun
         self.reporter.end()
+        if not finite:
+            self.reporter.say(f"the last checkpoint before that is of step {saved}")
+        elif self.step < config.training_steps:
+            return "interrupted"
+        if state["nonfinite"]:
+            return "nonfinite"
+        return "completed" if state["figures"]["collapsed"] is None else "collapsed"
+
+    def _steps_of_loop(self, display_step: int, settings: Settings) -> int:
+        """As many as asked for, but up to the next evaluation or checkpoint at most."""
+        ends = [self.config.training_steps, self.step + settings.steps_per_loop]
+        ends += [(self.step // n + 1) * n for n in (display_step, settings.checkpoint_every)]
+        return min(ends) - self.step
+
+    def _run_loop(self, steps: int) -> tuple[dict[str, tf.Tensor], bool]:
+        """Runs a loop; returns what it recorded, and False if NaN or infinity is to end the run.
+
+        In that case what it recorded ends with the step in which they came up.
+        """
+        first = self.step + 1
+        arguments = self.batches.indices(first, steps), tf.constant(first, tf.int64)
+        before = self.tensors()
+        recorded = self.loop.run(*arguments)
+        loss, notes = recorded["scalars"][:, 0].numpy(), self.state["nonfinite"]
+        weights = self._weights().values()
+        if (np.isfinite(loss).all() and all(np.isfinite(w).all() for w in weights)) or notes:
+            return recorded, True
+        # The same steps once more, with an eye on everything: they repeat bit for bit.
+        after = self.tensors()
+        self._assign(before)
+        watching = self.loop.watching(("weights", "gradients"))
+        counts = watching.run(*arguments)["nonfinite"].numpy()
+        self._assign(after)
+        row, found = diagnosis.first_nonfinite(watching.tags, counts, loss)
+        for tag, count in found.items():
+            notes[tag] = {"first_step": first + row, "count": count}
+        what = ", ".join(f"{tag} ({count})" for tag, count in found.items())
+        self.reporter.say(f"step {first + row}: NaN or infinity in {what}")
+        if self.config.on_nonfinite == "continue":
+            return recorded, True
+        return {name: tensor[: row + 1] for name, tensor in recorded.items()}, False
 
     def _evaluate(self, recorder: Recorder, batch: np.ndarray) -> None:
         """Figures over the whole test set; `batch` holds the last batch's loss and accuracy."""
-        per_example, predicted = (tensor.numpy() for tensor in self.evaluator.run())
-        before, self.weights = self.weights, self._read_weights()
-        loss, classes = float(per_example.mean(dtype=np.float64)), np.unique(predicted)
-        finite = math.isfinite(loss) and all(np.isfinite(w).all() for w in self.weights.values())
-        collapsed = finite and len(classes) == 1
-        correct = predicted == self.dataset.test_labels
-        by_batch = np.split(correct, range(README_BATCH, len(correct), README_BATCH))
-        self.figures = {
-            "status": "collapsed" if collapsed else "completed" if finite else "nonfinite",
-            "test_correct": int(correct.sum()),
-            "test_total": len(correct),
-            "test_accuracy": float(correct.mean()),
-            "readme_accuracy": float(np.mean([part.mean() for part in by_batch])),
-            "test_loss": loss if math.isfinite(loss) else None,
-            "collapsed": int(classes[0]) if collapsed else None,
-            "frozen": [
-                tag for tag, w in self.weights.items() if np.array_equal(before[tag], w, True)
-            ],
-        }
-        for key, course in self.evaluations.items():
-            course.append(self.step if key == "step" else self.figures[key])
-        test = {"test-loss": loss, "test-accuracy": self.figures["test_accuracy"]}
+        config, earlier = self.config, self.state["figures"]
+        loss, predicted = (tensor.numpy() for tensor in self.evaluator.run())
+        figures = diagnosis.figures(loss, predicted, self.dataset.test_labels)
+        before, now = self.state["digests"], diagnosis.digests(self._weights())
+        figures["frozen"] = [tag for tag in now if now[tag] == before[tag]]
+        self.state |= {"figures": figures, "digests": now}
+        for key, course in self.state["evaluations"].items():
+            course.append(self.step if key == "step" else figures[key])
+        if (figures["frozen"] and not earlier["frozen"]) or (
+            figures["collapsed"] is not None and earlier["collapsed"] is None
+        ):
+            clips = config.loss == "clipped_cross_entropy"
+            words = diagnosis.standstill(
+                figures["frozen"],
+                figures["collapsed"],
+                float(np.mean(loss >= losses.CLIPPED)) if clips else None,
+                *self.loop.gradient_at_rest(self.batches.indices(self.step, 1)[0]),
+            )
+            self.reporter.say(f"step {self.step}: {words}")
+        test = {"test-loss": float(loss.mean(dtype=np.float64))}
+        test["test-accuracy"] = figures["test_accuracy"]
         recorder.scalars(self.step, test)
         recorder.flush()
-        examples = self.config.batch_size if self.config.reduction == "sum" else 1
+        examples = config.batch_size if config.reduction == "sum" else 1
         self.reporter.evaluated(
             self.step, {"loss": batch[0] / examples, "accuracy": batch[1], **test}
         )
 
-    def _read_weights(self) -> dict[str, np.ndarray]:
-        variables = self.model.trainable_variables
-        return dict(zip(variable_tags(variables), (v.numpy() for v in variables), strict=True))
+    def _weights(self) -> dict[str, np.ndarray]:
+        weights = self.model.trainable_variables
+        return dict(zip(variable_tags(weights), (w.numpy() for w in weights), strict=True))
+
+    def _assign(self, values: Mapping[str, Any]) -> None:
+        for name, variable in self.variables().items():
+            variable.assign(values[name])
 
     def _about(self) -> list[str]:
         config, dataset = self.config, self.dataset
