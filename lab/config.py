@@ -19,7 +19,7 @@ from lab.errors import LabError
 NUMERICS = 1
 
 TABLE_FORMATS = ("text", "markdown", "csv", "json")
-WATCHABLE = ("weights", "gradients", "updates", "activations")
+WATCHABLE = ("weights", "gradients", "updates", "activations", "replicas")
 
 # The README's columns stand in every run's name, the other fields only where they differ.
 _IN_EVERY_NAME = ("optimizer", "learning_rate", "n_hidden_1", "n_hidden_2", "seed")
@@ -38,7 +38,10 @@ class _Checked:
 
     def __post_init__(self) -> None:
         for field in dataclasses.fields(self):  # type: ignore[arg-type]
-            check(field, getattr(self, field.name))
+            value = getattr(self, field.name)
+            check(field, value)
+            if field.type == "float":  # 1 and 1.0 are one learning rate, and one fingerprint
+                object.__setattr__(self, field.name, float(value))
 
 
 def check(field: dataclasses.Field, value: Any) -> None:
@@ -63,8 +66,8 @@ def check(field: dataclasses.Field, value: Any) -> None:
 
 def refusal(field: dataclasses.Field, value: Any) -> LabError:
     """The error that names flag, value and what is allowed."""
-    given = ",".join(map(str, value)) if isinstance(value, (tuple, list)) else value
-    return LabError(f"--{field.name}={given}: must be {allowed(field)}")
+    given = ",".join(map(str, value)) if isinstance(value, (tuple, list)) else str(value)
+    return LabError(f"--{field.name}={' '.join(given.split())}: must be {allowed(field)}")
 
 
 def allowed(field: dataclasses.Field) -> str:
@@ -233,6 +236,11 @@ class Settings(_Checked):
     logdir: str = _field("logs", "Run", "folder that the run directory is made in")
     run_name: str = _field("", "Run", "name of the run directory; empty: from the hyperparameters")
     overwrite: bool = _field(False, "Run", "delete a run of that name first")
+    devices: str = _field(
+        "auto",
+        "Run",
+        "auto: all GPUs, else one CPU; gpu:N; cpu:N, logical devices; or names, GPU:0,GPU:2",
+    )
     checkpoint_every: int = _field(
         1000, "Run", "steps between two checkpoints; there is one at the start and the end", least=1
     )
@@ -250,6 +258,13 @@ class ReportSettings(_Checked):
 
     logdir: str = _field("logs", "Report", "folder that the run directories lie in")
     format: str = _field("text", "Report", "of the table", choices=TABLE_FORMATS)
+
+
+@dataclasses.dataclass(frozen=True)
+class LaunchSettings(_Checked):
+    """What bin/launch is asked for."""
+
+    workers: int = _field(2, "Launch", "processes, each with one share of every batch", least=1)
 
 
 def _digest(text: str) -> str:

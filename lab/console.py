@@ -66,6 +66,14 @@ class Console:
         self._bar.close()
 
 
+class Silence:
+    """Reports nothing: the chief does, for all workers."""
+
+    def _nothing(self, *_: Any) -> None: ...
+
+    begin = advance = evaluated = say = end = _nothing
+
+
 def conclusion(result: dict[str, Any], directory: str) -> str:
     """The last lines of a run."""
     lines = [f"{result['status']} at step {result['step']}: {summary(result)}"]

@@ -9,6 +9,7 @@ from __future__ import annotations
 import dataclasses
 import gzip
 import hashlib
+import math
 import os
 import zlib
 from collections.abc import Iterator
@@ -76,6 +77,8 @@ def load(data_dir: str = "") -> Dataset:
             f"{test_images.shape[1:]} pixels: take all four files from one set"
         )
     rows, columns = train_images.shape[1:]
+    if not rows * columns:
+        raise LabError(f"{folder}: its images have no pixels: take another set")
     return Dataset(
         train_images=train_images.reshape(len(train_images), -1),
         train_labels=train_labels.astype(np.int32),
@@ -109,7 +112,7 @@ def _parse(path: str, raw: bytes, dimensions: int) -> np.ndarray:
     if raw[:4] != bytes([0, 0, 8, dimensions]) or len(raw) < header:
         raise LabError(f"{path} is not an IDX file of {dimensions} dimensions of bytes: replace it")
     shape = tuple(int(size) for size in np.frombuffer(raw, ">u4", dimensions, 4))
-    entries = int(np.prod(shape, dtype=np.int64))
+    entries = math.prod(shape)
     if len(raw) != header + entries:
         raise LabError(
             f"{path} holds {len(raw) - header} entries where its header says {entries}: replace it"

@@ -1,11 +1,161 @@
-"""Devices -> the tf.distribute strategy over them."""
+"""Devices -> the tf.distribute strategy over them, and what its workers tell each other."""
 
 from __future__ import annotations
 
+import faulthandler
+import hashlib
+import os
+from collections.abc import Mapping
+
+import numpy as np
 import tensorflow as tf
 
+from lab.cluster import Cluster
+from lab.errors import LabError
 
-def make_strategy() -> tf.distribute.Strategy:
-    """MirroredStrategy over all GPUs of this machine, or over its CPU where there is none."""
-    gpus = [device.name for device in tf.config.list_logical_devices("GPU")]
-    return tf.distribute.MirroredStrategy(gpus or ["/cpu:0"])
+
+def make_strategy(devices: str = "auto", cluster: Cluster | None = None) -> tf.distribute.Strategy:
+    """The strategy over the devices that are asked for.
+
+    MirroredStrategy within this machine, MultiWorkerMirroredStrategy over the workers of a
+    cluster that have met. Gradients of GPUs are reduced by NCCL; of logical CPU devices on one
+    of them, which beats a ring where nothing has to travel.
+
+    Args:
+      devices: "auto": all GPUs of this machine, or its CPU where there is none; "gpu:N": the
+        first N; "cpu:N": N logical CPU devices; or names, "GPU:0,GPU:2".
+
+    Raises:
+      LabError: there are no such devices.
+    """
+    names = _names(devices)
+    if cluster:
+        if names[0].startswith("CPU"):
+            if len(names) > 1:
+                raise LabError(f"--devices={devices}: a worker of several trains on one CPU device")
+            tf.config.set_visible_devices([], "GPU")
+        # Nothing in Python runs while TensorFlow waits for a worker that has gone meanwhile.
+        with open(os.devnull, "w") as nowhere:
+            faulthandler.dump_traceback_later(120, exit=True, file=nowhere)
+            strategy = tf.distribute.MultiWorkerMirroredStrategy()
+            faulthandler.cancel_dump_traceback_later()
+        return strategy
+    reduction = None
+    if names[0].startswith("CPU") and len(names) > 1:
+        reduction = tf.distribute.ReductionToOneDevice()
+    return tf.distribute.MirroredStrategy(names, cross_device_ops=reduction)
+
+
+def _names(devices: str) -> list[str]:
+    gpus = [f"GPU:{i}" for i in range(len(tf.config.list_physical_devices("GPU")))]
+    kind, _, count = devices.partition(":")
+    if devices == "auto":
+        return gpus or ["CPU:0"]
+    if kind in ("gpu", "cpu") and count.isdecimal() and int(count) > 0:
+        wanted = [f"{kind.upper()}:{i}" for i in range(int(count))]
+    else:
+        wanted = [name.strip().upper().removeprefix("/") for name in devices.split(",")]
+    cpus = [name for name in wanted if name.startswith("CPU:")]
+    try:
+        highest = max((int(name.partition(":")[2]) for name in cpus), default=0)
+        have = gpus + _logical_cpus(highest + 1)
+    except ValueError:
+        have = gpus
+    missing = [name for name in wanted if name not in have]
+    if missing or len(set(wanted)) < len(wanted) or (cpus and len(cpus) < len(wanted)):
+        raise LabError(
+            f"--devices={devices}: must be auto, gpu:N, cpu:N or a list of devices of one kind; "
+            f"this machine has {', '.join(gpus) or 'no GPU'} and any number of logical CPU devices"
+        )
+    return wanted
+
+
+def _logical_cpus(count: int) -> list[str]:
+    """The names of at least `count` logical CPU devices, made if TensorFlow has not begun yet."""
+    (cpu,) = tf.config.list_physical_devices("CPU")
+    if count > 1:
+        try:
+            tf.config.set_logical_device_configuration(
+                cpu, [tf.config.LogicalDeviceConfiguration()] * count
+            )
+        except RuntimeError:
+            count = len(tf.config.list_logical_devices("CPU"))
+    return [f"CPU:{i}" for i in range(count)]
+
+
+class Group:
+    """What the workers of a strategy agree on. With one worker, what that one says."""
+
+    def __init__(self, strategy: tf.distribute.Strategy, cluster: Cluster | None) -> None:
+        self._strategy, self._cluster = strategy, cluster
+
+    @property
+    def chief(self) -> bool:
+        """Whether this process is the one that writes."""
+        return self._cluster is None or self._cluster.index == 0
+
+    @property
+    def alone(self) -> bool:
+        """Whether there is but one worker."""
+        return self._cluster is None
+
+    def sum(self, values: np.ndarray) -> np.ndarray:
+        """The sum of int32 arrays over the workers, each with one of the same shape."""
+        if self._cluster is None:
+            return values
+        return self._sum(tf.constant(values, tf.int32)).numpy()
+
+    @tf.function
+    def _sum(self, values: tf.Tensor) -> tf.Tensor:
+        replicas = len(self._strategy.extended.worker_devices)
+
+        def reduce(own: tf.Tensor) -> tf.Tensor:
+            context = tf.distribute.get_replica_context()
+            first = context.replica_id_in_sync_group % replicas == 0  # one for each worker
+            return context.all_reduce("SUM", tf.where(first, own, tf.zeros_like(own)))
+
+        reduced = self._strategy.run(reduce, (values,))
+        return self._strategy.experimental_local_results(reduced)[0]
+
+    def from_chief(self, message: bytes) -> bytes:
+        """The chief's message, on every worker; what the others give is not looked at."""
+        if self._cluster is None:
+            return message
+        length = int(self.sum(np.array([len(message) if self.chief else 0]))[0])
+        padded = np.zeros(-(-length // 4) * 4, np.uint8)
+        if self.chief:
+            padded[:length] = np.frombuffer(message, np.uint8)
+        return self.sum(padded.view(np.int32)).tobytes()[:length]
+
+    def any(self, flag: int) -> int:
+        """The largest of the workers' flags, each at least 0."""
+        if self._cluster is None:
+            return flag
+        flags = np.zeros(len(self._cluster.workers), np.int32)
+        flags[self._cluster.index] = flag
+        return int(self.sum(flags).max())
+
+    def check_identical(self, variables: Mapping[str, tf.Variable]) -> None:
+        """Raises LabError unless every replica holds the same bits of every variable."""
+        for name, variable in variables.items():
+            local = self._strategy.experimental_local_results(variable)
+            for number, other in enumerate(local[1:], start=1):
+                if other.numpy().tobytes() != local[0].numpy().tobytes():
+                    raise LabError(_APART.format(name=name, what=f"replica {number}"))
+        if self._cluster is None:
+            return
+        digest = hashlib.sha256()
+        for variable in variables.values():
+            digest.update(variable.numpy().tobytes())
+        own = np.zeros((len(self._cluster.workers), 8), np.int32)
+        own[self._cluster.index] = np.frombuffer(digest.digest(), np.int32)
+        for index, other in enumerate(digests := self.sum(own)):
+            if not np.array_equal(other, digests[0]):
+                raise LabError(_APART.format(name="a variable", what=f"worker {index}"))
+
+
+_APART = (
+    "{name} is not the same on {what} as on the first: the replicas have come apart, and the "
+    "curves are no longer those of one training. Run again; if it happens again, suspect the "
+    "hardware, or an update that is not the same everywhere"
+)

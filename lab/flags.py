@@ -15,7 +15,7 @@ from typing import Any
 from absl import flags
 
 from lab import grid
-from lab.config import Config, ReportSettings, Settings, allowed, check, refusal
+from lab.config import Config, LaunchSettings, ReportSettings, Settings, allowed, check, refusal
 from lab.errors import LabError
 
 
@@ -55,6 +55,18 @@ def parse_report(argv: Sequence[str]) -> ReportSettings:
     words = [f"--logdir={w}" if i and not w.startswith("-") else w for i, w in enumerate(argv)]
     _read(values, words, usage=_REPORT, kinds=(ReportSettings,))
     return ReportSettings(**_single(values, ReportSettings))
+
+
+def parse_launch(argv: Sequence[str]) -> tuple[int, list[str]]:
+    """bin/launch's number of workers, and the command behind `--`. Raises as `parse`."""
+    words = list(argv)
+    cut = words.index("--") if "--" in words else len(words)
+    values = _define(LaunchSettings)
+    _read(values, words[:cut], usage=_LAUNCH, kinds=(LaunchSettings,))
+    command = words[cut + 1 :]
+    if not command:
+        raise LabError("no command to start: bin/launch --workers=2 -- bin/train ...")
+    return _single(values, LaunchSettings)["workers"], command
 
 
 def _line(place: str, words: list[str], over: flags.FlagValues) -> dict[str, tuple]:
@@ -170,6 +182,11 @@ Grids that come with the lab: {", ".join(grid.names())}."""
 _REPORT = """bin/report [LOGDIR] [--flag=value ...]
 
 Prints the table of all runs below LOGDIR."""
+
+
+_LAUNCH = """bin/launch [--workers=N] -- bin/train [--flag=value ...]
+
+Starts so many workers on this machine that train together, as several machines would."""
 
 
 def _help(usage: str, fields: Sequence[dataclasses.Field]) -> str:

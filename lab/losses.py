@@ -24,8 +24,12 @@ def clipped_cross_entropy(labels: tf.Tensor, logits: tf.Tensor) -> tf.Tensor:
     Returns:
       float32 [batch], in nats.
     """
-    probability = tf.gather(tf.nn.softmax(logits), labels, batch_dims=1)
-    return -tf.math.log(tf.clip_by_value(probability, CLIP, 1.0))
+    probabilities = tf.nn.softmax(logits)
+    probability = tf.gather(probabilities, labels, batch_dims=1)
+    loss = -tf.math.log(tf.clip_by_value(probability, CLIP, 1.0))
+    # Beside a NaN the softmax gives zeros, which the clip would pass off as probabilities.
+    total = tf.stop_gradient(tf.reduce_sum(probabilities, axis=1))
+    return tf.where(tf.math.is_nan(total), total, loss)
 
 
 def softmax_cross_entropy(labels: tf.Tensor, logits: tf.Tensor) -> tf.Tensor:

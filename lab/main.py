@@ -16,9 +16,9 @@ import tempfile
 import time
 from collections.abc import Iterator, Sequence
 
-from lab import flags, grid, results, tables
+from lab import cluster, flags, grid, results, tables
 from lab.config import Config, Settings
-from lab.console import Console, conclusion
+from lab.console import Console, Silence, conclusion
 from lab.errors import LabError
 from lab.rundir import FINISHED, RESULT
 from lab.stop import Stop
@@ -47,6 +47,10 @@ def train() -> int:
 
 def _train_here(config: Config, settings: Settings) -> int:
     """One run needs no worker: the same trial.run, in this process."""
+    workers = cluster.from_environment()
+    if workers:
+        cluster.meet(workers)
+    chief = not workers or workers.index == 0
     with concurrent.futures.ThreadPoolExecutor(1) as thread:
         from lab import data
 
@@ -55,9 +59,11 @@ def _train_here(config: Config, settings: Settings) -> int:
         with _quiet_stderr():
             from lab import trial
         dataset = loading.result()
+    reporter = Console() if chief else Silence()
     with Stop() as stop:
-        result = trial.run(config, settings, dataset, Console(), stop, started=_STARTED)
-    print(conclusion(result, settings.directory(config)))
+        result = trial.run(config, settings, dataset, reporter, stop, _STARTED, workers)
+    if chief:
+        print(conclusion(result, settings.directory(config)))
     return FINISHED.get(result["status"], stop.status)
 
 

@@ -223,7 +223,7 @@ class Optimizer(tf.Module):
         t = tf.cast(step, tf.float32)
         values = []
         for w, slots, g in zip(self.variables_, self.slots, gradients, strict=True):
-            delta, news = self.rule.delta(g, t, tuple(slots))
+            delta, news = self.rule.delta(g, t, tuple(map(tf.convert_to_tensor, slots)))
             for slot, new in zip(slots, news, strict=True):
                 slot.assign(new)
             values.append(w - delta)

@@ -169,6 +169,17 @@ class Recorder:
                 tf.summary.scalar(f"{tag}/nonfinite", count, step=step)
 
 
+class NullRecorder:
+    """Takes all that a Recorder takes, and records nothing."""
+
+    def __init__(self) -> None:
+        self.nonfinite: dict[str, dict[str, int]] = {}
+
+    def _nothing(self, *_: Any, **__: Any) -> None: ...
+
+    steps = scalars = start = finish = flush = close = _nothing
+
+
 def _wait_for_a_later_name(directory: str) -> None:
     """TensorBoard reads the event files of a run by their names, which begin with the second that
     they were made in: a run that goes on must not begin its next file within the same one."""

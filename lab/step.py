@@ -1,7 +1,7 @@
 """The compiled loop: many training steps in one call, recorded step by step.
 
 Replicas compute: forward, gradient, all-reduce, update. What stands outside `strategy.run`
-records. This is the only caller of `strategy.run`.
+records. Nothing else trains in replicas.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import tensorflow as tf
 
-from lab import histograms, losses
+from lab import histograms, losses, replicas
 from lab.optimizers import Optimizer
 
 
@@ -42,16 +42,22 @@ class TrainLoop:
         global batch for the mean.
       images: uint8 [examples, inputs]; they are divided by 255.
       labels: int32 [examples].
-      batch_size: of the global batch. Replica r of R takes the examples from r/R to (r+1)/R of it.
-      watch: some of weights, gradients, updates, activations.
+      batch_size: of the global batch. Replica r of R takes the examples from r/R to (r+1)/R of it;
+        every example counts the same, also where R does not divide the batch.
+      watch: some of weights, gradients (reduced over the replicas), updates, activations (of the
+        whole batch), and replicas: the local gradient of each replica, where there are several.
       histogram_every: histograms are counted at the steps that this divides.
 
     Attributes:
+      replicas: how many there are, on all workers.
+      scalar_tags: of the scalars, in the order of the columns that `run` returns: loss and
+        accuracy and, with several replicas, what replicas.py says of their gradients.
       tags: of the histograms, in the order of the rows that `run` returns.
       sizes: number of entries of each of them.
 
     Raises:
-      ValueError: activations are watched of a model that has no method of that name.
+      ValueError: activations are watched of a model that has no method of that name, or there are
+        more replicas than examples in a batch.
     """
 
     def __init__(
@@ -61,8 +67,8 @@ class TrainLoop:
         optimizer: Optimizer,
         loss: Callable[[tf.Tensor, tf.Tensor], tf.Tensor],
         scale: float,
-        images: np.ndarray | tf.Variable,
-        labels: np.ndarray | tf.Variable,
+        images: np.ndarray | list[tf.Variable],
+        labels: np.ndarray | list[tf.Variable],
         batch_size: int,
         watch: Sequence[str] = (),
         histogram_every: int = 1,
@@ -78,10 +84,16 @@ class TrainLoop:
         self._watch = tuple(watch)
         self._variables = list(model.trainable_variables)
         self._names = variable_tags(self._variables)
-        with strategy.scope():
-            # Variables, not constants: every device then holds its own copy.
-            self._images = _resident(images, "images")
-            self._labels = _resident(labels, "labels")
+        self._images = _resident(strategy, images)
+        self._labels = _resident(strategy, labels)
+        self.replicas = count = strategy.num_replicas_in_sync
+        # Replica r takes the examples from bounds[r] to bounds[r + 1] of each batch.
+        self._bounds = [batch_size * r // count for r in range(count + 1)]
+        if batch_size < count:
+            raise ValueError(f"a batch of {batch_size} cannot be shared by {count} replicas")
+        self.scalar_tags = ["loss", "accuracy"]
+        if count > 1:
+            self.scalar_tags += replicas.tags(self._names, count)
         self.tags, self.sizes = self._watched()
         self.run = tf.function(
             self._run,
@@ -115,9 +127,9 @@ class TrainLoop:
     def gradient_at_rest(self, indices: np.ndarray) -> tuple[float, float]:
         """Of the gradient on one batch, int32 [batch_size]: the share of entries that are exactly
         0, and the largest absolute value."""
-        x = tf.cast(tf.gather(self._images, indices), tf.float32) / 255.0
+        x = tf.cast(tf.gather(self._images[0], indices), tf.float32) / 255.0
         with tf.GradientTape() as tape:
-            loss = tf.reduce_sum(self._loss(tf.gather(self._labels, indices), self._model(x)))
+            loss = tf.reduce_sum(self._loss(tf.gather(self._labels[0], indices), self._model(x)))
             loss *= self._scale
         gradients = tape.gradient(loss, self._variables, unconnected_gradients="zero")
         entries = np.concatenate([np.abs(gradient).ravel() for gradient in gradients])
@@ -135,9 +147,12 @@ class TrainLoop:
             if kind in self._watch:
                 sizes |= {name + suffix: int(np.prod(w.shape)) for name, w in names}
         if "activations" in self._watch:
-            batch = tf.zeros([1, self._images.shape[1]])
+            batch = tf.zeros([1, self._images[0].shape[1]])
             for name, output in self._model.activations(batch).items():
                 sizes[f"{name}/activations"] = int(np.prod(output.shape)) * self._batch_size
+        if "replicas" in self._watch and self._strategy.num_replicas_in_sync > 1:
+            for r in range(self._strategy.num_replicas_in_sync):
+                sizes |= {f"{n}/gradient/replica_{r}": int(np.prod(w.shape)) for n, w in names}
         return list(sizes), list(sizes.values())
 
     def _run(self, indices: tf.Tensor, first_step: tf.Tensor) -> dict[str, tf.Tensor]:
@@ -164,24 +179,29 @@ class TrainLoop:
 
     def _one_step(self, indices: tf.Tensor, step: tf.Tensor) -> dict[str, tf.Tensor]:
         outputs = self._strategy.run(self._replica_step, args=(indices, step))
+        # What comes out of the replicas was reduced or assigned: it is the same on all of them.
+        first = tf.nest.map_structure(
+            lambda value: self._strategy.experimental_local_results(value)[0], outputs
+        )
         with tf.name_scope("record"):
-            totals = self._strategy.reduce("SUM", outputs["totals"], axis=None)
-            recorded = {"scalars": totals * [self._scale, 1 / self._batch_size]}
+            scalars = first["totals"] * [self._scale, 1 / self._batch_size]
+            if "products" in first:
+                said = replicas.scalars(first["products"], self._bounds, self._scale)
+                scalars = tf.concat([scalars, said], 0)
+            recorded = {"scalars": scalars}
             if self.tags:
-                recorded |= self._histograms(outputs, step)
+                recorded |= self._histograms(first["watched"], first.get("local"), step)
         return recorded
 
-    def _histograms(self, outputs: dict[str, Any], step: tf.Tensor) -> dict[str, tf.Tensor]:
-        # What was reduced or assigned is the same on every replica, so that of the first is
-        # counted; of activations, each replica has those of its own examples.
-        first = [self._strategy.experimental_local_results(x)[0] for x in outputs["same"]]
-        shared = [
-            tf.concat(self._strategy.experimental_local_results(x), axis=0)
-            for x in outputs["sharded"]
-        ]
-
+    def _histograms(
+        self, tensors: list[tf.Tensor], local: list[tf.Tensor] | None, step: tf.Tensor
+    ) -> dict[str, tf.Tensor]:
         def count() -> dict[str, tf.Tensor]:
-            return histograms.histograms(first + shared)._asdict()
+            parts = [histograms.histograms(tensors)] if tensors else []
+            if local:
+                parts.append(histograms.Histograms(*local))
+            names = histograms.Histograms._fields
+            return {n: tf.concat([getattr(part, n) for part in parts], 0) for n in names}
 
         if self._every == 1:
             return count()
@@ -196,13 +216,13 @@ class TrainLoop:
 
     def _replica_step(self, indices: tf.Tensor, step: tf.Tensor) -> dict[str, Any]:
         replica = tf.distribute.get_replica_context()
+        several = replica.num_replicas_in_sync > 1
+        index = int(tf.get_static_value(replica.replica_id_in_sync_group))
         with tf.name_scope("batch"):
-            index, replicas = replica.replica_id_in_sync_group, replica.num_replicas_in_sync
-            share = indices[
-                index * self._batch_size // replicas : (index + 1) * self._batch_size // replicas
-            ]
-            x = tf.cast(tf.gather(self._images, share), tf.float32) / 255.0
-            labels = tf.gather(self._labels, share)
+            share = indices[self._bounds[index] : self._bounds[index + 1]]
+            own = index % len(self._images)
+            x = tf.cast(tf.gather(self._images[own], share), tf.float32) / 255.0
+            labels = tf.gather(self._labels[own], share)
         with tf.GradientTape() as tape:
             with tf.name_scope("forward"):
                 if "activations" in self._watch:
@@ -218,20 +238,42 @@ class TrainLoop:
             local = tape.gradient(
                 scaled, self._variables, unconnected_gradients=tf.UnconnectedGradients.ZERO
             )
+            local = [tf.convert_to_tensor(g) for g in local]  # of a lookup they are sparse
         with tf.name_scope("reduce"):
             reduced = replica.all_reduce(tf.distribute.ReduceOp.SUM, local)
         with tf.name_scope("update"):
             before = [tf.identity(w) for w in self._variables] if "updates" in self._watch else []
             after = self._optimizer.apply(reduced, step)
-        same = []
+        watched = []
         if "weights" in self._watch:
-            same += after
+            watched += after
         if "gradients" in self._watch:
-            same += reduced
+            watched += reduced
         if "updates" in self._watch:
-            same += [new - old for new, old in zip(after, before, strict=True)]
-        totals = tf.stack([total, tf.reduce_sum(tf.cast(correct, tf.float32))])
-        return {"totals": totals, "same": same, "sharded": activations}
+            watched += [new - old for new, old in zip(after, before, strict=True)]
+        outputs: dict[str, Any] = {
+            "totals": tf.stack([total, tf.reduce_sum(tf.cast(correct, tf.float32))])
+        }
+        if several:
+            with tf.name_scope("replicas"):
+                outputs["products"] = self._row(index, replicas.products(local, reduced))
+                outputs = replica.all_reduce(tf.distribute.ReduceOp.SUM, outputs)
+                if "replicas" in self._watch:
+                    # One by one: integers cannot be reduced in a list.
+                    rows = [
+                        replica.all_reduce("SUM", self._row(index, part))
+                        for part in histograms.histograms(local)
+                    ]
+                    rows = [tf.reshape(row, [-1, *row.shape[2:]]) for row in rows]
+                    outputs["local"] = rows
+                activations = [replica.all_gather(part, axis=0) for part in activations]
+        return outputs | {"watched": watched + activations}
+
+    def _row(self, index: int, value: tf.Tensor) -> tf.Tensor:
+        """`value` in row `index` of zeros, one row a replica: the sum over them holds all."""
+        rows = [tf.zeros_like(value)] * (len(self._bounds) - 1)
+        rows[index] = value
+        return tf.stack(rows)
 
 
 class Evaluator:
@@ -250,9 +292,8 @@ class Evaluator:
         chunk: int = 1000,
     ) -> None:
         self._model, self._loss, self._chunk = model, loss, chunk
-        with strategy.scope():
-            self._images = _resident(images, "test_images")
-            self._labels = _resident(labels, "test_labels")
+        self._images = _resident(strategy, images)[0]
+        self._labels = _resident(strategy, labels)[0]
         self.run = tf.function(self._run, input_signature=[])
 
     def _run(self) -> tuple[tf.Tensor, tf.Tensor]:
@@ -269,9 +310,21 @@ class Evaluator:
         return all_losses.concat(), classes.concat()
 
 
-def _resident(array: np.ndarray | tf.Variable, name: str) -> tf.Variable:
-    if not isinstance(array, np.ndarray):
+def _resident(
+    strategy: tf.distribute.Strategy, array: np.ndarray | list[tf.Variable]
+) -> list[tf.Variable]:
+    """The array on each device of this process: there once, whatever is compiled.
+
+    They are not made under the strategy's scope, which would send them from worker to worker.
+    """
+    if isinstance(array, list):
         return array
-    return tf.Variable(
-        array, trainable=False, name=name, aggregation=tf.VariableAggregation.ONLY_FIRST_REPLICA
-    )
+    try:
+        devices = strategy.extended.worker_devices
+    except RuntimeError:  # the default strategy, which is none
+        devices = ("",)
+    variables = []
+    for device in devices:
+        with tf.device(device):
+            variables.append(tf.Variable(array, trainable=False))
+    return variables

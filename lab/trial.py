@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
+import io
+import json
 import os
 import platform
+import re
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import numpy as np
@@ -14,13 +17,14 @@ import tensorboard
 import tensorflow as tf
 
 import lab
-from lab import devices, diagnosis, layers, losses, optimizers
+from lab import devices, diagnosis, layers, losses, optimizers, replicas
 from lab.checkpoints import Checkpoint, Checkpoints
+from lab.cluster import Cluster
 from lab.config import Config, Settings
 from lab.console import Reporter
 from lab.data import Batches, Dataset
 from lab.errors import LabError
-from lab.recorder import Recorder
+from lab.recorder import NullRecorder, Recorder
 from lab.rundir import RESULT, RunDirectory
 from lab.step import Evaluator, TrainLoop, variable_tags
 from lab.stop import Stop
@@ -33,47 +37,53 @@ def run(
     reporter: Reporter,
     stop: Stop,
     started: float,
+    cluster: Cluster | None = None,
 ) -> dict[str, Any]:
     """Trains, records and writes result.json, unless that was done before; returns it.
 
     A run that did not come to its end goes on from its newest checkpoint, to exactly the result
-    that it would have had.
+    that it would have had. Of several workers the first, the chief, reads and writes the run
+    directory, and tells the others what they must know of it.
 
     Args:
       started: when the program started, on time.monotonic's clock.
+      cluster: the workers that train together, after they have met.
 
     Raises:
-      LabError: the run directory holds something else, is in use or cannot be written.
+      LabError: the run directory holds something else, is in use or cannot be written; or
+        another worker was lost.
     """
     if config.deterministic:
         tf.config.experimental.enable_op_determinism()
-    strategy = devices.make_strategy()
+    strategy = devices.make_strategy(settings.devices, cluster)
+    if config.batch_size < strategy.num_replicas_in_sync:
+        raise LabError(
+            f"--batch_size={config.batch_size}: must be at least the number of replicas, "
+            f"{strategy.num_replicas_in_sync}"
+        )
+    group = devices.Group(strategy, cluster)
     circumstances = {
         "data": dataset.digest,
         "replicas": strategy.num_replicas_in_sync,
+        "workers": len(cluster.workers) if cluster else 1,
+        "device": strategy.extended.worker_devices[0].rpartition("device:")[2].partition(":")[0],
         "tensorflow": tf.__version__,
     }
     fingerprint = config.fingerprint(**circumstances)
-    directory = RunDirectory(
-        settings.directory(config),
-        {"config": dataclasses.asdict(config), **circumstances},
-        fingerprint,
-        settings.overwrite,
-    )
+    desk = _Desk(settings.directory(config), group)
     try:
-        if directory.result:
-            reporter.say(f"{directory.path} is there already; --overwrite trains it again")
-            return directory.result
-        checkpoints = Checkpoints(directory.path, fingerprint)
-        checkpoint = checkpoints.newest(reporter.say)
-        trial = _Trial(config, dataset, strategy, reporter)
-        if checkpoint:
-            trial.restore(checkpoint)
-            checkpoints.cut_events(checkpoint)
-            reporter.say(f"{directory.path} goes on after step {trial.step}")
-        else:
-            checkpoints.save(0, trial.tensors(), trial.state)
-        recorder = Recorder(directory.path, ("loss", "accuracy"), trial.loop.tags, trial.loop.sizes)
+        desk.open(
+            {"config": dataclasses.asdict(config), **circumstances},
+            fingerprint,
+            settings.overwrite,
+            reporter.say,
+        )
+        if desk.result:
+            reporter.say(f"{desk.path} is there already; --overwrite trains it again")
+            return desk.result
+        trial = _Trial(config, dataset, strategy, group, reporter)
+        desk.take_up(trial, reporter.say)
+        recorder = desk.recorder(trial.loop)
         recorder.nonfinite.update(trial.state["nonfinite"])
         trial.state["nonfinite"] = recorder.nonfinite
         rate = {"effective_learning_rate": trial.effective_learning_rate}
@@ -83,12 +93,11 @@ def run(
                     trial.loop.step_graph,
                     dataclasses.asdict(config) | rate,
                     "test-accuracy",
-                    os.path.basename(directory.path),
+                    os.path.basename(desk.path),
                 )
             startup = time.monotonic() - started
-            status = trial.train(
-                recorder, checkpoints, settings, stop, directory.path if settings.profile else ""
-            )
+            profile = desk.path if settings.profile and group.chief else ""
+            status = trial.train(recorder, desk, settings, stop, profile)
             recorder.finish(succeeded=status in ("completed", "collapsed"))
         finally:
             recorder.close()
@@ -99,13 +108,12 @@ def run(
             "step": trial.step,
             **trial.state["figures"],
             **rate,
-            "nonfinite": recorder.nonfinite,
+            "nonfinite": dict(sorted(recorder.nonfinite.items())),
             "evaluations": trial.state["evaluations"],
             "seconds": round(trial.state["seconds"], 3),
             "startup_seconds": round(startup, 3),
             "devices": sorted(strategy.extended.worker_devices),
-            "replicas": strategy.num_replicas_in_sync,
-            "data": dataset.digest,
+            **circumstances,
             "versions": {
                 "everystep": lab.__version__,
                 "python": platform.python_version(),
@@ -114,12 +122,117 @@ def run(
                 "numpy": np.__version__,
             },
         }
-        directory.write(RESULT, result)
+        desk.write(result)
+        group.any(0)  # no worker leaves before the chief has written
         return result
     except OSError as error:
-        raise LabError(f"{error.filename or directory.path}: {error.strerror}") from error
+        raise LabError(f"{error.filename or desk.path}: {error.strerror}") from error
+    except tf.errors.OpError as error:
+        if not cluster:
+            raise
+        raise LabError(f"{cluster.me}: {_lost(cluster, error.message)}") from error
     finally:
-        directory.close()
+        desk.close()
+
+
+def _lost(cluster: Cluster, message: str) -> str:
+    """Which worker was lost, from TensorFlow's own message."""
+    tasks = {int(task) for task in re.findall(r"/task:(\d+)", message)} - {cluster.index}
+    names = [f"worker {i} ({cluster.workers[i]})" for i in sorted(tasks)]
+    who = " or ".join(names) or "another worker"
+    return f"{who} was lost; start every worker again, they go on from the last checkpoint"
+
+
+class _Desk:
+    """The run directory as a worker sees it: the chief's own, and to the others what he says.
+
+    Attributes:
+      path: of the directory.
+      result: of a run that is finished; None otherwise.
+    """
+
+    def __init__(self, path: str, group: devices.Group) -> None:
+        self.path, self._group = path, group
+        self.result: dict[str, Any] | None = None
+        self._directory: RunDirectory | None = None
+        self._checkpoint: Checkpoint | None = None
+
+    def open(
+        self,
+        identity: dict[str, Any],
+        fingerprint: str,
+        overwrite: bool,
+        say: Callable[[str], None],
+    ) -> None:
+        """Takes the directory, and reads what an earlier call left there."""
+        if not self._group.chief:
+            self._told(self._group.from_chief(b""))
+            return
+        try:
+            self._directory = RunDirectory(self.path, identity, fingerprint, overwrite)
+            self._checkpoints = Checkpoints(self.path, fingerprint)
+            self.result = self._directory.result
+            self._checkpoint = None if self.result else self._checkpoints.newest(say)
+        except LabError as error:
+            self._tell(str(error))
+            raise
+        self._tell()
+
+    def _tell(self, refusal: str = "") -> None:
+        """The chief's word to the others: refusal, result and state as JSON, then the tensors."""
+        if self._group.alone:
+            return
+        found = self._checkpoint
+        news: dict[str, Any] = {"refusal": refusal, "result": self.result}
+        if found:
+            news |= {"step": found.step, "state": found.state, "events": found.events}
+        arrays = dict(found.tensors) if found else {}
+        arrays["news"] = np.frombuffer(json.dumps(news).encode(), np.uint8)
+        file = io.BytesIO()
+        np.savez(file, allow_pickle=False, **arrays)
+        self._group.from_chief(file.getvalue())
+
+    def _told(self, message: bytes) -> None:
+        with np.load(io.BytesIO(message)) as arrays:
+            tensors = dict(arrays)
+        news = json.loads(tensors.pop("news").tobytes())
+        if news["refusal"]:
+            raise LabError(f"worker 0 cannot start: {news['refusal']}")
+        self.result = news["result"]
+        if "step" in news:
+            self._checkpoint = Checkpoint(news["step"], tensors, news["state"], news["events"])
+
+    def take_up(self, trial: _Trial, say: Callable[[str], None]) -> None:
+        """Brings the trial to where the newest checkpoint is, or saves its first one."""
+        if self._checkpoint:
+            trial.restore(self._checkpoint)
+            if self._directory:
+                self._checkpoints.cut_events(self._checkpoint)
+            say(f"{self.path} goes on after step {trial.step}")
+        else:
+            self.save(trial)
+
+    def recorder(self, loop: TrainLoop) -> Recorder | NullRecorder:
+        """What takes the record."""
+        if not self._directory:
+            return NullRecorder()
+        return Recorder(self.path, loop.scalar_tags, loop.tags, loop.sizes)
+
+    def save(self, trial: _Trial) -> None:
+        """Saves a checkpoint, after a look at whether the replicas are still one."""
+        self._group.check_identical(trial.variables())
+        if self._directory:
+            self._checkpoints.save(trial.step, trial.tensors(), trial.state)
+
+    def write(self, result: dict[str, Any]) -> None:
+        """Writes result.json."""
+        if self._directory:
+            self._directory.write(RESULT, result)
+
+    def close(self) -> None:
+        """Leaves the directory to others."""
+        if self._directory:
+            self._directory.close()
 
 
 class _Trial:
@@ -132,9 +245,14 @@ class _Trial:
     """
 
     def __init__(
-        self, config: Config, dataset: Dataset, strategy: tf.distribute.Strategy, reporter: Reporter
+        self,
+        config: Config,
+        dataset: Dataset,
+        strategy: tf.distribute.Strategy,
+        group: devices.Group,
+        reporter: Reporter,
     ) -> None:
-        self.config, self.dataset, self.reporter = config, dataset, reporter
+        self.config, self.dataset, self.reporter, self._group = config, dataset, reporter, group
         self.rule = make_rule(config)
         with strategy.scope():
             self.model = make_model(config, dataset)
@@ -159,12 +277,15 @@ class _Trial:
         self.loop.run.get_concrete_function()
         self.evaluator.run.get_concrete_function()
         self.batches = Batches(config.seed, len(dataset.train_images), config.batch_size)
+        self._tags = self.loop.scalar_tags
         self.step = 0
         self.state: dict[str, Any] = {
             "figures": dict.fromkeys(diagnosis.FIGURES),
             "evaluations": {"step": [], "test_loss": [], "test_accuracy": []},
             "digests": diagnosis.digests(self._weights()),
             "nonfinite": {},
+            # By prefix, the sums of S and G2 over the steps since the last evaluation.
+            "noise": {prefix: [0.0, 0.0] for prefix, _ in replicas.noise_columns(self._tags)},
             "seconds": 0.0,
         }
 
@@ -194,8 +315,8 @@ class _Trial:
 
     def train(
         self,
-        recorder: Recorder,
-        checkpoints: Checkpoints,
+        recorder: Recorder | NullRecorder,
+        desk: _Desk,
         settings: Settings,
         stop: Stop,
         profile: str,
@@ -224,8 +345,14 @@ class _Trial:
                 tf.profiler.experimental.stop()
             done = int(recorded["scalars"].shape[0])
             recorder.steps(self.step + 1, recorded, config.histogram_every)
+            for prefix, columns in replicas.noise_columns(self._tags):
+                sums = recorded["scalars"].numpy()[:, columns].sum(axis=0, dtype=np.float64)
+                state["noise"][prefix] = [
+                    a + float(b) for a, b in zip(state["noise"][prefix], sums, strict=True)
+                ]
             self.step += done
             self.reporter.advance(self.step)
+            stop.signal = self._group.any(stop.signal)
             if not finite:
                 break
             last = self.step == config.training_steps
@@ -234,7 +361,7 @@ class _Trial:
             if last or stop.signal or self.step % settings.checkpoint_every == 0:
                 recorder.flush()
                 state["seconds"] = time.monotonic() - begun
-                checkpoints.save(self.step, self.tensors(), state)
+                desk.save(self)
                 saved = self.step
         recorder.flush()
         state["seconds"] = time.monotonic() - begun
@@ -281,7 +408,7 @@ class _Trial:
             return recorded, True
         return {name: tensor[: row + 1] for name, tensor in recorded.items()}, False
 
-    def _evaluate(self, recorder: Recorder, batch: np.ndarray) -> None:
+    def _evaluate(self, recorder: Recorder | NullRecorder, batch: np.ndarray) -> None:
         """Figures over the whole test set; `batch` holds the last batch's loss and accuracy."""
         config, earlier = self.config, self.state["figures"]
         loss, predicted = (tensor.numpy() for tensor in self.evaluator.run())
@@ -304,7 +431,12 @@ class _Trial:
             self.reporter.say(f"step {self.step}: {words}")
         test = {"test-loss": float(loss.mean(dtype=np.float64))}
         test["test-accuracy"] = figures["test_accuracy"]
-        recorder.scalars(self.step, test)
+        noise = self.state["noise"]
+        scales = {
+            f"{p}gradient/noise/scale": replicas.noise_scale(*sums) for p, sums in noise.items()
+        }
+        self.state["noise"] = {prefix: [0.0, 0.0] for prefix in noise}
+        recorder.scalars(self.step, test | scales)
         recorder.flush()
         examples = config.batch_size if config.reduction == "sum" else 1
         self.reporter.evaluated(
@@ -332,7 +464,8 @@ class _Trial:
         return [
             f"{'-'.join(map(str, widths))} {config.activation}, {config.optimizer} at "
             f"{config.learning_rate:g}, batch {config.batch_size}, seed {config.seed}: "
-            f"{config.training_steps:,} steps on {len(dataset.train_images):,} examples",
+            f"{config.training_steps:,} steps on {len(dataset.train_images):,} examples"
+            + (f", {self.loop.replicas} replicas" if self.loop.replicas > 1 else ""),
             rate,
         ]
 

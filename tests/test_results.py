@@ -13,6 +13,8 @@ import pytest
 from scipy import special, stats
 
 from lab import results as r
+from lab import statistics as st
+from lab import tables
 from lab.config import Config
 from lab.errors import LabError
 
@@ -76,21 +78,21 @@ def readme_grid(seeds=5):
 @pytest.mark.parametrize("b", [0.5, 3, 77])
 def test_incomplete_beta_is_scipys(a, b):
     for x in [0, 1e-12, 1e-3, 0.2, 0.5, 0.77, 0.999, 1]:
-        assert r.incomplete_beta(a, b, x) == pytest.approx(special.betainc(a, b, x), 1e-11, 1e-300)
+        assert st.incomplete_beta(a, b, x) == pytest.approx(special.betainc(a, b, x), 1e-11, 1e-300)
 
 
 @pytest.mark.parametrize("df", [1, 2, 3, 4, 9, 30, 1000])
 def test_t_is_scipys(df):
     for t in [0, 1e-7, 0.1, 0.99, 1, -2.5, 12.7, -80, 1e5]:
-        assert r.t_two_sided(t, df) == pytest.approx(2 * stats.t.sf(abs(t), df), 1e-9, 1e-300)
+        assert st.t_two_sided(t, df) == pytest.approx(2 * stats.t.sf(abs(t), df), 1e-9, 1e-300)
     for p in [1e-6, 0.025, 0.4, 0.5, 0.6, 0.975, 0.9995]:
-        assert r.t_quantile(p, df) == pytest.approx(stats.t.ppf(p, df), 1e-9, 1e-9)
+        assert st.t_quantile(p, df) == pytest.approx(stats.t.ppf(p, df), 1e-9, 1e-9)
 
 
 @pytest.mark.parametrize("p, df", [(0, 3), (1, 3), (-0.1, 3), (0.5, 0)])
 def test_t_quantile_refuses(p, df):
     with pytest.raises(ValueError, match="t_quantile"):
-        r.t_quantile(p, df)
+        st.t_quantile(p, df)
 
 
 @pytest.mark.parametrize("n", [2, 3, 5, 20])
@@ -98,25 +100,26 @@ def test_paired_test_and_interval_are_scipys(n):
     draw = np.random.default_rng(n)
     a, b = draw.normal(0.97, 0.002, n), draw.normal(0.969, 0.001, n)
     oracle = stats.ttest_rel(a, b)
-    assert r.paired_p(list(a - b)) == pytest.approx(oracle.pvalue, 1e-9)
-    assert r.t_interval(list(a - b)) == pytest.approx(tuple(oracle.confidence_interval()), 1e-9)
+    assert st.paired_p(list(a - b)) == pytest.approx(oracle.pvalue, 1e-9)
+    assert st.t_interval(list(a - b)) == pytest.approx(tuple(oracle.confidence_interval()), 1e-9)
 
 
 @pytest.mark.parametrize("differences, p", [([0, 0, 0], 1), ([0.1, 0.1], 0), ([-2, -2, -2], 0)])
 def test_paired_test_without_spread(differences, p):
-    assert r.paired_p(differences) == p
+    assert st.paired_p(differences) == p
 
 
 @pytest.mark.parametrize("correct, total", [(9712, 10000), (0, 50), (50, 50), (1, 7), (980, 10000)])
 def test_wilson_is_scipys(correct, total):
     oracle = stats.binomtest(correct, total).proportion_ci(method="wilson")
-    assert r.wilson_interval(correct, total) == pytest.approx((oracle.low, oracle.high), abs=1e-12)
+    assert st.wilson_interval(correct, total) == pytest.approx((oracle.low, oracle.high), abs=1e-12)
 
 
 def test_wilson_stays_within_0_and_1():
     for n in range(1, 200):
         assert (
-            0 <= r.wilson_interval(0, n)[0] < 1e-12 and 1 - 1e-12 < r.wilson_interval(n, n)[1] <= 1
+            0 <= st.wilson_interval(0, n)[0] < 1e-12
+            and 1 - 1e-12 < st.wilson_interval(n, n)[1] <= 1
         )
 
 
@@ -131,7 +134,7 @@ def test_wilson_stays_within_0_and_1():
     ],
 )
 def test_holm_by_hand(p_values, adjusted):
-    assert r.holm(p_values) == pytest.approx(adjusted)
+    assert st.holm(p_values) == pytest.approx(adjusted)
 
 
 @pytest.mark.parametrize("n", range(9))
@@ -141,7 +144,7 @@ def test_letters_say_exactly_which_pairs_differ(n):
         draw = random.Random(100 * n + trial)
         different = [pair for pair in pairs if draw.random() < trial / 59]
         draw.shuffle(different)
-        shown = [set(letters) for letters in r.letter_display(n, different)]
+        shown = [set(letters) for letters in st.letter_display(n, different)]
         assert all(shown)
         for i, j in pairs:
             assert bool(shown[i] & shown[j]) == ((i, j) not in different), (different, shown)
@@ -160,11 +163,11 @@ def test_letters_say_exactly_which_pairs_differ(n):
     ],
 )
 def test_letters_by_hand(n, different, letters):
-    assert r.letter_display(n, different) == letters
+    assert st.letter_display(n, different) == letters
 
 
 def test_letters_beyond_the_alphabet_stay_apart():
-    letters = r.letter_display(55, list(itertools.combinations(range(55), 2)))
+    letters = st.letter_display(55, list(itertools.combinations(range(55), 2)))
     assert letters[0] == "a" and letters[51:54] == ["Z", "(53)", "(54)"] and len(set(letters)) == 55
 
 
@@ -186,7 +189,7 @@ def test_a_row_is_the_trials_that_differ_only_in_the_seed():
     assert (first.readme, second.readme) == (0.9752, None)
     assert first.readme_accuracy == pytest.approx(0.9711)
     assert second.interval == "wilson" and second.std is None
-    assert (second.low, second.high) == pytest.approx(r.wilson_interval(9600, 10000))
+    assert (second.low, second.high) == pytest.approx(st.wilson_interval(9600, 10000))
 
 
 @pytest.mark.parametrize(
@@ -284,7 +287,7 @@ def test_statuses_are_never_averaged_together(ends, status, averaged, kind, mean
     left_out = status != "completed"
     assert any(note.startswith("runs: only completed runs") for note in shown.notes) == left_out
     if kind == "collapsed":
-        assert "collapsed" in r.to_text(shown).splitlines()[1]
+        assert "collapsed" in tables.to_text(shown).splitlines()[1]
 
 
 def test_collapsed_runs_are_not_compared():
@@ -324,7 +327,7 @@ def test_pairs_are_corrected_together():
             for k in range(1, 5)]  # fmt: skip
     shown = table(*itertools.chain(*rows))
     assert len(shown.pairs) == 6
-    assert [pair.p_holm for pair in shown.pairs] == r.holm([pair.p for pair in shown.pairs])
+    assert [pair.p_holm for pair in shown.pairs] == st.holm([pair.p for pair in shown.pairs])
 
 
 def test_the_same_configuration_under_other_names_is_one_group():
@@ -411,8 +414,10 @@ def test_no_directory_and_no_results(tmp_path):
         r.read_results(tmp_path / "nothing")
     assert r.read_results(tmp_path) == ([], [])
     empty = table()
-    assert "No result to show" in r.to_text(empty) and "No result to show" in r.to_markdown(empty)
-    assert json.loads(r.to_json(empty))["rows"] == [] and r.to_csv(empty).count("\n") == 1
+    assert "No result to show" in tables.to_text(
+        empty
+    ) and "No result to show" in tables.to_markdown(empty)
+    assert json.loads(tables.to_json(empty))["rows"] == [] and tables.to_csv(empty).count("\n") == 1
 
 
 def test_not_a_number_is_no_figure():
@@ -420,7 +425,7 @@ def test_not_a_number_is_no_figure():
     result = r.parse_result(text.replace('"seconds": null', '"seconds": 1e999'), "x")
     assert "NaN" in text and result.readme_accuracy is None and result.seconds is None
     shown = table(record(clip=float("nan")))  # in a config it must not reach the table's JSON
-    assert "NaN" not in r.to_json(shown) and shown.rows[0].config["clip"] is None
+    assert "NaN" not in tables.to_json(shown) and shown.rows[0].config["clip"] is None
 
 
 # -------------------------------------------------------------------- printing
@@ -435,7 +440,7 @@ def mixed():
 
 
 def test_text_of_the_nine_rows_fits_a_terminal():
-    text = r.to_text(table(*readme_grid()))
+    text = tables.to_text(table(*readme_grid()))
     assert max(map(len, text.splitlines())) <= 120
     first = text.splitlines()[2].split()
     assert first[:6] == ["1", "128", "256", "0.01", "sgd", "0.9752"]
@@ -444,20 +449,20 @@ def test_text_of_the_nine_rows_fits_a_terminal():
 
 
 def test_without_a_row_of_the_readme_there_is_no_column_for_it():
-    for show in (r.to_text, r.to_markdown):
+    for show in (tables.to_text, tables.to_markdown):
         assert "README" in show(table(record())) and "same rule" in show(table(record()))
         other = show(table(record(batch_size=32)))
         assert "README" not in other and "same rule" not in other
 
 
 def test_text_says_which_interval():
-    one, five = r.to_text(table(record())), r.to_text(table(*row_of_seeds([9700, 9710])))
+    one, five = tables.to_text(table(record())), tables.to_text(table(*row_of_seeds([9700, 9710])))
     assert "0.9665..0.9732 w" in one and "Wilson's 95% interval" in one and "Student" not in one
     assert "Student's t" in five and "Wilson" not in five and ".. w" not in five
 
 
 def test_markdown_has_one_width():
-    lines = [line for line in r.to_markdown(mixed()).splitlines() if line.startswith("|")]
+    lines = [line for line in tables.to_markdown(mixed()).splitlines() if line.startswith("|")]
     assert len(lines) == 2 + 11
     assert len({line.replace("\\|", "").count("|") for line in lines}) == 1
     assert any("a\\|b" in line for line in lines)
@@ -465,7 +470,7 @@ def test_markdown_has_one_width():
 
 def test_csv_reads_back():
     shown = mixed()
-    rows = list(csv.DictReader(io.StringIO(r.to_csv(shown)), strict=True))
+    rows = list(csv.DictReader(io.StringIO(tables.to_csv(shown)), strict=True))
     assert len(rows) == len(shown.rows) and not any(None in row for row in rows)
     for line, row in zip(rows, shown.rows, strict=True):
         assert line["optimizer"] == row.config["optimizer"] and line["status"] == row.status
@@ -478,7 +483,7 @@ def test_json_is_strict_and_whole():
         raise AssertionError(constant)
 
     shown = mixed()
-    data = json.loads(r.to_json(shown), parse_constant=refuse)
+    data = json.loads(tables.to_json(shown), parse_constant=refuse)
     assert [row["mean"] for row in data["rows"]] == [row.mean for row in shown.rows]
     assert (
         data["rows"][0]["config"]["batch_size"] == 256 and "seed" not in data["rows"][0]["config"]

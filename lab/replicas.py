@@ -1,0 +1,83 @@
+"""What several replicas know of one gradient: how far their local ones agree.
+
+Replica r's local gradient is that of its own share of the batch, and the reduced gradient is
+their sum; both are of the loss as it is minimized. For the gradient noise scale they are divided
+to gradients of the mean loss over b_r examples and over all B.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Sequence
+
+import tensorflow as tf
+
+WHOLE = ""  # the prefix of the tags of all tensors taken together
+
+
+def tags(names: Sequence[str], replicas: int) -> list[str]:
+    """The tags of what `scalars` returns, for each tensor and then for all of them together.
+
+    NAME/gradient/norm: of the reduced gradient; NAME/gradient/replica_R/norm: of a local one;
+    .../cosine: of the angle between that and the reduced one; NAME/gradient/noise/variance and
+    .../signal: the estimates S and G2 of this step, see `scalars`.
+    """
+    found = []
+    for prefix in [*(f"{name}/" for name in names), WHOLE]:
+        found.append(f"{prefix}gradient/norm")
+        found += [f"{prefix}gradient/replica_{r}/norm" for r in range(replicas)]
+        found += [f"{prefix}gradient/replica_{r}/cosine" for r in range(replicas)]
+        found += [f"{prefix}gradient/noise/variance", f"{prefix}gradient/noise/signal"]
+    return found
+
+
+def products(local: Sequence[tf.Tensor], reduced: Sequence[tf.Tensor]) -> tf.Tensor:
+    """|local|^2, |reduced|^2 and local . reduced of each tensor: float32 [tensors, 3]."""
+    rows = [
+        [tf.reduce_sum(g * g), tf.reduce_sum(whole * whole), tf.reduce_sum(g * whole)]
+        for g, whole in zip(local, reduced, strict=True)
+    ]
+    return tf.stack([tf.stack(row) for row in rows])
+
+
+def scalars(products: tf.Tensor, bounds: Sequence[int], scale: float) -> tf.Tensor:
+    """The scalars of a step, float32, in the order of `tags`.
+
+    With g_r the gradient of the mean loss over the b_r examples of replica r, and g_B that over
+    all B: S = (mean_r |g_r|^2 - |g_B|^2) / (mean_r 1/b_r - 1/B) estimates the trace of the
+    covariance of one example's gradient, and G2 = |g_B|^2 - S / B the squared norm of the true
+    gradient, both without bias. The noise scale, in examples, is mean(S) / mean(G2) over many
+    steps (McCandlish et al., "An Empirical Model of Large-Batch Training", 2018, appendix A).
+
+    Args:
+      products: float32 [replicas, tensors, 3], from `products`.
+      bounds: replica r has the examples bounds[r] to bounds[r + 1] of the batch.
+      scale: what the sum of the losses was multiplied by.
+    """
+    products = tf.concat([products, tf.reduce_sum(products, axis=1, keepdims=True)], axis=1)
+    local, reduced, dot = tf.unstack(products, axis=2)  # each [replicas, tensors + 1]
+    sizes = tf.constant([b - a for a, b in itertools.pairwise(bounds)], tf.float32)
+    batch = float(bounds[-1])
+    small = tf.reduce_mean(local / tf.square(scale * sizes)[:, None], axis=0)
+    large = reduced[0] / (scale * batch) ** 2
+    variance = (small - large) / (tf.reduce_mean(1 / sizes) - 1 / batch)
+    columns = [
+        tf.sqrt(reduced[:1]),
+        tf.sqrt(local),
+        tf.math.divide_no_nan(dot, tf.sqrt(local) * tf.sqrt(reduced)),
+        variance[None],
+        (large - variance / batch)[None],
+    ]
+    return tf.reshape(tf.transpose(tf.concat(columns, axis=0)), [-1])
+
+
+def noise_columns(tags: Sequence[str]) -> list[tuple[str, list[int]]]:
+    """(prefix of the tags, columns of S and G2) of each tensor, in the columns `tags`."""
+    end = "gradient/noise/variance"
+    return [(t.removesuffix(end), [i, i + 1]) for i, t in enumerate(tags) if t.endswith(end)]
+
+
+def noise_scale(variance: float, signal: float) -> float:
+    """Sums of S and G2 over the same steps -> the noise scale, in examples; NaN if G2 is not
+    above 0, where the steps are too few to tell."""
+    return variance / signal if signal > 0 else float("nan")

@@ -1,0 +1,76 @@
+"""What the tests share: a quiet, deterministic TensorFlow with four CPU devices, tiny data sets.
+
+No test module makes a tensor while it is imported: the devices are fixed before the first one.
+"""
+
+import gzip
+import os
+
+import numpy as np
+import pytest
+
+_QUIET = {"TF_CPP_MIN_LOG_LEVEL": "3", "KERAS_BACKEND": "tensorflow"}
+_BEFORE = {name: os.environ.get(name) for name in _QUIET}
+os.environ.update(_QUIET)
+
+import keras  # noqa: E402, F401
+import tensorflow as tf  # noqa: E402
+
+for _gpu in tf.config.list_physical_devices("GPU"):
+    # The programs that tests start want room beside this one.
+    tf.config.experimental.set_memory_growth(_gpu, True)
+# Four devices, so that the replicas of a distributed test are really different ones.
+tf.config.set_logical_device_configuration(
+    tf.config.list_physical_devices("CPU")[0], [tf.config.LogicalDeviceConfiguration()] * 4
+)
+tf.config.experimental.enable_op_determinism()
+tf.config.list_logical_devices()  # reads the settings, once and for all
+
+# The programs that tests start see the environment of the user, not this one.
+for _name, _value in _BEFORE.items():
+    if _value is None:
+        del os.environ[_name]
+    else:
+        os.environ[_name] = _value
+
+
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    if item.get_closest_marker("gpu") and not tf.config.list_physical_devices("GPU"):
+        pytest.skip("needs a GPU, and TensorFlow sees none")
+
+
+def idx_bytes(array: np.ndarray) -> bytes:
+    """An IDX file of bytes: see http://yann.lecun.com/exdb/mnist (the format's own page)."""
+    header = bytes([0, 0, 8, array.ndim]) + b"".join(n.to_bytes(4, "big") for n in array.shape)
+    return header + array.astype(np.uint8).tobytes()
+
+
+@pytest.fixture(scope="session")
+def tiny():
+    """Four arrays: 103 train and 41 test images of 4 x 3 pixels, 5 classes that can be learnt."""
+    random = np.random.default_rng(7)
+    centres = random.integers(0, 256, (5, 4, 3))
+
+    def draw(examples):
+        labels = random.permutation(np.arange(examples) % 5).astype(np.uint8)
+        noise = random.integers(-40, 41, (examples, 4, 3))
+        return np.clip(centres[labels] + noise, 0, 255).astype(np.uint8), labels
+
+    return (*draw(103), *draw(41))
+
+
+@pytest.fixture
+def idx_folder(tmp_path, tiny):
+    """A folder for --data_dir with the tiny set: two of the files are gzipped, two are not."""
+    folder = tmp_path / "idx"
+    folder.mkdir()
+    names = [
+        "train-images-idx3-ubyte.gz",
+        "train-labels-idx1-ubyte",
+        "t10k-images-idx3-ubyte",
+        "t10k-labels-idx1-ubyte.gz",
+    ]
+    for name, array in zip(names, tiny, strict=True):
+        content = idx_bytes(array)
+        (folder / name).write_bytes(gzip.compress(content) if name.endswith(".gz") else content)
+    return folder

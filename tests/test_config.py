@@ -1,0 +1,234 @@
+"""Config: what it refuses and how it says so, the name of a run, the fingerprint."""
+
+import dataclasses
+import json
+import math
+import re
+
+import pytest
+
+from lab.config import WATCHABLE, Config, Settings, allowed
+from lab.errors import LabError
+
+FIELDS = {field.name: field for kind in (Config, Settings) for field in dataclasses.fields(kind)}
+OWNER = {field.name: kind for kind in (Config, Settings) for field in dataclasses.fields(kind)}
+
+
+def other(field):
+    """A value that fits the field and is not its default."""
+    if field.name == "watch":
+        return ("weights",)
+    if "choices" in field.metadata:
+        return next(c for c in field.metadata["choices"] if c != field.default)
+    return {
+        bool: lambda d: not d,
+        int: lambda d: d + 1,
+        float: lambda d: d / 2 if d else 0.5,
+        str: lambda d: d + "x",
+    }[type(field.default)](field.default)
+
+
+def bad_values():
+    """(field, value) for every way in which a value does not fit, from the fields alone."""
+    wrong_type = {
+        "int": ["3", 3.0, 2.5, None, True, (1,)],
+        "float": ["0.1", None, False, math.nan, math.inf, -math.inf, [0.1]],
+        "bool": [0, 1, "true", None],
+        "str": [None, 3, b"x", ("sgd",)],
+        "tuple[str, ...]": ["weights", ["weights"], None, ("weight",), ("weights", "weights")],
+    }
+    for name, field in FIELDS.items():
+        for value in wrong_type[str(field.type)]:
+            yield name, value
+        limits = field.metadata
+        if "choices" in limits and field.type == "str":
+            for choice in limits["choices"]:
+                yield name, choice.upper()
+                yield name, f" {choice}"
+            yield name, ""
+        if "least" in limits:
+            yield name, limits["least"] - 1
+            if field.type == "float":
+                yield name, math.nextafter(limits["least"], -math.inf)
+        if "below" in limits:
+            yield name, limits["below"]
+
+
+@pytest.mark.parametrize(("name", "value"), list(bad_values()))
+def test_a_wrong_value(name, value):
+    with pytest.raises(LabError) as error:
+        OWNER[name](**{name: value})
+    text = str(error.value)
+    assert text.startswith(f"--{name}=") and "\n" not in text
+    assert text.endswith(f"must be {allowed(FIELDS[name])}")
+
+
+def test_an_error_is_one_line_whatever_the_value():
+    with pytest.raises(LabError) as error:
+        Config(optimizer="two\nlines")
+    assert len(str(error.value).splitlines()) == 1
+
+
+@pytest.mark.parametrize("name", FIELDS)
+def test_bounds_themselves_fit(name):
+    limits = FIELDS[name].metadata
+    values = [FIELDS[name].default, other(FIELDS[name]), *limits.get("choices", ())]
+    if "least" in limits:
+        values.append(limits["least"])
+    if "below" in limits:
+        down = limits["below"] - 1 if FIELDS[name].type == "int" else None
+        values.append(math.nextafter(limits["below"], 0) if down is None else down)
+    if name == "watch":
+        values = [FIELDS[name].default, (), WATCHABLE, WATCHABLE[::-1], *((w,) for w in WATCHABLE)]
+    for value in values:
+        assert getattr(OWNER[name](**{name: value}), name) == value
+
+
+@pytest.mark.parametrize(
+    ("name", "words"),
+    [
+        ("optimizer", "one of sgd, adam, rmsprop, adagrad, adadelta"),
+        ("n_hidden_1", "an integer, at least 1"),
+        ("adam_beta_1", "a number, at least 0 and below 1"),
+        ("epsilon_inside_root", "true or false"),
+        ("watch", f"none or some of {', '.join(WATCHABLE)}, each once"),
+        ("data_dir", "a text"),
+    ],
+)
+def test_what_is_allowed_in_words(name, words):
+    assert allowed(FIELDS[name]) == words
+
+
+def test_an_unknown_field():
+    with pytest.raises(TypeError):
+        Config(learning_rat=0.1)
+
+
+def test_frozen():
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        Config().seed = 1
+
+
+def test_the_defaults_are_the_recipe():
+    """What shared tables of runs leave out, they leave to these."""
+    config = Config()
+    recipe = {
+        "n_hidden_1": 128,
+        "n_hidden_2": 256,
+        "activation": "sigmoid",
+        "initializer": "normal",
+        "init_stddev": 0.05,
+        "loss": "clipped_cross_entropy",
+        "reduction": "sum",
+        "epsilon": 1e-7,
+        "epsilon_inside_root": False,
+        "adam_beta_1": 0.9,
+        "adam_beta_2": 0.999,
+        "rmsprop_rho": 0.9,
+        "adagrad_initial_accumulator": 0.1,
+        "adadelta_rho": 0.95,
+        "batch_size": 256,
+        "training_steps": 3000,
+        "display_step": 100,
+        "histogram_every": 1,
+        "watch": ("weights", "gradients"),
+        "data_dir": "",
+    }
+    assert {name: getattr(config, name) for name in recipe} == recipe
+
+
+def test_config_survives_json():
+    config = Config(learning_rate=0.1, watch=("updates",), seed=2**63 - 1)
+    loaded = json.loads(json.dumps(dataclasses.asdict(config), allow_nan=False))
+    assert Config(**loaded | {"watch": tuple(loaded["watch"])}) == config
+
+
+# The name of a run.
+
+VARIED = [Config(), *(Config(**{f.name: other(f)}) for f in dataclasses.fields(Config))]
+
+
+def awkward():
+    """Configs whose names are near each other, long, or full of signs."""
+    yield Config(learning_rate=0.1)
+    yield Config(learning_rate=0.1 + 1e-9)  # both are 0.1 in six digits
+    yield Config(learning_rate=math.nextafter(0.1, 1))
+    yield Config(learning_rate=1e-300)
+    yield Config(learning_rate=0.0)
+    yield Config(n_hidden_1=12, n_hidden_2=8256)
+    yield Config(n_hidden_1=128, n_hidden_2=2256)
+    yield Config(adam_beta_1=0.5, rmsprop_rho=0.6)
+    yield Config(adam_beta_1=0.6, rmsprop_rho=0.5)
+    yield from (Config(watch=()), Config(watch=WATCHABLE), Config(watch=WATCHABLE[1:]))
+    for folder in ("/", "/a/b", "/a_b", "/a b", "/a/../c", "/x,seed=1", "/täst", "/t\u0301st"):
+        yield Config(data_dir=folder)
+    yield from (Config(data_dir=f"/{'d' * n}") for n in (60, 200, 250, 251))
+    yield from (Config(data_dir=f"/{parent}/same") for parent in "pq")
+    changed = {f.name: other(f) for f in dataclasses.fields(Config)}
+    for seed in (0, 1, 10, 2**63 - 1):
+        yield Config(**changed | {"seed": seed, "data_dir": "/" + "ü" * 120})
+
+
+def test_names_are_distinct():
+    configs = [*VARIED, *awkward()]
+    assert len({*configs}) == len(configs)
+    names = [config.run_name for config in configs]
+    assert len({name.casefold() for name in names}) == len(names)  # also where case is folded
+
+
+def test_names_are_fit_for_a_file_system():
+    for config in [*VARIED, *awkward()]:
+        name = config.run_name
+        assert len(name.encode()) <= 255
+        assert re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._+=,-]*", name), name
+
+
+def test_names_are_stable(tmp_path, monkeypatch):
+    """A name finds a run again, so it must not move with the code, the process or the folder."""
+    assert Config().run_name == "sgd,lr=0.01,128x256,seed=0"
+    assert (
+        Config(optimizer="adagrad", n_hidden_2=64, watch=(), reduction="mean", seed=3).run_name
+        == "adagrad,lr=0.01,128x64,reduction=mean,watch=none,seed=3"
+    )
+    absolute = Config(data_dir=str(tmp_path / "set")).run_name
+    monkeypatch.chdir(tmp_path)
+    assert Config(data_dir="set").run_name == absolute
+    assert Config(data_dir="./set/").run_name == absolute
+
+
+# The fingerprint.
+
+
+def test_fingerprints_change_with_every_field_but_the_place_of_the_data():
+    plain = Config().fingerprint()
+    assert re.fullmatch("[0-9a-f]{64}", plain)
+    for config, field in zip(VARIED[1:], dataclasses.fields(Config), strict=True):
+        assert (config.fingerprint() == plain) == (field.name == "data_dir"), field.name
+    changed = [config.fingerprint() for config in VARIED if not config.data_dir]
+    assert len(set(changed)) == len(changed)
+
+
+def test_fingerprints_change_with_circumstances():
+    around = {"data": "abc", "replicas": 1, "tensorflow": "2.21.0"}
+    prints = [
+        Config().fingerprint(**around),
+        Config().fingerprint(),
+        Config().fingerprint(**around | {"data": "abd"}),
+        Config().fingerprint(**around | {"replicas": 2}),
+        Config().fingerprint(**around | {"tensorflow": "2.21.1"}),
+        Config().fingerprint(**around, xla=True),
+    ]
+    assert len(set(prints)) == len(prints)
+    assert Config().fingerprint(**dict(reversed(around.items()))) == prints[0]
+
+
+def test_fingerprints_of_equal_configs_are_equal():
+    """1 and 1.0 are one learning rate, whether a flag or a program gave it."""
+    assert Config(learning_rate=1) == Config(learning_rate=1.0)
+    assert Config(learning_rate=1).fingerprint() == Config(learning_rate=1.0).fingerprint()
+
+
+def test_the_fingerprint_changes_with_the_numerics(monkeypatch):
+    plain = Config().fingerprint()
+    monkeypatch.setattr("lab.config.NUMERICS", -1)
+    assert Config().fingerprint() != plain
