@@ -102,6 +102,7 @@ class Checkpoints:
                 shutil.rmtree(path)
         except (OSError, tf.errors.OpError) as error:
             reason = error.strerror if isinstance(error, OSError) else error.message
+            reason = " ".join(reason.split())
             self._clean()
             raise LabError(
                 f"the checkpoint of step {step} cannot be written to {self._folder} ({reason}): "

@@ -187,6 +187,16 @@ class Config(_Checked):
     )
 
     @property
+    def hparams(self) -> dict[str, int | float | str]:
+        """For the HParams page, which shows few columns: the README's, and what is not default."""
+        chosen = {
+            field.name: getattr(self, field.name)
+            for field in dataclasses.fields(self)
+            if field.name in _IN_EVERY_NAME or getattr(self, field.name) != field.default
+        }
+        return {k: ",".join(v) if isinstance(v, tuple) else v for k, v in chosen.items()}
+
+    @property
     def run_name(self) -> str:
         """The name of the run's directory: one config, one name; two configs, two names."""
         parts = [

@@ -105,7 +105,8 @@ def summary(result: dict[str, Any]) -> str:
 
 
 def tensorboard_command(logdir: str) -> str:
-    """What to type to see every step (TensorBoard shows a sample of them unless told)."""
+    """What to type to see every step's scalars and 500 histograms a tensor: TensorBoard keeps
+    fewer unless told, and 0, which is to keep all, makes its pages empty."""
     tool = os.path.join(os.path.dirname(sys.executable), "tensorboard")
     if shutil.which("tensorboard") == tool:
         program = "tensorboard"
@@ -113,4 +114,5 @@ def tensorboard_command(logdir: str) -> str:
         program = min(tool, os.path.relpath(tool), key=len)
     else:
         program = f"{sys.executable} -m tensorboard.main"
-    return f"{program} --samples_per_plugin scalars=0,histograms=0 --logdir {shlex.quote(logdir)}"
+    samples = "scalars=1000000,histograms=500"
+    return f"{program} --samples_per_plugin {samples} --logdir {shlex.quote(logdir)}"

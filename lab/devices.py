@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import faulthandler
 import hashlib
+import json
 import os
 from collections.abc import Mapping
 
@@ -44,6 +45,25 @@ def make_strategy(devices: str = "auto", cluster: Cluster | None = None) -> tf.d
     if names[0].startswith("CPU") and len(names) > 1:
         reduction = tf.distribute.ReductionToOneDevice()
     return tf.distribute.MirroredStrategy(names, cross_device_ops=reduction)
+
+
+def slurm_cluster() -> Cluster | None:
+    """The cluster of a Slurm job step with several tasks, `srun --ntasks=N bin/train ...`.
+
+    TF_CONFIG is set for it, from which TensorFlow takes it. The tasks of a node use the ports
+    from 8888 on.
+    """
+    if int(os.environ.get("SLURM_STEP_NUM_TASKS", 1)) < 2 or "SLURM_PROCID" not in os.environ:
+        return None
+    # It counts GPUs even where there are none, and must not run out of them.
+    resolver = tf.distribute.cluster_resolver.SlurmClusterResolver(
+        gpus_per_node=4096, gpus_per_task=1, auto_set_gpu=False
+    )
+    workers = resolver.cluster_spec().as_dict()["worker"]
+    kind, index = resolver.get_task_info()
+    task = {"type": kind, "index": index}
+    os.environ["TF_CONFIG"] = json.dumps({"cluster": {"worker": workers}, "task": task})
+    return Cluster(tuple(workers), index)
 
 
 def _names(devices: str) -> list[str]:

@@ -77,7 +77,8 @@ class Dense(tf.Module):
 
     def __call__(self, x: tf.Tensor) -> tf.Tensor:
         """float32 [batch, n_in] -> float32 [batch, n_out]."""
-        return self.activation(tf.matmul(x, self.weights) + self.bias)
+        with tf.name_scope(self.name):
+            return self.activation(tf.matmul(x, self.weights) + self.bias)
 
 
 class MLP(tf.Module):

@@ -33,7 +33,7 @@ def train() -> int:
     except LabError as error:
         return _fail(error, 2)
     try:
-        if len(configs) == 1 and not settings.grid:
+        if len(configs) == 1 and not settings.grid and settings.shard == "0/1":
             return _train_here(configs[0], settings)
         with Stop() as stop:
             outcomes = grid.run(configs, settings, stop)
@@ -50,15 +50,17 @@ def _train_here(config: Config, settings: Settings) -> int:
     workers = cluster.from_environment()
     if workers:
         cluster.meet(workers)
-    chief = not workers or workers.index == 0
     with concurrent.futures.ThreadPoolExecutor(1) as thread:
         from lab import data
 
         # Unpacking the data and loading TensorFlow take about a second each.
         loading = thread.submit(data.load, config.data_dir)
         with _quiet_stderr():
-            from lab import trial
+            from lab import devices, trial
         dataset = loading.result()
+    if not workers and (workers := devices.slurm_cluster()):
+        cluster.meet(workers)
+    chief = not workers or workers.index == 0
     reporter = Console() if chief else Silence()
     with Stop() as stop:
         result = trial.run(config, settings, dataset, reporter, stop, _STARTED, workers)

@@ -55,7 +55,11 @@ class Recorder:
         self._tags = list(tags)
         self._plain = _Layout(scalars, [], [])
         self._full = _Layout(scalars, tags, sizes)
-        self._writer = tf.summary.create_file_writer(directory)
+        try:
+            self._writer = tf.summary.create_file_writer(directory)
+        except tf.errors.OpError as error:
+            raise _unwritable(error) from error
+        self._path = max(_event_files(directory), key=os.path.getmtime)
         # One thread, so events come in the order of the calls.
         self._thread = concurrent.futures.ThreadPoolExecutor(1, "recorder")
         self._pending: list[concurrent.futures.Future] = []
@@ -88,8 +92,16 @@ class Recorder:
 
         self._submit(write)
 
-    def start(self, graph: tf.Graph, config: Mapping[str, Any], metric: str, name: str) -> None:
-        """Records what is written once: the graph of a step, the config as text, HParams."""
+    def start(
+        self,
+        graph: tf.Graph,
+        config: Mapping[str, Any],
+        hparams: Mapping[str, int | float | str],
+        metric: str,
+        name: str,
+    ) -> None:
+        """Records what is written once: the graph of a step, the config as text, and for the
+        HParams page the hyperparameters that it shows, its metric and the name of the trial."""
 
         def write() -> None:
             with self._writer.as_default(), tf.init_scope():
@@ -98,12 +110,11 @@ class Recorder:
                     f"| {key} | {json.dumps(value)} |\n" for key, value in config.items()
                 )
                 tf.summary.text("config", "| field | value |\n|---|---|\n" + rows, step=0)
-                hparams = {k: v for k, v in config.items() if isinstance(v, (int, float, str))}
                 hparams_api.hparams_config(
                     hparams=[hparams_api.HParam(key) for key in hparams],
                     metrics=[hparams_api.Metric(metric)],
                 )
-                hparams_api.hparams(hparams, trial_id=name)
+                hparams_api.hparams(dict(hparams), trial_id=name)
 
         self._submit(write)
 
@@ -117,6 +128,8 @@ class Recorder:
         """Returns when all that was recorded so far is in the file."""
         self._submit(self._writer.flush)
         self._wait(0)
+        if not os.path.exists(self._path):
+            raise LabError(f"{self._path} was deleted while it was written: run again")
 
     def close(self) -> None:
         """Writes what is left, and closes the file."""
@@ -137,10 +150,7 @@ class Recorder:
             try:
                 self._pending.pop(0).result()
             except tf.errors.OpError as error:
-                raise LabError(
-                    f"the event file cannot be written ({error.message}): "
-                    "make room or choose another --logdir"
-                ) from error
+                raise _unwritable(error) from error
 
     def _write_events(self, events: Sequence[bytes], steps: np.ndarray) -> None:
         self._write(tf.constant(events, tf.string), tf.constant(steps, tf.int64))
@@ -169,6 +179,17 @@ class Recorder:
                 tf.summary.scalar(f"{tag}/nonfinite", count, step=step)
 
 
+def _unwritable(error: tf.errors.OpError) -> LabError:
+    reason = " ".join(error.message.split())
+    return LabError(
+        f"the event file cannot be written ({reason}): make room or choose another --logdir"
+    )
+
+
+def _event_files(directory: str) -> list[str]:
+    return glob.glob(os.path.join(glob.escape(directory), "events.out.tfevents.*"))
+
+
 class NullRecorder:
     """Takes all that a Recorder takes, and records nothing."""
 
@@ -183,8 +204,7 @@ class NullRecorder:
 def _wait_for_a_later_name(directory: str) -> None:
     """TensorBoard reads the event files of a run by their names, which begin with the second that
     they were made in: a run that goes on must not begin its next file within the same one."""
-    paths = glob.glob(os.path.join(glob.escape(directory), "events.out.tfevents.*"))
-    seconds = [int(path.rsplit(".tfevents.")[1].split(".")[0]) for path in paths]
+    seconds = [int(p.rsplit(".tfevents.")[1].split(".")[0]) for p in _event_files(directory)]
     while seconds and time.time() < max(seconds) + 1:
         time.sleep(0.05)
 
@@ -222,7 +242,7 @@ class _Layout:
         piece = Summary(value=[value]).SerializeToString()
         start = len(self._bytes) + piece.index(marker)
         self._bytes += piece
-        return slice(start, start + len(marker)), dtype, list(shape)
+        return slice(start, start + len(marker)), dtype
 
     def events(
         self,
@@ -241,15 +261,14 @@ class _Layout:
         steps = len(scalars)
         block = np.empty((steps, len(self._bytes)), np.uint8)
         block[:] = np.frombuffer(self._bytes, np.uint8)
-        for i, (place, dtype, _) in enumerate(self._scalars):
+        for i, (place, dtype) in enumerate(self._scalars):
             block[:, place] = np.ascontiguousarray(scalars[:, i, None], dtype).view(np.uint8)
         if self._histograms:
             assert counts is not None and low is not None and high is not None
             rows = _rows(counts, low, high)
-            for i, (place, dtype, _) in enumerate(self._histograms):
-                block[:, place] = (
-                    np.ascontiguousarray(rows[:, i], dtype).reshape(steps, -1).view(np.uint8)
-                )
+            rows = rows.reshape(steps, len(self._histograms), rows.shape[-2] * 3)
+            for i, (place, dtype) in enumerate(self._histograms):
+                block[:, place] = np.ascontiguousarray(rows[:, i], dtype).view(np.uint8)
         return [row.tobytes() for row in block]
 
 

@@ -45,7 +45,7 @@ class RunDirectory:
         self.path = path
         try:
             os.makedirs(path, exist_ok=True)
-            self._lock = open(os.path.join(path, LOCK), "w")  # noqa: SIM115
+            self._lock = open(os.path.join(path, LOCK), "a")  # noqa: SIM115
             self._take(identity, fingerprint, overwrite)
         except OSError as error:
             raise LabError(
@@ -63,8 +63,9 @@ class RunDirectory:
             ) from None
         present = set(os.listdir(self.path)) - {LOCK, f"{CONFIG}.tmp"}
         foreign = {name for name in present if not any(fnmatch.fnmatch(name, own) for own in _OURS)}
-        if foreign or (present and CONFIG not in present):
-            what = f"{min(foreign)}, which is no run's" if foreign else f"no {CONFIG}"
+        earlier = _read(os.path.join(self.path, CONFIG))
+        if foreign or (present and "fingerprint" not in earlier):
+            what = f"{min(foreign)}, which is no run's" if foreign else f"no {CONFIG} of a run"
             raise LabError(
                 f"{self.path} holds {what}: move that away, or choose another --logdir or "
                 "--run_name"
@@ -73,13 +74,12 @@ class RunDirectory:
             self._clear()
             present = set()
         if present:
-            self._compare(identity, fingerprint)
+            self._compare(earlier, identity, fingerprint)
         result = _read(os.path.join(self.path, RESULT)) if RESULT in present else {}
         self.result = result if result.get("status") in FINISHED else None
         self.write(CONFIG, identity | {"fingerprint": fingerprint})
 
-    def _compare(self, identity: dict[str, Any], fingerprint: str) -> None:
-        earlier = _read(os.path.join(self.path, CONFIG))
+    def _compare(self, earlier: dict[str, Any], identity: dict[str, Any], fingerprint: str) -> None:
         if earlier.get("fingerprint") == fingerprint:
             return
         old, new = _flat(earlier), _flat(identity)

@@ -234,6 +234,7 @@ class TrainLoop:
                 total = tf.reduce_sum(self._loss(labels, logits))
                 scaled = total * self._scale
                 correct = tf.equal(losses.predictions(logits), labels)
+                totals = tf.stack([total, tf.reduce_sum(tf.cast(correct, tf.float32))])
         with tf.name_scope("gradient"):
             local = tape.gradient(
                 scaled, self._variables, unconnected_gradients=tf.UnconnectedGradients.ZERO
@@ -251,9 +252,7 @@ class TrainLoop:
             watched += reduced
         if "updates" in self._watch:
             watched += [new - old for new, old in zip(after, before, strict=True)]
-        outputs: dict[str, Any] = {
-            "totals": tf.stack([total, tf.reduce_sum(tf.cast(correct, tf.float32))])
-        }
+        outputs: dict[str, Any] = {"totals": totals}
         if several:
             with tf.name_scope("replicas"):
                 outputs["products"] = self._row(index, replicas.products(local, reduced))

@@ -92,6 +92,7 @@ def run(
                 recorder.start(
                     trial.loop.step_graph,
                     dataclasses.asdict(config) | rate,
+                    config.hparams,
                     "test-accuracy",
                     os.path.basename(desk.path),
                 )

@@ -1,0 +1,690 @@
+"""The training program from its command line to what it leaves behind and says."""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import os
+import pathlib
+import pty
+import re
+import resource
+import shutil
+import signal
+import struct
+import subprocess
+import sys
+import termios
+from unittest import mock
+
+import events
+import numpy as np
+import programs
+import pytest
+
+from lab import console, data, trial
+
+STEPS, EVERY = 230, 50
+EVALUATIONS = [50, 100, 150, 200, 230]
+RUN = [f"--training_steps={STEPS}", f"--display_step={EVERY}", "--seed=5"]
+SIZES = {
+    "h1/weights": 784 * 128,
+    "h1/bias": 128,
+    "h2/weights": 128 * 256,
+    "h2/bias": 256,
+    "logits/weights": 256 * 10,
+    "logits/bias": 10,
+}
+SIZES |= {f"{tag}/gradient": size for tag, size in SIZES.items()}
+
+# Everything that the program can say goes to these two ends of the last lines.
+LIES_IN, LOOK = "the run lies in  ", "look at it with  "
+
+
+def last_lines(outcome):
+    """The run's directory and TensorBoard's command, from the last two lines."""
+    *_, where, look = outcome.out.splitlines()
+    assert where.startswith(LIES_IN)
+    assert look.startswith(LOOK)
+    return where.removeprefix(LIES_IN), look.removeprefix(LOOK)
+
+
+def contents(directory):
+    """Every file below a directory, by its path there."""
+    directory = pathlib.Path(directory)
+    files = [path for path in directory.rglob("*") if path.is_file()]
+    return {str(path.relative_to(directory)): path.read_bytes() for path in files}
+
+
+def figures(result):
+    """What has to be the same in every run of one config and seed."""
+    return {k: v for k, v in result.items() if k not in ("seconds", "startup_seconds")}
+
+
+def assert_one_line(outcome, status, *words):
+    """Asserts that a program ended with one line on standard error that has all these words."""
+    assert outcome.status == status
+    assert outcome.err.startswith("train: ")
+    assert outcome.err.count("\n") == 1, outcome.err
+    for word in words:
+        assert word in outcome.err
+
+
+class Home:
+    """A run that the program made in a process of its own: its folder, output and record."""
+
+    def __init__(self, cwd, outcome):
+        self.cwd, self.outcome = cwd, outcome
+        self.relative, self.command = last_lines(outcome)
+        self.directory = cwd / self.relative
+        self.record = events.read(self.directory)
+        self.result = programs.result(self.directory)
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+    cwd = tmp_path_factory.mktemp("home")
+    outcome = programs.finish(programs.start(*RUN, cwd=cwd))
+    assert outcome.status == 0, outcome.err
+    return Home(cwd, outcome)
+
+
+@pytest.fixture(scope="module")
+def labels():
+    return data.load().test_labels
+
+
+def readme_accuracy(correct):
+    """The README's figure of 10,000 truth values: 39 batches of 256 and one of 16, as equals."""
+    assert correct.shape == (10000,)
+    return (correct[:9984].reshape(39, 256).mean(1).sum() + correct[9984:].mean()) / 40
+
+
+# ------------------------------------------------------------------ the record
+
+
+def test_every_histogram_tag_holds_every_step(run):
+    histograms = events.histograms(run.record)
+    assert sorted(histograms) == sorted(SIZES)
+    for tag, size in SIZES.items():
+        assert histograms[tag].steps == list(range(1, STEPS + 1)), tag
+        left, right, counts = np.moveaxis(histograms[tag].values.astype(np.float64), -1, 0)
+        assert (counts.sum(1) == size).all(), tag
+        assert (left[:, 0] < right[:, -1]).all()
+        np.testing.assert_array_equal(left[:, 1:], right[:, :-1])
+
+
+def test_scalars_stand_at_every_step_and_those_of_the_test_set_at_the_evaluations(run):
+    for tag in ("loss", "accuracy"):
+        assert run.record[tag].plugin == "scalars"
+        assert run.record[tag].steps == list(range(1, STEPS + 1))
+    for tag, name in (("test-loss", "test_loss"), ("test-accuracy", "test_accuracy")):
+        assert run.record[tag].plugin == "scalars"
+        assert run.record[tag].steps == EVALUATIONS
+        course = np.float32(run.result["evaluations"][name])
+        np.testing.assert_array_equal(run.record[tag].values, course)
+    # Accuracies of a batch are multiples of 1/256; the loss is a sum over the batch.
+    hits = run.record["accuracy"].values * 256
+    np.testing.assert_array_equal(hits, np.round(hits))
+    assert 256 * 2 < run.record["loss"].values[0] < 256 * 4
+    assert run.record["loss"].values[-10:].mean() < 256 * 1.5
+
+
+def test_every_batch_is_another_one(run):
+    assert len(np.unique(run.record["loss"].values)) > 0.95 * STEPS
+
+
+# ------------------------------------------------------------------ result.json
+
+
+def test_result_has_every_field(run):
+    assert set(run.result) >= {
+        *("config", "status", "step", "test_correct", "test_total", "test_accuracy"),
+        *("readme_accuracy", "test_loss", "seconds", "startup_seconds", "versions", "devices"),
+        *("collapsed", "frozen", "effective_learning_rate", "nonfinite", "evaluations"),
+    }
+    result, config = run.result, run.result["config"]
+    assert (result["status"], result["step"]) == ("completed", STEPS)
+    assert (result["test_total"], result["collapsed"], result["frozen"]) == (10000, None, [])
+    assert config["training_steps"] == STEPS
+    assert config["seed"] == 5
+    assert config["optimizer"] == "sgd"
+    assert config["learning_rate"] == 0.01
+    assert result["effective_learning_rate"] == 0.01 * 256
+    assert result["seconds"] > 0
+    assert result["startup_seconds"] > 0
+    import tensorflow as tf
+
+    assert result["versions"]["tensorflow"] == tf.__version__
+    assert result["versions"]["numpy"] == np.__version__
+    assert result["devices"]
+
+
+def test_figures_of_the_result_agree_with_each_other_and_with_the_record(run):
+    result = run.result
+    assert result["test_accuracy"] == result["test_correct"] / result["test_total"]
+    assert result["evaluations"]["step"] == EVALUATIONS
+    assert result["evaluations"]["test_accuracy"][-1] == result["test_accuracy"]
+    assert result["evaluations"]["test_loss"][-1] == result["test_loss"]
+    # One batch of the 40 has 16 examples and counts sixteenfold.
+    assert abs(result["readme_accuracy"] - result["test_accuracy"]) < 1 / 40
+    assert 0.3 < result["test_accuracy"] < 0.95
+
+
+def test_nothing_half_written_is_left(run):
+    names = sorted(path.name for path in run.directory.iterdir())
+    assert not [name for name in names if name.endswith(".tmp")]
+    assert {"config.json", "result.json"} <= set(names)
+    config = json.loads((run.directory / "config.json").read_text())["config"]
+    assert config == run.result["config"]
+    assert len(events.files(run.directory)) == 1
+
+
+def test_the_recipes_figure_of_a_model_that_always_says_0(labels):
+    assert int((labels == 0).sum()) == 980
+    assert round(readme_accuracy(labels == 0), 5) == 0.09717
+
+
+@pytest.mark.parametrize("steps_per_loop", [10, 37])
+def test_the_same_seed_gives_the_same_figures_and_record(run, steps_per_loop, tmp_path):
+    logdir = str(tmp_path)
+    outcome = programs.train(*RUN, f"--logdir={logdir}", f"--steps_per_loop={steps_per_loop}")
+    assert outcome.status == 0
+    directory, _ = last_lines(outcome)
+    assert os.path.basename(directory) == run.directory.name
+    assert figures(programs.result(directory)) == figures(run.result)
+    record = events.read(directory)
+    # Texts and HParams say nothing of the figures.
+    tags = [tag for tag, series in run.record.items() if series.plugin in ("scalars", "histograms")]
+    assert len(tags) == 16
+    for tag in tags:
+        assert record[tag].steps == run.record[tag].steps
+        np.testing.assert_array_equal(record[tag].values, run.record[tag].values)
+
+
+def test_figures_and_last_histograms_are_those_of_the_final_model(tmp_path, labels):
+    """The model is caught as the program makes it; all that follows is NumPy in float64."""
+    models, make = [], trial.make_model
+
+    def catch(*arguments):
+        models.append(make(*arguments))
+        return models[-1]
+
+    with mock.patch.object(trial, "make_model", catch):
+        outcome = programs.train(
+            *("--training_steps=45", "--display_step=20", "--optimizer=rmsprop", "--seed=1"),
+            *("--histogram_every=5", "--reduction=mean", f"--logdir={tmp_path}"),
+        )
+    assert outcome.status == 0
+    directory, _ = last_lines(outcome)
+    result, record = programs.result(directory), events.read(directory)
+    x = data.load().test_images / 255.0
+    for layer in models[0].layers:
+        for name in ("weights", "bias"):
+            series = record[f"{layer.name}/{name}"]
+            assert series.steps == [5, 10, 15, 20, 25, 30, 35, 40, 45]
+            events.assert_histogram(series.values[-1], getattr(layer, name).numpy())
+        z = x @ layer.weights.numpy().astype(np.float64) + layer.bias.numpy()
+        x = 1 / (1 + np.exp(-z))
+    assert layer.name == "logits"
+    correct = z.argmax(1) == labels
+    log_softmax = z - np.log(np.exp(z).sum(1, keepdims=True))
+    assert result["test_correct"] == correct.sum()
+    assert result["readme_accuracy"] == pytest.approx(readme_accuracy(correct), abs=1e-12)
+    loss = -np.maximum(log_softmax[np.arange(10000), labels], np.log(1e-9)).mean()
+    assert result["test_loss"] == pytest.approx(loss, rel=1e-5)
+    assert result["effective_learning_rate"] == 0.01
+    assert record["test-accuracy"].steps == [20, 40, 45]
+    assert 1 < record["loss"].values[0] < 4  # a mean, not a sum
+
+
+def test_a_collapsed_run_says_so_and_names_the_class(tmp_path, labels):
+    outcome = programs.train(
+        *("--learning_rate=0.1", "--training_steps=40", "--display_step=20"),
+        f"--logdir={tmp_path}",
+    )
+    assert outcome.status == 0
+    result = programs.result(last_lines(outcome)[0])
+    assert result["status"] == "collapsed"
+    constant = labels == result["collapsed"]
+    assert result["test_correct"] == constant.sum()
+    assert result["test_accuracy"] == constant.mean()
+    assert result["readme_accuracy"] == pytest.approx(readme_accuracy(constant), abs=1e-12)
+    assert sorted(result["frozen"]) == sorted(list(SIZES)[:6])
+    conclusion = outcome.out.splitlines()[-3]
+    assert conclusion.startswith("collapsed at step 40")
+    assert f"class {result['collapsed']}" in conclusion
+    assert "frozen" in conclusion
+
+
+def test_a_run_that_diverges_is_nonfinite_and_says_where(tmp_path):
+    outcome = programs.train(
+        *("--activation=relu", "--initializer=normal", "--init_stddev=50", "--learning_rate=1e30"),
+        *("--loss=softmax_cross_entropy", "--training_steps=25", "--display_step=10"),
+        f"--logdir={tmp_path}",
+    )
+    assert outcome.status == 3
+    directory, _ = last_lines(outcome)
+    result, record = programs.result(directory), events.read(directory)
+    assert result["status"] == "nonfinite"
+    assert 1 <= result["step"] <= 25
+    assert result["test_loss"] is None
+    assert result["collapsed"] is None
+    for tag in SIZES:
+        assert record[tag].steps == list(range(1, result["step"] + 1))
+    noted = {tag: note for tag, note in result["nonfinite"].items() if tag in SIZES}
+    assert noted
+    for tag, note in noted.items():
+        counts = record[f"{tag}/nonfinite"]
+        assert counts.steps[0] == note["first_step"]
+        assert counts.values[0] == note["count"] > 0
+        # With those in the buckets they are all there are.
+        at = dict(zip(counts.steps, counts.values, strict=True))
+        for step, rows in zip(record[tag].steps, record[tag].values, strict=True):
+            assert rows[:, 2].sum() + at.get(step, 0) == SIZES[tag]
+            assert np.isfinite(rows).all()
+    first = min(note["first_step"] for note in noted.values())
+    (line,) = [line for line in outcome.out.splitlines() if line.startswith(f"step {first}: ")]
+    assert "NaN" in line
+    assert any(tag in line for tag in noted)
+    assert f"nonfinite at step {result['step']}" in outcome.out
+
+
+# ------------------------------------------------------------------ what it says
+
+
+def test_plain_lines_where_there_is_no_terminal(run):
+    lines = run.outcome.out.splitlines()
+    assert "784-128-256-10" in lines[0]
+    assert "effective learning rate on the mean loss: 2.56" in lines[1]
+    reports = [line for line in lines if line.startswith("step ")]
+    assert [int(line.split()[1]) for line in reports] == EVALUATIONS
+    for line, accuracy in zip(reports, run.result["evaluations"]["test_accuracy"], strict=True):
+        assert line.endswith(f"test-accuracy {accuracy:.4f}")
+    assert len(lines) == 2 + len(EVALUATIONS) + 3
+    assert "\r" not in run.outcome.out
+    assert run.outcome.err == ""
+
+
+def test_the_last_lines_are_accuracy_with_interval_folder_and_command(run):
+    from scipy import stats
+
+    conclusion = run.outcome.out.splitlines()[-3]
+    test = stats.binomtest(run.result["test_correct"], 10000)
+    interval = test.proportion_ci(0.95, "wilson")
+    assert f"{run.result['test_accuracy']:.4f}" in conclusion
+    assert f"95% interval {interval.low:.4f} to {interval.high:.4f}" in conclusion
+    assert f"{run.result['readme_accuracy']:.4f}" in conclusion
+    assert run.relative == f"logs/{run.directory.name}"
+    assert run.directory.is_dir()
+
+
+def test_the_command_that_it_prints_shows_the_run(run):
+    with programs.serving(run.command, ".", STEPS, cwd=run.cwd) as board:
+        assert sorted(board.get("data/plugin/histograms/tags")["."]) == sorted(SIZES)
+        for kind, tag in (("scalars", "loss"), ("histograms", "h1/weights/gradient")):
+            points = board.time_series(kind, tag, ".")
+            assert [point["step"] for point in points] == list(range(1, STEPS + 1)), tag
+        loss = board.get("data/plugin/scalars/scalars", run=".", tag="loss")
+        assert len(loss) == STEPS
+
+
+@pytest.mark.parametrize("name", ["it's one", "a b", "$HOME;x", "-x"])
+def test_the_command_is_right_for_every_folder_name(name):
+    command = console.tensorboard_command(os.path.join(name, "r,lr=0.01"))
+    words = ["sh", "-c", f'set -- {command}; printf "%s\\n" "$@"']
+    printed = subprocess.run(words, capture_output=True, text=True, check=True).stdout.splitlines()
+    assert any(f"{name}/r,lr=0.01" in (word, word.partition("=")[2]) for word in printed)
+
+
+# Takes the terminal on its standard input for its own, as a shell's child has it.
+TAKE_TERMINAL = """
+import fcntl, os, sys, termios
+fcntl.ioctl(0, termios.TIOCSCTTY, 0)
+os.execv(sys.executable, [sys.executable, *sys.argv[1:]])
+"""
+
+
+def test_a_bar_on_a_terminal_and_a_clean_end_on_ctrl_c(tmp_path, idx_folder):
+    arguments = [f"--data_dir={idx_folder}", "--training_steps=1000000", "--display_step=20"]
+    arguments += ["--batch_size=16", "--steps_per_loop=10"]
+    master, slave = pty.openpty()
+    fcntl.ioctl(slave, termios.TIOCSWINSZ, struct.pack("HHHH", 24, 120, 0, 0))
+    process = subprocess.Popen(
+        [sys.executable, "-c", TAKE_TERMINAL, *programs.TRAIN[1:], *arguments],
+        stdin=slave,
+        stdout=slave,
+        stderr=slave,
+        start_new_session=True,
+        cwd=tmp_path,
+        env=programs.ENVIRONMENT,
+    )
+    os.close(slave)
+    shown, pressed = "", False
+    try:
+        while piece := read_terminal(master):
+            shown += piece
+            if not pressed and re.search(r"[1-9]\d*/1000000 .*test-accuracy", shown):
+                os.write(master, b"\x03")
+                pressed = True
+        status = process.wait(60)
+    finally:
+        process.kill()
+        os.close(master)
+    assert (pressed, status) == (True, 130), shown
+    lines = shown.replace("\r\n", "\n").splitlines()
+    assert not [line for line in lines if re.match(r"step +\d+ +loss", line)]
+    *_, conclusion, where, look = lines
+    assert re.match(r"interrupted at step \d+0: test accuracy", conclusion)
+    assert where.startswith(LIES_IN)
+    assert look.startswith(LOOK)
+    result = programs.result(tmp_path / where.removeprefix(LIES_IN))
+    assert result["status"] == "interrupted"
+    assert f"at step {result['step']}:" in conclusion
+
+
+def read_terminal(master):
+    """What has come on a terminal, or nothing when its other end is closed."""
+    try:
+        return os.read(master, 4096).decode(errors="replace")
+    except OSError:  # that is how Linux says it
+        return ""
+
+
+# ------------------------------------------------------------------ wrong flags
+
+
+@pytest.fixture(scope="module")
+def no_tensorflow(tmp_path_factory):
+    """An environment in which loading TensorFlow ends the program with status 99."""
+    folder = tmp_path_factory.mktemp("stub")
+    (folder / "tensorflow").mkdir()
+    (folder / "tensorflow" / "__init__.py").write_text("import os; os._exit(99)\n")
+    path = f"{folder}{os.pathsep}{programs.ROOT}"
+    return {**programs.ENVIRONMENT, "PYTHONPATH": path}
+
+
+def run_without_tensorflow(environment, cwd, *arguments):
+    done = subprocess.run(
+        [*programs.TRAIN, *arguments], cwd=cwd, env=environment, capture_output=True, text=True
+    )
+    return programs.Outcome(done.returncode, done.stdout, done.stderr)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["--optimizer=sdg"], ["--optimizer=sdg", "sgd, adam, rmsprop, adagrad, adadelta"]),
+        (["--learning_rate=fast"], ["--learning_rate=fast", "a number"]),
+        (["--learning_rate=-1"], ["--learning_rate=-1", "at least 0"]),
+        (["--learning_rate=nan"], ["--learning_rate=nan", "a number"]),
+        (["--batch_size=0"], ["--batch_size=0", "at least 1"]),
+        (["--watch=weights,biases"], ["--watch=", "weights, gradients, updates, activations"]),
+        (["--optimiser=sgd"], ["--optimiser", "--optimizer"]),
+        (["--n_hidden_3=4"], ["--n_hidden_3", "--n_hidden_1"]),
+        (["adam"], ["adam", "--help"]),
+        (["--flagfile=absent"], ["absent"]),
+    ],
+    ids=lambda value: value[0],
+)
+def test_wrong_flags_end_in_one_line_before_tensorflow(no_tensorflow, tmp_path, arguments, words):
+    outcome = run_without_tensorflow(no_tensorflow, tmp_path, *arguments)
+    assert_one_line(outcome, 2, *words)
+    assert outcome.out == ""
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_help_needs_no_tensorflow_but_training_does(no_tensorflow, tmp_path):
+    outcome = run_without_tensorflow(no_tensorflow, tmp_path, "--help")
+    assert outcome.status == 0
+    assert "--learning_rate" in outcome.out
+    assert outcome.err == ""
+    assert run_without_tensorflow(no_tensorflow, tmp_path).status == 99
+
+
+# ------------------------------------------------------------------ other ends
+
+
+def test_what_cannot_be_read_or_written_ends_in_one_line(tmp_path):
+    empty = tmp_path / "empty"
+    empty.mkdir()
+    assert_one_line(programs.train(f"--data_dir={empty}"), 1, str(empty), "--data_dir")
+    assert_one_line(programs.train(f"--data_dir={tmp_path / 'absent'}"), 1, "absent", "--data_dir")
+    (tmp_path / "file").touch()
+    for place in (tmp_path / "file", "/proc/logs", "/dev/null/logs"):
+        outcome = programs.train(f"--logdir={place}", "--training_steps=1")
+        assert_one_line(outcome, 1, str(place), "--logdir")
+        assert LIES_IN not in outcome.out
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["empty", "file"]
+
+
+@pytest.mark.parametrize("more", [[], ["--overwrite"]], ids=["plain", "overwrite"])
+@pytest.mark.parametrize(
+    "files",
+    [
+        {"thesis.txt": "years of work"},
+        {"thesis.txt": "years of work", "lock": "mine"},
+        {"thesis.txt": "years of work", "config.json": '{"model": "mine"}'},
+        {"thesis.txt": "years of work", "config.json": "not JSON"},
+    ],
+    ids=["text", "lock", "config", "odd-config"],
+)
+def test_a_folder_of_something_else_is_left_alone(tmp_path, files, more):
+    folder = tmp_path / "logs" / "mine"
+    folder.mkdir(parents=True)
+    for name, text in files.items():
+        (folder / name).write_text(text)
+    before = contents(folder)
+    outcome = programs.train(
+        f"--logdir={tmp_path / 'logs'}", "--run_name=mine", "--training_steps=1", *more
+    )
+    after = contents(folder)
+    # Where there was none, a lock of its own may stay.
+    assert {name: after.get(name) for name in before} == before
+    assert set(after) - set(before) <= {"lock"}
+    assert_one_line(outcome, 1, str(folder), "--run_name")
+
+
+def test_a_finished_run_is_not_run_again_unless_told(run, tmp_path):
+    logdir = tmp_path / "logs"
+    shutil.copytree(run.cwd / "logs", logdir)
+    directory = logdir / run.directory.name
+    before = contents(directory)
+    outcome = programs.train(*RUN, f"--logdir={logdir}")
+    assert outcome.status == 0
+    assert "already" in outcome.out
+    assert "--overwrite" in outcome.out
+    assert last_lines(outcome)[0] == str(directory)
+    assert contents(directory) == before
+    # Another config under the same name is refused, and says what differs.
+    named = [f"--logdir={logdir}", f"--run_name={directory.name}"]
+    other = programs.train(*RUN[:2], *named, "--seed=6")
+    assert_one_line(other, 1, str(directory), "seed", "--overwrite", "--run_name")
+    assert contents(directory) == before
+    again = programs.train(*RUN, f"--logdir={logdir}", "--overwrite")
+    assert again.status == 0
+    assert figures(programs.result(directory)) == figures(run.result)
+    assert len(events.files(directory)) == 1
+    assert events.files(directory)[0] not in [str(directory / name) for name in before]
+    assert events.read(directory)["loss"].steps == list(range(1, STEPS + 1))
+    assert "config.json" in contents(directory)
+
+
+def after_each_loop(do):
+    """Lets the program do something more after each loop."""
+    advance = console.Console.advance
+
+    def advance_and_do(self, step):
+        advance(self, step)
+        do()
+
+    return mock.patch.object(console.Console, "advance", advance_and_do)
+
+
+def test_an_interrupted_run_can_be_taken_up_and_is_then_there(tmp_path, idx_folder):
+    arguments = [
+        *(f"--data_dir={idx_folder}", "--training_steps=40", "--display_step=10"),
+        *("--batch_size=16", "--steps_per_loop=4"),
+    ]
+    whole = programs.train(*arguments, f"--logdir={tmp_path / 'whole'}")
+    wanted = programs.result(last_lines(whole)[0])
+    arguments.append(f"--logdir={tmp_path / 'logs'}")
+    with after_each_loop(lambda: signal.raise_signal(signal.SIGINT)):
+        outcome = programs.train(*arguments)
+    assert outcome.status == 130
+    directory, _ = last_lines(outcome)
+    result = programs.result(directory)
+    assert (result["status"], result["step"]) == ("interrupted", 4)
+    assert result["test_accuracy"] is None  # there was no evaluation yet
+    assert events.read(directory)["loss"].steps == [1, 2, 3, 4]
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+
+    outcome = programs.train(*arguments)
+    assert outcome.status == 0
+    assert last_lines(outcome)[0] == directory
+    assert figures(programs.result(directory)) == figures(wanted)
+    record, straight = events.read(directory), events.read(last_lines(whole)[0])
+    assert record["loss"].steps == list(range(1, 41))
+    np.testing.assert_array_equal(record["loss"].values, straight["loss"].values)
+
+    before = contents(directory)
+    outcome = programs.train(*arguments)
+    assert outcome.status == 0, outcome.err
+    assert "already" in outcome.out
+    assert contents(directory) == before
+
+
+def test_a_signal_in_the_last_loop_does_not_unmake_the_run(tmp_path, idx_folder):
+    with after_each_loop(lambda: signal.raise_signal(signal.SIGTERM)):
+        outcome = programs.train(
+            *(f"--data_dir={idx_folder}", "--training_steps=10", "--display_step=10"),
+            *("--batch_size=16", f"--logdir={tmp_path}"),
+        )
+    directory, _ = last_lines(outcome)
+    # Ten steps may leave it with one class for all.
+    assert programs.result(directory)["status"] in ("completed", "collapsed")
+    assert outcome.status == 0
+    assert events.read(directory)["test-accuracy"].steps == [10]
+
+
+def test_a_signal_ends_the_program_cleanly_and_a_run_has_one_writer(tmp_path):
+    arguments = ["--training_steps=1000000", "--display_step=20", "--steps_per_loop=10"]
+    process = programs.start(*arguments, cwd=tmp_path)
+    try:
+        while not (line := process.stdout.readline()).startswith("step     20"):
+            assert line, process.stderr.read()
+        second = programs.train(*arguments, f"--logdir={tmp_path / 'logs'}")
+        assert_one_line(second, 1, "another process", "--run_name")
+        process.terminate()
+    finally:
+        outcome = programs.finish(process)
+    assert (outcome.status, outcome.err) == (143, "")
+    directory = tmp_path / last_lines(outcome)[0]
+    result, record = programs.result(directory), events.read(directory)
+    assert result["status"] == "interrupted"
+    assert 20 <= result["step"] < 1000000
+    assert result["step"] % 10 == 0
+    for tag in [*SIZES, "loss", "accuracy"]:
+        assert record[tag].steps == list(range(1, result["step"] + 1))
+    assert record["test-accuracy"].steps == result["evaluations"]["step"]
+    assert f"interrupted at step {result['step']}: test accuracy" in outcome.out
+
+
+def test_a_disk_that_takes_no_more_ends_in_one_line(tmp_path, idx_folder):
+    # A limit on the size of files, since a full disk cannot be had without root.
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (200_000, limits[1]))
+    try:
+        outcome = programs.train(
+            *(f"--data_dir={idx_folder}", "--training_steps=100", "--display_step=50"),
+            *("--n_hidden_1=8", "--n_hidden_2=8", "--batch_size=16", f"--logdir={tmp_path}/logs"),
+        )
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert_one_line(outcome, 1, "cannot be written", "--logdir")
+    (directory,) = (tmp_path / "logs").iterdir()
+    assert events.files(directory)
+    assert not (directory / "result.json").exists()
+
+
+def test_a_run_directory_that_is_deleted_meanwhile_ends_in_one_line(tmp_path, idx_folder):
+    with after_each_loop(lambda: shutil.rmtree(tmp_path / "logs", ignore_errors=True)):
+        outcome = programs.train(
+            *(f"--data_dir={idx_folder}", "--training_steps=20", "--display_step=5"),
+            *("--batch_size=16", f"--logdir={tmp_path / 'logs'}"),
+        )
+    assert_one_line(outcome, 1, str(tmp_path / "logs"))
+    assert LIES_IN not in outcome.out
+
+
+def test_nothing_watched_leaves_scalars_alone(tmp_path, idx_folder):
+    outcome = programs.train(
+        *(f"--data_dir={idx_folder}", "--training_steps=20", "--display_step=10", "--watch="),
+        *("--batch_size=16", f"--logdir={tmp_path}"),
+    )
+    assert outcome.status == 0
+    record = events.read(last_lines(outcome)[0])
+    assert events.histograms(record) == {}
+    assert record["loss"].steps == record["accuracy"].steps == list(range(1, 21))
+    assert record["test-loss"].steps == [10, 20]
+
+
+@pytest.mark.slow
+def test_a_profile_when_asked_for(tmp_path, idx_folder):
+    outcome = programs.train(
+        *(f"--data_dir={idx_folder}", "--training_steps=20", "--display_step=10", "--profile"),
+        *("--batch_size=16", f"--logdir={tmp_path}"),
+    )
+    assert outcome.status == 0
+    names = list(contents(last_lines(outcome)[0]))
+    assert [name for name in names if name.endswith(".xplane.pb")]
+
+
+# ------------------------------------------------------------------ the whole recipe
+
+
+def full_run(tmp_path, *arguments):
+    outcome = programs.finish(programs.start(*arguments, cwd=tmp_path))
+    assert outcome.status == 0, outcome.err
+    home = Home(tmp_path, outcome)
+    assert home.result["step"] == 3000
+    assert home.record["test-accuracy"].steps == list(range(100, 3001, 100))
+    for tag in ("loss", "accuracy", *SIZES):
+        assert home.record[tag].steps == list(range(1, 3001)), tag
+    for tag, size in SIZES.items():
+        assert (home.record[tag].values[:, :, 2].sum(1) == size).all(), tag
+    return home
+
+
+@pytest.mark.slow
+def test_the_recipe_learns_as_the_readme_says(tmp_path):
+    home = full_run(tmp_path)
+    assert home.result["status"] == "completed"
+    assert 0.955 <= home.result["test_accuracy"] <= 0.98
+    last_ten = home.result["evaluations"]["test_accuracy"][-10:]
+    assert np.mean(last_ten) == pytest.approx(0.97, abs=0.005)
+
+
+@pytest.mark.slow
+def test_the_recipe_at_a_rate_of_a_tenth_collapses_as_the_readme_says(tmp_path, labels):
+    home = full_run(tmp_path, "--learning_rate=0.1")
+    assert home.result["status"] == "collapsed"
+    constant = labels == home.result["collapsed"]
+    assert home.result["test_correct"] == constant.sum()
+    if home.result["collapsed"] == 0:
+        assert round(home.result["readme_accuracy"], 4) == 0.0972
+    assert sorted(home.result["frozen"]) == sorted(list(SIZES)[:6])
+    # Not NaN: the gradients are too small to change any weight.
+    for tag in list(SIZES)[6:]:
+        assert np.abs(home.record[tag].values[100:, :, :2]).max() < 1e-6, tag
+    for tag in list(SIZES)[:6]:
+        np.testing.assert_array_equal(
+            home.record[tag].values[100:], home.record[tag].values[100:101].repeat(2900, 0)
+        )
+
+
+@pytest.mark.slow
+def test_the_recipe_with_rmsprop_learns_as_the_readme_says(tmp_path):
+    home = full_run(tmp_path, "--optimizer=rmsprop")
+    assert home.result["status"] == "completed"
+    assert home.result["test_accuracy"] == pytest.approx(0.978, abs=0.005)
