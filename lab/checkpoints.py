@@ -101,8 +101,8 @@ class Checkpoints:
             for _, path in self._all()[1:-KEEP]:
                 shutil.rmtree(path)
         except (OSError, tf.errors.OpError) as error:
-            reason = error.strerror if isinstance(error, OSError) else error.message
-            reason = " ".join(reason.split())
+            why = str(error.strerror if isinstance(error, OSError) else error.message)
+            reason = " ".join(why.split())
             self._clean()
             raise LabError(
                 f"the checkpoint of step {step} cannot be written to {self._folder} ({reason}): "

@@ -39,11 +39,13 @@ def parse(argv: Sequence[str]) -> tuple[list[Config], Settings]:
         lines = [_line(place, words, values) for place, words in grid.read_lines(settings.grid)]
     configs = [
         Config(**dict(zip(line, values, strict=True)))
-        for seed in _seeds(settings.seeds, given["seed"])
+        for seeds in _seeds(settings.seeds)
         for line in lines
-        for values in itertools.product(*(line | {"seed": (seed,)}).values())
+        for values in itertools.product(*(line | seeds).values())
     ]
     configs = list(dict.fromkeys(configs))  # a product may hold what another line says, too
+    if not configs:
+        raise LabError(f"--grid={settings.grid}: has no run in it, write the flags of one a line")
     if settings.run_name and len(configs) > 1:
         raise LabError(f"--run_name={settings.run_name}: names one run, but these are many")
     return _shard(configs, settings.shard), settings
@@ -81,10 +83,11 @@ def _line(place: str, words: list[str], over: flags.FlagValues) -> dict[str, tup
     return choices | given
 
 
-def _seeds(text: str, seeds: tuple) -> tuple:
-    """ "5" stands for the seeds 0 to 4, "3,7" for these two, and "" for those of --seed."""
+def _seeds(text: str) -> list[dict[str, tuple]]:
+    """What to put over the fields of each round of trials: "5" stands for the seeds 0 to 4, "3,7"
+    for these two, and "" for the one that each trial says itself."""
     if not text:
-        return seeds
+        return [{}]
     try:
         numbers = tuple(int(part) for part in text.split(","))
     except ValueError:
@@ -93,7 +96,7 @@ def _seeds(text: str, seeds: tuple) -> tuple:
         numbers = tuple(range(numbers[0]))
     if not numbers or min(numbers) < 0 or len(set(numbers)) < len(numbers):
         raise LabError(f"--seeds={text}: must be how many seeds, or a list of different ones")
-    return numbers
+    return [{"seed": (number,)} for number in numbers]
 
 
 def _shard(configs: list[Config], text: str) -> list[Config]:
@@ -156,7 +159,8 @@ def _single(values: flags.FlagValues, kind: type) -> dict[str, Any]:
 def _read(
     values: flags.FlagValues, argv: Sequence[str], usage: str = "", kinds: Sequence[type] = ()
 ) -> None:
-    flags.DEFINE_bool("help", False, "show this", short_name="h", flag_values=values)
+    if usage:
+        flags.DEFINE_bool("help", False, "show this", short_name="h", flag_values=values)
     try:
         rest = values(list(argv))[1:]
     except flags.UnrecognizedFlagError as error:
@@ -165,7 +169,7 @@ def _read(
         raise LabError(f"--{error.flagname} is not a flag: {hint}") from error
     except flags.Error as error:
         raise LabError(" ".join(str(error).removeprefix("ERROR:: ").split())) from error
-    if values.help and usage:
+    if usage and values.help:
         print(_help(usage, _fields(*kinds)))
         sys.exit(0)
     if rest:

@@ -100,8 +100,16 @@ def default_jobs() -> int:
     """
     if _gpus():
         return len(_gpus())
-    free = os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-    return max(1, min(_cores(), int(0.75 * free / 2**30)))
+    return max(1, min(_cores(), int(0.75 * _free_memory() / 2**30)))
+
+
+def _free_memory() -> float:
+    """Bytes that can be had without swapping; no bound where the system does not tell."""
+    try:
+        with open("/proc/meminfo") as file:
+            return next(int(line.split()[1]) * 1024 for line in file if "MemAvailable" in line)
+    except (OSError, StopIteration):
+        return float(2**60)
 
 
 def _cores() -> int:
@@ -181,7 +189,10 @@ class _Worker(threading.Thread):
             if self._stop_signal.signal:  # it came while the process was being started
                 self.end()
             for line in process.stdout:
-                answer = json.loads(line)
+                try:
+                    answer = json.loads(line)
+                except ValueError:
+                    continue  # not the worker's own
                 if "result" in answer or "error" in answer:
                     return answer
                 self._events.put((config, answer))
@@ -229,6 +240,7 @@ class _Board:
                 return
             self.outcomes[directory] = event.get("result", {}).get("status", "failed")
             self._advance(config, config.training_steps)
+            self._bar.set_description(self._counts(), refresh=False)
             self.say(f"{self._counts()}  {config.run_name}: {_outcome(event)}")
         self._bar.set_description(self._counts(), refresh=False)
 

@@ -35,6 +35,9 @@ def train() -> int:
     try:
         if len(configs) == 1 and not settings.grid and settings.shard == "0/1":
             return _train_here(configs[0], settings)
+        if not configs:
+            print(f"--shard={settings.shard}: there is no run for this one")
+            return 0
         with Stop() as stop:
             outcomes = grid.run(configs, settings, stop)
         print(_table(configs, settings, outcomes), end="")

@@ -9,8 +9,10 @@ The end of its input ends it, after the loop that is running.
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import json
+import os
 import queue
 import signal
 import sys
@@ -32,8 +34,9 @@ class _Pipe:
         self.ran = False
 
     def answer(self, **message: Any) -> None:
-        self._out.write(json.dumps(message) + "\n")
-        self._out.flush()
+        with contextlib.suppress(BrokenPipeError):  # the parent is gone; see _read
+            self._out.write(json.dumps(message) + "\n")
+            self._out.flush()
 
     def begin(self, about: list[str], steps: int, first: int) -> None:
         self._step, self.ran = first, True
@@ -53,7 +56,8 @@ class _Pipe:
 
 def main() -> None:
     """Runs orders until there are no more."""
-    out, sys.stdout = sys.stdout, sys.stderr  # nothing else may answer
+    out = os.fdopen(os.dup(1), "w")
+    os.dup2(2, 1)  # nothing else may answer, native code neither
     with Stop() as stop:
         from lab import data, trial  # takes seconds, in which a signal must not be lost
 
