@@ -12,7 +12,7 @@ import json
 import os
 import socket
 import time
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 
 from lab.errors import LabError
 
@@ -29,7 +29,16 @@ class Cluster:
     @property
     def me(self) -> str:
         """This worker, for messages."""
-        return f"worker {self.index} ({self.workers[self.index]})"
+        return self.names([self.index])
+
+    @property
+    def others(self) -> str:
+        """All workers but this one, for messages."""
+        return self.names(i for i in range(len(self.workers)) if i != self.index)
+
+    def names(self, indices: Iterable[int]) -> str:
+        """These workers, for messages."""
+        return ", ".join(f"worker {i} ({self.workers[i]})" for i in indices)
 
 
 def from_environment(environment: Mapping[str, str] = os.environ) -> Cluster | None:
@@ -64,13 +73,25 @@ def from_environment(environment: Mapping[str, str] = os.environ) -> Cluster | N
     return Cluster(tuple(workers), index) if len(workers) > 1 else None
 
 
-def meet(cluster: Cluster, patience: float | None = None) -> None:
+def patience(environment: Mapping[str, str] = os.environ) -> float:
+    """Seconds that a worker waits for the others. Raises LabError: LAB_PATIENCE is no number."""
+    text = environment.get("LAB_PATIENCE", "") or str(PATIENCE)
+    try:
+        seconds = float(text)
+    except ValueError:
+        seconds = 0.0
+    if not 0 < seconds < 1e6:
+        raise LabError(f"LAB_PATIENCE={text}: must be a number of seconds above 0")
+    return seconds
+
+
+def meet(cluster: Cluster) -> None:
     """Returns when every worker has come: worker 0 waits for the others, they for its word.
 
     Raises:
       LabError: this worker's port is taken, or the time is over; names who did not come.
     """
-    deadline = time.monotonic() + (patience or float(os.environ.get("LAB_PATIENCE", PATIENCE)))
+    deadline = time.monotonic() + patience()
     host, _, port = cluster.workers[cluster.index].rpartition(":")
     try:
         with socket.socket(_family(host, port)) as door:
@@ -100,16 +121,13 @@ def _gather(cluster: Cluster, door: socket.socket, deadline: float) -> None:
             door.settimeout(max(deadline - time.monotonic(), 0.01))
             try:
                 line, _ = door.accept()
-                line.settimeout(5)
-                hello = line.recv(64).decode(errors="replace").split()
             except TimeoutError:
                 missing = [i for i in range(1, len(cluster.workers)) if i not in lines]
-                names = ", ".join(f"worker {i} ({cluster.workers[i]})" for i in missing)
+                names = cluster.names(missing)
                 raise LabError(f"{cluster.me}: {names} did not come; start every worker") from None
-            except OSError:
-                continue
-            if len(hello) == 2 and hello[0] == "everystep" and hello[1].isdecimal():
-                lines[int(hello[1])] = line
+            index = _hello(line)
+            if 0 < index < len(cluster.workers) and index not in lines:
+                lines[index] = line
             else:
                 line.close()
         for line in lines.values():
@@ -117,6 +135,17 @@ def _gather(cluster: Cluster, door: socket.socket, deadline: float) -> None:
     finally:
         for line in lines.values():
             line.close()
+
+
+def _hello(line: socket.socket) -> int:
+    """The number of the worker that speaks; 0 for anybody else, who may also say nothing."""
+    try:
+        line.settimeout(1)
+        words = line.recv(64).decode(errors="replace").split()
+    except OSError:
+        return 0
+    known = len(words) == 2 and words[0] == "everystep" and words[1].isdecimal()
+    return int(words[1]) if known else 0
 
 
 def _report(cluster: Cluster, deadline: float) -> None:

@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+import contextlib
 import faulthandler
+import functools
 import hashlib
 import json
 import os
-from collections.abc import Mapping
+import signal
+import subprocess
+from collections.abc import Iterator, Mapping
+from typing import Any
 
 import numpy as np
 import tensorflow as tf
 
-from lab.cluster import Cluster
+from lab.cluster import Cluster, patience
 from lab.errors import LabError
 
 
@@ -31,20 +36,40 @@ def make_strategy(devices: str = "auto", cluster: Cluster | None = None) -> tf.d
     """
     names = _names(devices)
     if cluster:
-        if names[0].startswith("CPU"):
-            if len(names) > 1:
-                raise LabError(f"--devices={devices}: a worker of several trains on one CPU device")
-            tf.config.set_visible_devices([], "GPU")
-        # Nothing in Python runs while TensorFlow waits for a worker that has gone meanwhile.
-        with open(os.devnull, "w") as nowhere:
-            faulthandler.dump_traceback_later(120, exit=True, file=nowhere)
-            strategy = tf.distribute.MultiWorkerMirroredStrategy()
-            faulthandler.cancel_dump_traceback_later()
-        return strategy
+        if names[0].startswith("CPU") and len(names) > 1:
+            raise LabError(f"--devices={devices}: a worker of several trains on one CPU device")
+        # Over the workers TensorFlow takes all that it sees.
+        gpus = tf.config.list_physical_devices("GPU")
+        chosen = [gpu for i, gpu in enumerate(gpus) if f"GPU:{i}" in names]
+        tf.config.set_visible_devices(chosen, "GPU")
+        with _not_for_ever(cluster):
+            return tf.distribute.MultiWorkerMirroredStrategy()
     reduction = None
     if names[0].startswith("CPU") and len(names) > 1:
         reduction = tf.distribute.ReductionToOneDevice()
     return tf.distribute.MirroredStrategy(names, cross_device_ops=reduction)
+
+
+@contextlib.contextmanager
+def _not_for_ever(cluster: Cluster) -> Iterator[None]:
+    """Ends the process where TensorFlow waits for a worker that has gone since they met.
+
+    Nothing in Python runs while it waits. So the end is left to faulthandler, and the last word to
+    a shell, which speaks only if faulthandler has written to it.
+    """
+    seconds = 2 * patience()
+    words = f"train: {cluster.me}: {cluster.others} came, but did not start; start every worker"
+    shell = ["sh", "-c", 'read -r line && echo "$0" >&2', words]
+    before = signal.getsignal(signal.SIGTERM)
+    with subprocess.Popen(shell, stdin=subprocess.PIPE) as speaker:
+        assert speaker.stdin
+        faulthandler.dump_traceback_later(seconds, exit=True, file=speaker.stdin)
+        try:
+            yield
+        finally:
+            faulthandler.cancel_dump_traceback_later()
+    # TensorFlow has taken SIGTERM for itself, and would do nothing at all with it.
+    signal.signal(signal.SIGTERM, before)
 
 
 def slurm_cluster() -> Cluster | None:
@@ -108,6 +133,12 @@ class Group:
 
     def __init__(self, strategy: tf.distribute.Strategy, cluster: Cluster | None) -> None:
         self._strategy, self._cluster = strategy, cluster
+        # A function for each shape: TensorFlow warns of one that it has to trace again and again.
+        self._compiled = functools.cache(
+            lambda shape: tf.function(self._sum).get_concrete_function(
+                tf.TensorSpec(shape, tf.int32)
+            )
+        )
 
     @property
     def chief(self) -> bool:
@@ -123,9 +154,8 @@ class Group:
         """The sum of int32 arrays over the workers, each with one of the same shape."""
         if self._cluster is None:
             return values
-        return self._sum(tf.constant(values, tf.int32)).numpy()
+        return self._compiled(values.shape)(tf.constant(values, tf.int32)).numpy()
 
-    @tf.function
     def _sum(self, values: tf.Tensor) -> tf.Tensor:
         replicas = len(self._strategy.extended.worker_devices)
 
@@ -155,6 +185,27 @@ class Group:
         flags[self._cluster.index] = flag
         return int(self.sum(flags).max())
 
+    def check_alike(self, settings: Mapping[str, Any]) -> None:
+        """Raises LabError, on every worker, unless all were started with these settings.
+
+        Args:
+          settings: plain JSON values by name.
+        """
+        if self._cluster is None:
+            return
+        own = json.loads(json.dumps(settings))
+        first = json.loads(self.from_chief(json.dumps(settings).encode()))
+        differ = [name for name in own if own[name] != first.get(name)]
+        flags = np.zeros(len(self._cluster.workers), np.int32)
+        flags[self._cluster.index] = bool(differ)
+        others = [int(i) for i in np.flatnonzero(self.sum(flags))]
+        if differ:
+            what = ", ".join(f"{n} is {own[n]}, there {first.get(n)}" for n in differ)
+            raise LabError(f"{self._cluster.me} does not do what worker 0 does ({what}): {_ALIKE}")
+        if others:
+            names = self._cluster.names(others)
+            raise LabError(f"{self._cluster.me}: {names} does something else: {_ALIKE}")
+
     def check_identical(self, variables: Mapping[str, tf.Variable]) -> None:
         """Raises LabError unless every replica holds the same bits of every variable."""
         for name, variable in variables.items():
@@ -174,6 +225,7 @@ class Group:
                 raise LabError(_APART.format(name="a variable", what=f"worker {index}"))
 
 
+_ALIKE = "start every worker with the same command, on the same data"
 _APART = (
     "{name} is not the same on {what} as on the first: the replicas have come apart, and the "
     "curves are no longer those of one training. Run again; if it happens again, suspect the "

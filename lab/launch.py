@@ -18,6 +18,7 @@ import sys
 import threading
 import time
 from collections.abc import Sequence
+from types import FrameType
 from typing import TextIO
 
 from lab import flags
@@ -34,11 +35,21 @@ def main() -> int:
     except LabError as error:
         print(f"launch: {error}", file=sys.stderr)
         return 2
-    with Stop() as stop:
+    with (stop := _Stop()):
         return launch(workers, command, stop)
 
 
-def launch(workers: int, command: Sequence[str], stop: Stop) -> int:
+class _Stop(Stop):
+    """A second signal must not end this program before its workers."""
+
+    again = False
+
+    def _note(self, number: int, _: FrameType | None) -> None:
+        self.again = bool(self.signal)
+        self.signal = self.signal or number
+
+
+def launch(workers: int, command: Sequence[str], stop: _Stop) -> int:
     """Runs the command as so many workers; 0 if all of them end with 0."""
     addresses = [f"127.0.0.1:{port}" for port in _free_ports(workers)]
     processes = []
@@ -64,6 +75,8 @@ def launch(workers: int, command: Sequence[str], stop: Stop) -> int:
         for thread in threads:
             thread.start()
         status = _wait(processes, stop)
+        for process in processes:
+            _signal(process, signal.SIGKILL)
         for thread in threads:
             thread.join(5)
         return status
@@ -75,14 +88,17 @@ def launch(workers: int, command: Sequence[str], stop: Stop) -> int:
             _signal(process, signal.SIGKILL)
 
 
-def _wait(processes: Sequence[subprocess.Popen], stop: Stop) -> int:
-    """Waits for all; passes a signal on; gives the others a time limit once one has failed."""
+def _wait(processes: Sequence[subprocess.Popen], stop: _Stop) -> int:
+    """Waits for all, until a second signal; passes the first on; gives the others a time limit once
+    one has failed."""
     first, deadline, told = 0, float("inf"), 0
-    while any(process.poll() is None for process in processes):
+    while None in [process.poll() for process in processes]:  # each of them, each time
         if stop.signal and not told:
             told, deadline = stop.signal, time.monotonic() + GRACE
             for process in processes:
                 _signal(process, told)
+        if stop.again:
+            return stop.status
         failed = [p.returncode for p in processes if p.returncode]
         if failed and not first:
             first, deadline = failed[0], min(deadline, time.monotonic() + GRACE)
@@ -105,7 +121,7 @@ def _signal(process: subprocess.Popen, number: int) -> None:
 
 def _pass_on(index: int, lines: TextIO) -> None:
     for line in lines:
-        sys.stdout.write(f"[worker {index}] {line}")
+        sys.stdout.write(f"[worker {index}] {line.rstrip()}\n")
         sys.stdout.flush()
 
 

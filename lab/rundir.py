@@ -86,7 +86,7 @@ class RunDirectory:
         changes = [
             f"{name} was {old.get(name)}, is {new.get(name)}"
             for name in sorted(old.keys() | new.keys())
-            if old.get(name) != new.get(name) and name != "fingerprint"
+            if old.get(name) != new.get(name) and name not in ("fingerprint", "data_dir")
         ]
         raise LabError(
             f"{self.path} holds another run ({'; '.join(changes) or 'its code differs'}): "

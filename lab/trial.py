@@ -71,7 +71,11 @@ def run(
     }
     fingerprint = config.fingerprint(**circumstances)
     desk = _Desk(settings.directory(config), group)
+    alike = dataclasses.asdict(config) | circumstances
+    alike |= {name: getattr(settings, name) for name in ("steps_per_loop", "checkpoint_every")}
+    del alike["data_dir"]  # a place; the digest tells what lies there
     try:
+        group.check_alike(alike)
         desk.open(
             {"config": dataclasses.asdict(config), **circumstances},
             fingerprint,
@@ -139,8 +143,7 @@ def run(
 def _lost(cluster: Cluster, message: str) -> str:
     """Which worker was lost, from TensorFlow's own message."""
     tasks = {int(task) for task in re.findall(r"/task:(\d+)", message)} - {cluster.index}
-    names = [f"worker {i} ({cluster.workers[i]})" for i in sorted(tasks)]
-    who = " or ".join(names) or "another worker"
+    who = cluster.names(sorted(tasks)) or cluster.others
     return f"{who} was lost; start every worker again, they go on from the last checkpoint"
 
 
