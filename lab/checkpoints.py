@@ -19,6 +19,7 @@ import hashlib
 import json
 import os
 import shutil
+import tempfile
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -150,7 +151,7 @@ class Checkpoints:
     def _load(self, path: str) -> Checkpoint:
         with open(os.path.join(path, "manifest.json"), encoding="utf-8") as file:
             manifest = json.load(file)
-        if manifest.pop("sha256") != _sum_of(manifest):
+        if not isinstance(manifest, dict) or manifest.pop("sha256") != _sum_of(manifest):
             raise ValueError("manifest.json is damaged")
         if manifest["fingerprint"] != self._fingerprint:
             raise ValueError("it belongs to another run")
@@ -160,11 +161,16 @@ class Checkpoints:
         for name, size in manifest["events"].items():
             if os.path.getsize(os.path.join(self._run, name)) < size:
                 raise ValueError(f"the event file {name} is shorter than it was then")
-        reader = tf.train.load_checkpoint(os.path.join(path, "variables"))
-        names = reader.get_variable_to_shape_map().keys() - {"step"}
+        # TensorFlow takes [ ] * ? in a path for a pattern: it gets one that has none.
+        with tempfile.TemporaryDirectory() as folder:
+            plain = os.path.join(folder, "checkpoint")
+            os.symlink(os.path.abspath(path), plain)
+            reader = tf.train.load_checkpoint(os.path.join(plain, "variables"))
+            names = reader.get_variable_to_shape_map().keys() - {"step"}
+            tensors = {name: reader.get_tensor(name) for name in names}
         return Checkpoint(
             step=manifest["step"],
-            tensors={name: reader.get_tensor(name) for name in names},
+            tensors=tensors,
             state=manifest["state"],
             events=manifest["events"],
         )
@@ -174,8 +180,8 @@ class Checkpoints:
 
     def _all(self) -> list[tuple[int, str]]:
         """(step, path) of every checkpoint, oldest first."""
-        paths = sorted(glob.glob(os.path.join(glob.escape(self._folder), "step-*")))
-        return [(int(path.rpartition("-")[2]), path) for path in paths]
+        paths = sorted(glob.glob(os.path.join(glob.escape(self._folder), "step-" + "[0-9]" * 9)))
+        return [(int(path[-9:]), path) for path in paths]
 
     def _events(self) -> list[str]:
         return sorted(glob.glob(os.path.join(glob.escape(self._run), EVENTS)))

@@ -1,0 +1,582 @@
+"""What goes wrong outside the program, and in the numbers: said in a clear line, nothing lost."""
+
+from __future__ import annotations
+
+import contextlib
+import itertools
+import json
+import os
+import re
+import shutil
+import signal
+import subprocess
+
+import forks
+import numpy as np
+import pytest
+import tensorflow as tf
+from forks import (
+    HEAVY,
+    LONG,
+    RUN,
+    STEPS,
+    assert_goes_on,
+    assert_nothing_is_lost,
+    assert_one_line,
+    assert_same_run,
+)
+
+from lab import data
+
+AS_ROOT = os.geteuid() == 0
+
+
+@pytest.fixture(scope="module")
+def program(tmp_path_factory, tiny):
+    return forks.program(tmp_path_factory.mktemp, tiny)
+
+
+@pytest.fixture(scope="module")
+def whole(program):
+    return program.undisturbed(RUN)
+
+
+@pytest.fixture(scope="module")
+def long(program):
+    return program.undisturbed(LONG)
+
+
+@pytest.fixture
+def killed_at_24(program):
+    return program.killed_at_24()
+
+
+# ------------------------------------------------------------------ no room
+
+
+def assert_no_room(program, directory, wanted, flags=RUN, **options):
+    """Asserts that a run that finds no room says so in a line, and loses nothing."""
+    before = forks.checkpoints(directory)
+    outcome = program.train(directory, flags, **options)
+    assert_one_line(outcome, 1, directory.parent)
+    assert re.search("File too large|No space left", outcome.err), outcome.err
+    assert re.search("make room|--logdir", outcome.err), outcome.err
+    assert not (directory / "result.json").exists()
+    assert set(before) <= {0} | set(forks.checkpoints(directory)) or max(before) < max(
+        forks.checkpoints(directory)
+    )
+    assert_nothing_is_lost(directory, wanted)
+    return outcome
+
+
+def test_files_that_may_not_grow(program, whole):
+    """In config.json, in the events; with room, the run goes on."""
+    directory = program.new()
+    for size in (600, 100_000):
+        assert_no_room(program, directory, whole, file_size=size)
+    assert_goes_on(program, directory, whole)
+
+
+@pytest.mark.slow
+def test_files_that_may_not_grow_at_many_sizes(program, whole):
+    directory = program.new()
+    for size in range(20_000, 200_000, 13_001):  # less, and TensorFlow cannot trace
+        assert_no_room(program, directory, whole, file_size=size)
+        if max(forks.checkpoints(directory), default=0) > 30:
+            assert_goes_on(program, directory, whole)
+            directory = program.new()
+    assert_goes_on(program, directory, whole)
+
+
+@pytest.mark.slow
+def test_no_room_in_a_save(program):
+    """The checkpoints of this run are longer than its events."""
+    directory, wanted = program.new(), program.undisturbed(HEAVY)
+    outcome = assert_no_room(program, directory, wanted, HEAVY, file_size=100_000)
+    assert "the checkpoint of step 0 cannot be written" in outcome.err
+    assert program.train(directory, HEAVY, kill_at=["saved", 3]).status == -signal.SIGKILL
+    outcome = assert_no_room(program, directory, wanted, HEAVY, file_size=100_000)
+    assert "the checkpoint of step 12 cannot be written" in outcome.err
+    assert sorted(forks.checkpoints(directory)) == [0, 6]
+    assert not list(directory.rglob("unfinished*"))
+    assert_goes_on(program, directory, wanted, HEAVY)
+
+
+@contextlib.contextmanager
+def small_disk(folder, size):
+    """A file system of its own on a folder; yields a function that gives it another size."""
+    if not AS_ROOT:
+        pytest.skip("only root can mount a small file system")
+
+    def mount(*options):
+        return subprocess.run(
+            ["mount", "-t", "tmpfs", "-o", ",".join(options), "none", str(folder)],
+            capture_output=True,
+            text=True,
+        )
+
+    done = mount(f"size={size}")
+    if done.returncode:
+        pytest.skip(f"no file system can be mounted here: {done.stderr.strip()}")
+    try:
+        yield lambda size: mount("remount", f"size={size}").check_returncode()
+    finally:
+        subprocess.run(["umount", str(folder)], check=True)
+
+
+@pytest.mark.slow
+def test_a_full_disk(program, whole):
+    directory = program.new()
+    directory.parent.mkdir(parents=True)
+    with small_disk(directory.parent, "4k") as grow:
+        for size in ("4k", "16k", "100k", "200k", "320k"):
+            grow(size)
+            assert_no_room(program, directory, whole)
+        assert max(forks.checkpoints(directory)) > 0
+        grow("20m")
+        assert_goes_on(program, directory, whole)
+
+
+@pytest.mark.slow
+def test_a_full_disk_in_a_save(program):
+    directory, wanted = program.new(), program.undisturbed(HEAVY)
+    directory.parent.mkdir(parents=True)
+    with small_disk(directory.parent, "20m") as grow:
+        assert program.train(directory, HEAVY, kill_at=["saved", 4]).status == -signal.SIGKILL
+        shutil.rmtree(next((directory / "checkpoints").glob("unfinished*")))
+        used = shutil.disk_usage(directory).used
+        grow(f"{used // 1024 + 80}k")
+        outcome = assert_no_room(program, directory, wanted, HEAVY)
+        assert "the checkpoint of step 18 cannot be written" in outcome.err
+        assert sorted(forks.checkpoints(directory)) == [0, 6, 12]
+        grow("20m")
+        assert_goes_on(program, directory, wanted, HEAVY)
+
+
+# ------------------------------------------------------------------ no right
+
+
+@contextlib.contextmanager
+def read_only(*paths):
+    """Takes away the right to write."""
+    modes = {path: path.stat().st_mode for path in paths}
+    for path, mode in modes.items():
+        path.chmod(mode & 0o7555)
+    yield
+    for path, mode in modes.items():
+        path.chmod(mode)
+
+
+def test_a_folder_that_may_not_be_written(program):
+    directory = program.new()
+    directory.parent.mkdir(parents=True)
+    with read_only(directory.parent):
+        outcome = program.train(directory, powerless=True)
+    assert_one_line(outcome, 1, directory, "Permission denied", "--logdir")
+    assert list(directory.parent.iterdir()) == []
+
+
+@pytest.mark.slow
+def test_checkpoints_that_may_not_be_written(program, whole, killed_at_24):
+    directory = killed_at_24
+    folder = directory / "checkpoints"
+    shutil.rmtree(next(folder.glob("unfinished*")))
+    before = forks.contents(folder)
+    with read_only(folder):
+        outcome = program.train(directory, powerless=True)
+    assert_one_line(outcome, 1, folder, "step 30", "Permission denied")
+    assert forks.contents(folder) == before
+    assert_goes_on(program, directory, whole)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["lock", "config.json", "events"])
+def test_files_that_may_not_be_written(program, whole, killed_at_24, name):
+    """The record is continued in another file, but is first cut back; config.json is replaced."""
+    directory = killed_at_24
+    (path,) = directory.glob(f"{name}*")
+    before = forks.contents(directory / "checkpoints")
+    with read_only(path):
+        outcome = program.train(directory, powerless=True)
+    if name == "config.json":
+        assert (outcome.status, outcome.err) == (0, "")
+    else:
+        assert_one_line(outcome, 1, path, "Permission denied")
+        assert forks.contents(directory / "checkpoints") == before
+        assert_goes_on(program, directory, whole)
+    assert_same_run(directory, whole)
+
+
+@pytest.mark.slow
+def test_data_that_may_only_be_read_are_enough(program, whole):
+    directory = program.new()
+    with read_only(program.data, *program.data.iterdir()):
+        outcome = program.train(directory, powerless=True)
+    assert (outcome.status, outcome.err) == (0, "")
+    assert_same_run(directory, whole)
+
+
+# ------------------------------------------------------------------ what does not belong there
+
+
+def put(name, content="mine"):
+    def do(directory):
+        path = directory / name
+        path.mkdir() if content is None else path.write_text(content)
+
+    return do
+
+
+FOREIGN = {
+    "a file": (put("thesis.txt"), "thesis.txt"),
+    "a hidden file": (put(".thesis"), ".thesis"),
+    "a folder": (put("data", None), "data"),
+    "a backup": (put("result.json.bak"), "result.json.bak"),
+    "a lock that is a folder": (
+        lambda directory: ((directory / "lock").unlink(), (directory / "lock").mkdir()),
+        "lock",
+    ),
+    "an empty config.json": (put("config.json", ""), "config.json"),
+    "half a config.json": (put("config.json", '{"config": {"n_hidden_1": 6,'), "config.json"),
+    "an odd config.json": (put("config.json", "[]"), "config.json"),
+    "no config.json": (lambda directory: (directory / "config.json").unlink(), "config.json"),
+    "a config.json that is a folder": (
+        lambda directory: (
+            (directory / "config.json").unlink(),
+            (directory / "config.json").mkdir(),
+        ),
+        "config.json",
+    ),
+}
+
+
+@pytest.mark.parametrize("what", FOREIGN)
+def test_what_is_odd_in_a_run_directory_is_named_and_left_alone(program, killed_at_24, what):
+    directory = killed_at_24
+    do, name = FOREIGN[what]
+    do(directory)
+    before = forks.contents(directory)
+    outcome = program.here(directory, *RUN)
+    assert_one_line(outcome, 1, directory, name)
+    assert len(outcome.err) < 600, outcome.err  # clear, that is
+    assert forks.contents(directory) == before
+
+
+@pytest.mark.parametrize(
+    "name", ["logdir", "run", pytest.param("checkpoints", marks=pytest.mark.slow)]
+)
+def test_a_file_where_a_folder_should_be_is_named_and_left_alone(program, name):
+    directory = program.new()
+    path = {"logdir": directory.parent, "run": directory, "checkpoints": directory / "checkpoints"}
+    path[name].parent.mkdir(parents=True, exist_ok=True)
+    if name == "checkpoints":
+        assert program.train(directory, kill_at=["os.mkdir", 3]).status == -signal.SIGKILL
+        shutil.rmtree(directory / "checkpoints")
+    path[name].write_text("mine")
+    assert_one_line(program.here(directory, *RUN), 1, path[name])
+    assert path[name].read_text() == "mine"
+
+
+# ------------------------------------------------------------------ two at once
+
+
+def test_a_run_has_one_process(program, long):
+    """The second one is refused whatever it wants, and the first does not notice."""
+    directory = program.new()
+    first = program.start(directory, LONG)
+    first.wait_for("step     50")
+    os.kill(first.pid, signal.SIGSTOP)
+    before = forks.contents(directory)
+    for more in ([], ["--overwrite"], ["--seed=10"], ["--seed=10", "--overwrite"]):
+        outcome = program.here(directory, *LONG, *more)
+        assert_one_line(outcome, 1, "another process", directory, "--run_name")
+        assert outcome.out == ""
+    assert forks.contents(directory) == before
+    os.kill(first.pid, signal.SIGCONT)
+    outcome = first.wait()
+    assert (outcome.status, outcome.err) == (0, "")
+    assert_same_run(directory, long)
+
+
+# ------------------------------------------------------------------ NaN and infinity
+
+# What each of these runs does is found by the eager loop below; here is only how they differ.
+DIVERGING = {
+    # Everything is NaN after some tens of steps, in the middle of a loop.
+    "all": ["--optimizer=adam", "--activation=tanh", "--learning_rate=1e37"],
+    # The sum of the losses overflows, and nothing else.
+    "loss": [
+        *("--optimizer=sgd", "--activation=tanh", "--learning_rate=3e35"),
+        "--loss=softmax_cross_entropy",
+    ],
+    # Some entries of the weights only, and the loss is finite.
+    "weights": [
+        *("--optimizer=rmsprop", "--activation=relu", "--learning_rate=5e37"),
+        *("--init_stddev=0.5", "--loss=softmax_cross_entropy"),
+    ],
+}
+TAGS = [f"{layer}/{kind}" for layer in ("h1", "h2", "logits") for kind in ("weights", "bias")]
+
+
+def eager_loop(flags, arrays):
+    """The same training, one plain step after another, up to the first NaN or infinity.
+
+    Returns (its step, counts by tag, the weights after each step from 0 on).
+    """
+    flag = {"init_stddev": "0.05", "loss": "clipped_cross_entropy"}
+    flag |= dict(word.removeprefix("--").split("=") for word in flags)
+    images, labels = np.float32(arrays[0].reshape(len(arrays[0]), -1)) / np.float32(255), arrays[1]
+    sizes, rate, stddev = [12, 6, 5, 5], float(flag["learning_rate"]), float(flag["init_stddev"])
+    batches = data.Batches(9, len(images), 16)
+    variables = []
+    for i, shape in enumerate(itertools.pairwise(sizes)):
+        seed = tf.constant([9, i], tf.int64)
+        start = tf.random.stateless_normal(shape, seed, stddev=stddev, alg="philox")
+        variables += [tf.Variable(start), tf.Variable(tf.zeros(shape[1]))]
+    slots = [[tf.zeros(v.shape), tf.zeros(v.shape)] for v in variables]
+    course = [[v.numpy() for v in variables]]
+    for t in range(1, STEPS + 1):
+        chosen = batches.indices(t, 1)[0]
+        y = labels[chosen].astype(np.int32)
+        with tf.GradientTape() as tape:
+            z = tf.constant(images[chosen])
+            for i in (0, 2, 4):
+                z = z @ variables[i] + variables[i + 1]
+                z = getattr(tf.nn, flag["activation"])(z) if i < 4 else z
+            if flag["loss"] == "clipped_cross_entropy":
+                picked = tf.reduce_sum(tf.nn.softmax(z) * tf.one_hot(y, 5), 1)
+                loss = tf.reduce_sum(-tf.math.log(tf.clip_by_value(picked, 1e-9, 1.0)))
+            else:
+                loss = tf.reduce_sum(
+                    tf.nn.sparse_softmax_cross_entropy_with_logits(labels=y, logits=z)
+                )
+        gradients = tape.gradient(loss, variables)
+        for w, g, slot in zip(variables, gradients, slots, strict=True):
+            if flag["optimizer"] == "sgd":
+                w.assign_sub(rate * g)
+            elif flag["optimizer"] == "rmsprop":
+                slot[0] = 0.9 * slot[0] + 0.1 * g * g
+                w.assign_sub(rate * g / (tf.sqrt(slot[0]) + 1e-7))
+            else:
+                slot[0] += (g - slot[0]) * 0.1
+                slot[1] += (g * g - slot[1]) * 0.001
+                now = np.float32(rate * np.sqrt(1 - 0.999**t) / (1 - 0.9**t))
+                w.assign_sub(slot[0] * now / (tf.sqrt(slot[1]) + 1e-7))
+        course.append([v.numpy() for v in variables])
+        tensors = dict(zip(TAGS, course[-1], strict=True))
+        tensors |= {f"{tag}/gradient": g.numpy() for tag, g in zip(TAGS, gradients, strict=True)}
+        counts = {tag: int((~np.isfinite(value)).sum()) for tag, value in tensors.items()}
+        counts["loss"] = int(not np.isfinite(loss.numpy()))
+        if any(counts.values()):
+            return t, {tag: count for tag, count in counts.items() if count}, course
+    raise AssertionError("this configuration does not diverge")
+
+
+def diverging_flags(kind):
+    names = ("--optimizer", "--activation")
+    return [flag for flag in RUN if not flag.startswith(names)] + DIVERGING[kind]
+
+
+NONFINITE = [
+    ("all", []),
+    pytest.param("all", ["--watch="], marks=pytest.mark.slow),
+    ("all", ["--histogram_every=7"]),
+    ("loss", []),
+    pytest.param("weights", ["--watch=updates"], marks=pytest.mark.slow),
+]
+
+
+@pytest.mark.parametrize(("kind", "more"), NONFINITE, ids=lambda value: str(value).strip("[]'-="))
+def test_the_first_nonfinite_step_is_named_and_ends_the_run(program, tiny, kind, more):
+    first, counts, course = eager_loop(DIVERGING[kind], tiny)
+    assert set(counts) >= {"all": {"loss", *TAGS}, "loss": {"loss"}}.get(kind, {"h1/weights"})
+    assert kind == "all" or not set(counts) & {"logits/weights", "logits/bias/gradient"}
+    directory = program.new()
+    outcome = program.here(directory, *diverging_flags(kind), *more)
+    assert (outcome.status, outcome.err) == (3, "")
+
+    result = forks.result(directory)
+    assert (result["status"], result["step"]) == ("nonfinite", first)
+    # What is watched besides weights and gradients may be named, too.
+    named = {tag: note for tag, note in result["nonfinite"].items() if "/update" not in tag}
+    assert named == {tag: {"first_step": first, "count": count} for tag, count in counts.items()}
+    (line,) = [x for x in outcome.out.splitlines() if x.startswith(f"step {first}: ")]
+    assert "NaN or infinity" in line
+    found = dict(re.findall(r"(\S+) \((\d+)\)", line))
+    assert {tag: int(count) for tag, count in found.items()} == counts
+    assert f"nonfinite at step {first}" in outcome.out
+
+    steps = {step for step, _ in forks.record(directory) if step}
+    assert steps == set(range(1, first + 1))
+    # The last checkpoint before that, and nothing that is not finite in it.
+    last = max(range(0, first, 6))
+    saved = forks.checkpoints(directory)
+    assert max(saved) == last
+    assert f"the last checkpoint before that is of step {last}" in outcome.out
+    reader = tf.train.load_checkpoint(str(saved[last] / "variables"))
+    for tag, value in zip(TAGS, course[last], strict=True):
+        assert np.isfinite(reader.get_tensor(tag)).all()
+        np.testing.assert_allclose(reader.get_tensor(tag), value, 1e-3, 1e-30, err_msg=tag)
+
+    before = forks.contents(directory)
+    again = program.here(directory, *diverging_flags(kind), *more)
+    assert again.status == 3
+    assert "already" in again.out
+    assert forks.contents(directory) == before
+
+
+@pytest.mark.slow
+def test_a_run_that_is_to_continue_goes_to_the_end(program, tiny):
+    first, counts, _ = eager_loop(DIVERGING["all"], tiny)
+    directory = program.new()
+    outcome = program.here(directory, *diverging_flags("all"), "--on_nonfinite=continue")
+    assert (outcome.status, outcome.err) == (3, "")
+    result = forks.result(directory)
+    assert (result["status"], result["step"], result["test_loss"]) == ("nonfinite", STEPS, None)
+    assert result["nonfinite"] == {
+        tag: {"first_step": first, "count": count} for tag, count in counts.items()
+    }
+    assert outcome.out.count("NaN or infinity in") == 1
+    assert {step for step, _ in forks.record(directory)} == set(range(STEPS + 1))
+    assert max(forks.checkpoints(directory)) == STEPS
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("more", [[], ["--on_nonfinite=continue"]], ids=["stop", "continue"])
+def test_a_diverging_run_that_is_killed_ends_as_it_would_have(program, more):
+    flags = [*diverging_flags("all"), *more]
+    wanted = program.new()
+    assert program.train(wanted, flags, keep_all=True).status == 3
+    last = 7 if more else 5
+    for kill_at in (["saved", 2], ["saved", last]):
+        directory = program.new()
+        assert program.train(directory, flags, kill_at=kill_at).status == -signal.SIGKILL
+        assert_nothing_is_lost(directory, wanted)
+        outcome = program.train(directory, flags)
+        assert (outcome.status, outcome.err) == (3, "")
+        assert_same_run(directory, wanted)
+    # All but the result was written.
+    (directory / "result.json").unlink()
+    assert program.train(directory, flags).status == 3
+    assert_same_run(directory, wanted)
+
+
+# ------------------------------------------------------------------ frozen and collapsed
+
+
+def standstill_lines(outcome):
+    pattern = r"step (\d+): (.*)\(([\d.]+)% of the gradient's entries are exactly 0(.*)\)"
+    return re.findall(pattern, outcome.out)
+
+
+def numpy_standstill(checkpoint, dataset, batch):
+    """In NumPy's float32: the predicted classes of the test set, the share of its examples on the
+    clip, and the share of exact zeros in the gradient on a batch."""
+    reader = tf.train.load_checkpoint(str(checkpoint / "variables"))
+    layers = [
+        (reader.get_tensor(f"{name}/weights"), reader.get_tensor(f"{name}/bias"))
+        for name in ("h1", "h2", "logits")
+    ]
+
+    def forward(images):
+        outputs = [np.float32(images) / np.float32(255)]
+        for i, (weights, bias) in enumerate(layers):
+            z = outputs[-1] @ weights + bias
+            outputs.append(z if i == 2 else 1 / (1 + np.exp(-z)))
+        e = np.exp(z - z.max(1, keepdims=True))
+        return outputs, e / e.sum(1, keepdims=True)
+
+    with np.errstate(over="ignore"):
+        _, p = forward(dataset.test_images)
+        clipped = p[np.arange(len(p)), dataset.test_labels] < 1e-9
+        outputs, q = forward(dataset.train_images[batch])
+    labels = dataset.train_labels[batch]
+    picked = q[np.arange(len(q)), labels][:, None]
+    delta = q - np.eye(q.shape[1], dtype=np.float32)[labels]
+    delta[picked[:, 0] < 1e-9] = 0
+    gradients = []
+    for i in (2, 1, 0):
+        gradients += [outputs[i].T @ delta, delta.sum(0)]
+        delta = (delta @ layers[i][0].T) * outputs[i] * (1 - outputs[i])
+    entries = np.concatenate([g.ravel() for g in gradients])
+    # TensorFlow takes numbers that are smaller than float32's normal ones for 0.
+    zeros = np.abs(entries) < np.finfo(np.float32).tiny
+    return p.argmax(1), clipped.mean(), zeros.mean()
+
+
+def test_frozen_and_collapsed_are_said_on_the_spot_with_the_cause(tmp_path):
+    """The recipe at ten times its learning rate."""
+    import programs
+
+    outcome = programs.train(
+        *("--learning_rate=0.1", "--training_steps=60", "--display_step=20"),
+        *("--checkpoint_every=20", f"--logdir={tmp_path}", "--run_name=run"),
+    )
+    assert outcome.status == 0
+    result = forks.result(tmp_path / "run")
+    assert result["status"] == "collapsed"
+    # Each is said once, when it is seen first, and not only at the end.
+    lines = standstill_lines(outcome)
+    assert 1 <= len(lines) <= 2
+    step, words, zeros, more = lines[-1]
+    assert f"every test example is taken for class {result['collapsed']}" in words
+    for tag in TAGS:
+        assert tag in words
+    assert outcome.out.index(f"step {step}: ") < outcome.out.index("collapsed at step 60")
+    assert int(step) < 60
+    dataset = data.load()
+    batch = data.Batches(0, 60000, 256).indices(int(step), 1)[0]
+    checkpoint = forks.checkpoints(tmp_path / "run")[int(step)]
+    classes, on_clip, zero = numpy_standstill(checkpoint, dataset, batch)
+    assert set(classes) == {result["collapsed"]}
+    assert 0.5 < on_clip < 1
+    assert f"{on_clip:.1%} of the test examples sit on the loss's clip" in more
+    assert float(zeros) == pytest.approx(100 * zero, abs=0.05 + 1e-9)
+
+
+def test_a_rate_of_0_freezes_but_not_for_want_of_a_gradient(tmp_path):
+    import programs
+
+    outcome = programs.train(
+        *("--learning_rate=0", "--training_steps=30", "--display_step=10", "--n_hidden_1=9"),
+        *("--n_hidden_2=8", f"--logdir={tmp_path}", "--run_name=run", "--watch="),
+        *("--checkpoint_every=10", "--init_stddev=1"),
+    )
+    assert outcome.status == 0
+    ((step, words, zeros, more),) = standstill_lines(outcome)
+    assert step == "10"
+    assert re.search("not a bit has changed in .*" + 5 * ", .*", words)
+    assert all(tag in words for tag in TAGS)
+    batch = data.Batches(0, 60000, 256).indices(10, 1)[0]
+    checkpoint = forks.checkpoints(tmp_path / "run")[0]
+    classes, on_clip, zero = numpy_standstill(checkpoint, data.load(), batch)
+    assert len(set(classes)) > 1
+    assert "collapsed" not in words
+    assert 0.1 < zero < 0.6  # pixels that are 0 in all of the batch
+    assert float(zeros) == pytest.approx(100 * zero, abs=0.05 + 1e-9)
+    assert ("clip" in more) == (on_clip > 0)
+
+
+def test_a_run_that_trains_is_not_called_frozen_or_collapsed(long):
+    result = forks.result(long)
+    assert (result["status"], result["frozen"], result["collapsed"]) == ("completed", [], None)
+
+
+# ------------------------------------------------------------------ without determinism
+
+
+@pytest.mark.slow
+def test_a_run_without_determinism_runs_and_goes_on(program):
+    directory = program.new()
+    flags = [*RUN, "--nodeterministic"]
+    assert program.train(directory, flags, kill_at=["saved", 5]).status == -signal.SIGKILL
+    outcome = program.train(directory, flags)
+    assert (outcome.status, outcome.err) == (0, "")
+    assert "goes on after step 18" in outcome.out
+    result = forks.result(directory)
+    assert result["status"] in ("completed", "collapsed")
+    assert result["step"] == STEPS
+    assert result["config"]["deterministic"] is False
+    steps = [step for step, content in forks.record(directory) if b"h1/weights/gradient" in content]
+    assert steps == list(range(1, STEPS + 1))
+    assert json.loads((directory / "config.json").read_text())["config"] == result["config"]

@@ -1,0 +1,669 @@
+"""A run that was ended at any moment goes on to exactly the result that it would have had.
+
+The program runs in processes of its own, which are killed in a loop, in a save, in a flush; what
+they leave is compared with the run of the same command that nothing disturbed.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import shutil
+import signal
+import subprocess
+import sys
+import time
+
+import forks
+import numpy as np
+import pytest
+import tensorflow as tf
+from forks import (
+    EVERY,
+    HEAVY,
+    LONG,
+    RUN,
+    STEPS,
+    assert_goes_on,
+    assert_nothing_is_lost,
+    assert_one_line,
+    assert_same_record,
+    assert_same_run,
+)
+from programs import ENVIRONMENT, serving, train
+
+
+@pytest.fixture(scope="module")
+def program(tmp_path_factory, tiny):
+    return forks.program(tmp_path_factory.mktemp, tiny)
+
+
+@pytest.fixture(scope="module")
+def whole(program):
+    return program.undisturbed(RUN)
+
+
+@pytest.fixture(scope="module")
+def long(program):
+    return program.undisturbed(LONG)
+
+
+@pytest.fixture
+def killed_at_24(program):
+    return program.killed_at_24()
+
+
+# ------------------------------------------------------------------ what is compared
+
+
+def test_the_undisturbed_run_is_what_it_should_be(whole, long):
+    """Else the comparisons below would compare nothing."""
+    assert sorted(forks.checkpoints(whole)) == list(range(0, STEPS + 1, EVERY))
+    assert sorted(forks.checkpoints(long)) == [*range(0, 400, 30), 400]
+    steps = {step: folder for step, folder in forks.checkpoints(whole).items() if step}
+    seen = [forks.tensors(folder) for folder in steps.values()]
+    assert len(seen[0]) == 6 * 3 + 1  # weights and biases with Adam's m and v, and the step
+    for name in seen[0]:
+        assert len({tensors[name] for tensors in seen}) == len(seen), name
+    record = forks.record(whole)
+    assert {step for step, _ in record} == set(range(STEPS + 1))
+    assert len(record) > STEPS
+    assert forks.result(whole)["evaluations"]["step"] == [10, 20, 30, 40, 48]
+
+
+@pytest.mark.parametrize("what", ["record", "weights", "slots", "result"])
+def test_the_comparison_sees_a_difference(program, whole, what):
+    other = program.copy(whole)
+    assert_same_run(other, whole)
+    if what == "record":
+        (path,) = other.glob("events*")
+        os.truncate(path, path.stat().st_size - 30)
+    elif what == "result":
+        path = other / "result.json"
+        path.write_text(path.read_text().replace('"step": 48', '"step": 47'))
+    else:
+        folder = forks.checkpoints(other)[STEPS]
+        tensors = tf.train.load_checkpoint(str(folder / "variables"))
+        names = sorted(tensors.get_variable_to_shape_map())
+        values = [tensors.get_tensor(name).copy() for name in names]
+        changed = names.index("h2/bias" if what == "weights" else "h2/bias/v")
+        values[changed][1] = np.nextafter(values[changed][1], np.float32(9))
+        tf.raw_ops.SaveV2(
+            prefix=str(folder / "variables"),
+            tensor_names=names,
+            shape_and_slices=[""] * len(names),
+            tensors=values,
+        )
+    with pytest.raises(AssertionError):
+        assert_same_run(other, whole)
+
+
+def test_two_runs_leave_the_same_bits(program, whole):
+    """One of them in this process, where other devices and functions have been made before."""
+    directory = program.new()
+    assert program.here(directory, *RUN).status == 0
+    assert_same_run(directory, whole)
+    for step, folder in forks.checkpoints(directory).items():
+        other = forks.checkpoints(whole)[step]
+        for path in folder.glob("variables.*"):
+            assert path.read_bytes() == (other / path.name).read_bytes()
+
+
+# ------------------------------------------------------------------ killed
+
+
+LATER = [("os.rename", 5), ("saved", 1), ("saved", 4), ("os.rename", 4), ("fsync", 30)]
+
+
+@pytest.mark.parametrize(
+    ("kind", "count"),
+    [("os.rmdir", 1)] + [pytest.param(*point, marks=pytest.mark.slow) for point in LATER],
+)
+def test_a_killed_run_goes_on_to_the_same_result(program, whole, kind, count):
+    directory = program.new()
+    outcome = program.train(directory, kill_at=[kind, count])
+    assert outcome.status == -signal.SIGKILL, "the run ended before that moment"
+    assert_nothing_is_lost(directory, whole)
+    step = max(forks.checkpoints(directory), default=None)
+    out = assert_goes_on(program, directory, whole)
+    # It went on, and did not begin again.
+    said = f"goes on after step {step}"
+    assert (said in out) == (step is not None)
+
+
+@pytest.mark.slow
+def test_a_run_that_has_its_last_checkpoint_but_no_result_gets_it(program, whole):
+    directory = program.copy(whole)
+    (directory / "result.json").unlink()
+    out = assert_goes_on(program, directory, whole)
+    assert f"goes on after step {STEPS}" in out
+
+
+@pytest.mark.parametrize(
+    "content", ['{"status": "comp', pytest.param("null", marks=pytest.mark.slow)]
+)
+def test_a_damaged_result_is_made_again(program, whole, content):
+    directory = program.copy(whole)
+    (directory / "result.json").write_text(content)
+    assert_goes_on(program, directory, whole)
+
+
+def test_a_finished_run_is_left_as_it_is(program, whole):
+    directory = program.copy(whole)
+    before = forks.contents(directory)
+    outcome = program.here(directory, *RUN)
+    assert (outcome.status, outcome.err) == (0, "")
+    assert "already" in outcome.out
+    assert forks.contents(directory) == before
+
+
+@pytest.mark.slow
+def test_killed_before_every_change_of_a_file(program, whole):
+    """The first process is killed before its first change of a file, the next one before its
+    second, and so on until one comes through: in starts, in saves, between them."""
+    directory, lives = program.new(), 0
+    while True:
+        lives += 1
+        outcome = program.train(directory, kill_at=["any", lives])
+        if outcome.status == 0:
+            break
+        assert (outcome.status, outcome.err) == (-signal.SIGKILL, ""), lives
+        assert_nothing_is_lost(directory, whole)
+    assert lives > 25
+    assert_same_run(directory, whole)
+
+
+@pytest.mark.slow
+def test_killed_at_every_kind_of_change(program, whole):
+    """Those that come late in a run, above all: deleting what is no longer needed, cutting."""
+    points = [(kind, n) for kind in ("os.remove", "os.rmdir", "os.truncate") for n in (1, 2, 3, 4)]
+    points += [("saved", 2), ("os.mkdir", 2), ("open", 5), ("os.rename", 2), ("fsync", 9)]
+    directory, hits = program.new(), set()
+    for kind, count in points:
+        outcome = program.train(directory, kill_at=[kind, count])
+        assert outcome.status in (0, -signal.SIGKILL), outcome
+        if outcome.status == 0:
+            assert_same_run(directory, whole)
+            directory = program.new()
+        else:
+            hits.add(kind)
+            assert_nothing_is_lost(directory, whole)
+    assert hits == {kind for kind, _ in points}
+    assert_goes_on(program, directory, whole)
+
+
+@pytest.mark.slow
+def test_killed_in_the_middle_of_a_write(program, whole):
+    """SIGXFSZ kills a process in the very write that passes the limit: in config.json, or in
+    a flush, which leaves a record torn at that byte."""
+    directory = program.new()
+    random_ = random.Random(0)
+    sizes = [0, 100, *(random_.randrange(20_000, 200_000) for _ in range(9))]
+    torn = 0
+    for size in sizes:
+        before = set(directory.glob("events*"))
+        outcome = program.train(directory, file_size=size, die_at_file_size=True)
+        if outcome.status == 0:
+            assert_same_run(directory, whole)
+            directory = program.new()
+            continue
+        assert outcome.status == -signal.SIGXFSZ, outcome
+        torn += size in [path.stat().st_size for path in set(directory.glob("events*")) - before]
+        assert_nothing_is_lost(directory, whole)
+    assert torn > 5
+    assert_goes_on(program, directory, whole)
+
+
+@pytest.mark.slow
+def test_killed_while_tensorflow_writes_a_checkpoint(program):
+    whole, directory = program.undisturbed(HEAVY), program.new()
+    for life, size in enumerate((100_000, 120_000, 139_000)):
+        outcome = program.train(directory, HEAVY, kill_at=["saved", 2 + (life > 0)])
+        assert outcome.status == -signal.SIGKILL
+        outcome = program.train(directory, HEAVY, file_size=size, die_at_file_size=True)
+        assert outcome.status == -signal.SIGXFSZ
+        (left,) = (directory / "checkpoints").glob("unfinished-*/variables*data*")
+        assert left.stat().st_size == size
+        assert_nothing_is_lost(directory, whole)
+    assert_goes_on(program, directory, whole, HEAVY)
+
+
+@pytest.mark.slow
+def test_killed_at_twenty_random_moments(program, long):
+    random_ = random.Random(20)
+    begun, directory = time.monotonic(), program.new()
+    assert program.train(directory, LONG).status == 0
+    whole_life = time.monotonic() - begun
+    with open(directory / "result.json") as file:
+        training = json.load(file)["seconds"]
+    directory, kills, ends, steps = program.new(), 0, 0, set()
+    while kills < 20:
+        child = program.start(directory, LONG)
+        if kills % 2:  # after the start, which takes as long as all the rest
+            child.wait_for("400 steps on")
+            time.sleep(random_.uniform(0, training / 3))
+        else:
+            time.sleep(random_.uniform(0, whole_life))
+        os.kill(child.pid, signal.SIGKILL)  # nobody has waited for it yet
+        outcome = child.wait()
+        if outcome.status == 0:
+            assert_same_run(directory, long)
+            directory, ends = program.new(), ends + 1
+        else:
+            assert (outcome.status, outcome.err) == (-signal.SIGKILL, "")
+            kills += 1
+            steps.add(max(forks.checkpoints(directory), default=0))
+            assert_nothing_is_lost(directory, long)
+    print(f"{kills} kills, {ends} runs came to their end between them; newest steps {steps}")
+    assert_goes_on(program, directory, long, LONG)
+    assert max(steps) > 0
+
+
+# ------------------------------------------------------------------ what TensorBoard sees
+
+
+@pytest.fixture(scope="module")
+def pieced(program, whole):
+    """A run in four pieces, each of which recorded more than its last checkpoint."""
+    directory = program.new()
+    for kill_at in (["saved", 3], ["saved", 2], ["os.rename", 4]):
+        assert program.train(directory, kill_at=kill_at).status == -signal.SIGKILL
+    assert_goes_on(program, directory, whole)
+    assert len(list(directory.glob("events*"))) > 2
+    return directory
+
+
+def steps_of_tags(directory):
+    """Which steps each scalar and histogram tag must have, from the run's own words."""
+    layers = [f"{layer}/{kind}" for layer in ("h1", "h2", "logits") for kind in ("weights", "bias")]
+    every, evaluated = list(range(1, STEPS + 1)), [10, 20, 30, 40, 48]
+    scalars = {"loss": every, "accuracy": every}
+    scalars |= {"test-loss": evaluated, "test-accuracy": evaluated}
+    histograms = [tag + suffix for tag in layers for suffix in ("", "/gradient")]
+    return scalars, dict.fromkeys(histograms, every)
+
+
+@pytest.mark.slow
+def test_every_tag_holds_every_step_once_for_tensorboards_python(pieced):
+    from tensorboard.backend.event_processing import event_multiplexer
+
+    multiplexer = event_multiplexer.EventMultiplexer(
+        size_guidance={event_multiplexer.event_accumulator.TENSORS: 0}
+    )
+    multiplexer.AddRunsFromDirectory(str(pieced))
+    multiplexer.Reload()
+    scalars, histograms = steps_of_tags(pieced)
+    (run,) = multiplexer.Runs()
+    for tag, steps in (scalars | histograms).items():
+        assert [event.step for event in multiplexer.Tensors(run, tag)] == steps, tag
+    known = set(multiplexer.Runs()[run]["tensors"])
+    assert {tag for tag in known if not tag.startswith("_hparams_")} == {
+        *scalars,
+        *histograms,
+        "config",
+    }
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("fast", ["true", "false"])
+def test_every_tag_holds_every_step_once_in_a_tensorboard(pieced, fast):
+    """With --load_fast=true the files are read by the data server, which is written in Rust."""
+    command = [sys.executable, "-m", "tensorboard.main", f"--load_fast={fast}"]
+    command += ["--samples_per_plugin=scalars=1000,histograms=1000", f"--logdir={pieced}"]
+    scalars, histograms = steps_of_tags(pieced)
+    with serving(command, ".", STEPS) as board:
+        for tag, steps in scalars.items():
+            points = board.get("data/plugin/scalars/scalars", run=".", tag=tag)
+            assert [point[1] for point in points] == steps, tag
+        for tag, steps in histograms.items():
+            points = board.get("data/plugin/histograms/histograms", run=".", tag=tag)
+            assert [point[1] for point in points] == steps, tag
+        assert set(board.get("data/plugin/histograms/tags")["."]) == set(histograms)
+
+
+# ------------------------------------------------------------------ asked to stop
+
+
+@pytest.mark.parametrize(
+    ("number", "status"),
+    [(signal.SIGTERM, 143), pytest.param(signal.SIGINT, 130, marks=pytest.mark.slow)],
+    ids=["TERM", "INT"],
+)
+def test_a_run_that_is_asked_to_stop_saves_where_it_is(program, long, number, status):
+    directory = program.new()
+    child = program.start(directory, LONG)
+    child.wait_for("step     50")
+    os.kill(child.pid, number)
+    outcome = child.wait()
+    assert (outcome.status, outcome.err) == (status, "")
+    result = forks.result(directory)
+    step = result["step"]
+    assert result["status"] == "interrupted"
+    assert 50 <= step < 400
+    assert f"interrupted at step {step}" in outcome.out
+    newest = forks.checkpoints(directory)[step]
+    assert step == max(forks.checkpoints(directory))
+    assert forks.tensors(newest)["step"] == np.int64(step).tobytes()
+    steps = [at for at, _ in forks.record(directory)]
+    assert max(steps) == step
+    out = assert_goes_on(program, directory, long, LONG)
+    assert f"goes on after step {step}" in out
+    assert f"step {50:>6}  " not in out
+
+
+@pytest.mark.slow
+def test_a_signal_in_a_save_stops_after_it(program, whole):
+    directory = program.new()
+    outcome = program.train(directory, kill_at=["saved", 3, signal.SIGTERM])
+    assert (outcome.status, outcome.err) == (143, "")
+    assert max(forks.checkpoints(directory)) == forks.result(directory)["step"] == 12
+    assert_goes_on(program, directory, whole)
+
+
+@pytest.mark.slow
+def test_a_second_signal_ends_a_run_at_once(program, long):
+    directory = program.new()
+    child = program.start(directory, LONG)
+    child.wait_for("step     50")
+    os.kill(child.pid, signal.SIGSTOP)  # so that both signals are there when it looks
+    os.kill(child.pid, signal.SIGINT)
+    os.kill(child.pid, signal.SIGTERM)
+    os.kill(child.pid, signal.SIGCONT)
+    outcome = child.wait()
+    assert outcome.status == 143
+    assert not (directory / "result.json").exists()
+    assert "interrupted" not in outcome.out
+    assert_goes_on(program, directory, long, LONG)
+
+
+# ------------------------------------------------------------------ damaged checkpoints
+
+FILES = ["manifest.json", "variables.index", "variables.data-00000-of-00001"]
+
+
+def _flip(path, place):
+    content = bytearray(path.read_bytes())
+    content[int(place * (len(content) - 1))] ^= 4
+    path.write_bytes(content)
+
+
+DAMAGES = {
+    "missing": os.remove,
+    "empty": lambda path: os.truncate(path, 0),
+    "half": lambda path: os.truncate(path, path.stat().st_size // 2),
+    "bit at the start": lambda path: _flip(path, 0),
+    "bit in the middle": lambda path: _flip(path, 0.5),
+    "bit at the end": lambda path: _flip(path, 1),
+}
+MATRIX = {
+    f"{name} {damage}": (lambda folder, name=name, do=do: do(folder / name))
+    for name in FILES
+    for damage, do in DAMAGES.items()
+} | {"folder emptied": lambda folder: (shutil.rmtree(folder), folder.mkdir())}
+
+
+def in_fast_tests(damage):
+    slow = damage != "variables.data-00000-of-00001 bit in the middle"
+    return pytest.param(damage, marks=pytest.mark.slow if slow else ())
+
+
+@pytest.mark.parametrize("damage", [in_fast_tests(name) for name in MATRIX])
+def test_a_damaged_checkpoint_costs_a_few_steps_and_no_more(program, whole, killed_at_24, damage):
+    directory = killed_at_24
+    MATRIX[damage](forks.checkpoints(directory)[24])
+    out = assert_goes_on(program, directory, whole)
+    (line,) = [line for line in out.splitlines() if "passing over" in line]
+    assert "step-000000024" in line
+    assert "going on from the checkpoint of step 18 instead" in out
+    assert "goes on after step 18" in out
+
+
+@pytest.mark.slow
+def test_a_missing_checkpoint_costs_a_few_steps_and_no_more(program, whole, killed_at_24):
+    directory = killed_at_24
+    shutil.rmtree(forks.checkpoints(directory)[24])
+    assert "goes on after step 18" in assert_goes_on(program, directory, whole)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("steps", [(24,), (18, 24)])
+def test_the_last_resort_is_the_first_checkpoint(program, whole, killed_at_24, steps):
+    """That is no silent start from scratch: it is said."""
+    directory = killed_at_24
+    (path,) = directory.glob("events*")
+    manifests = {
+        step: json.loads((folder / "manifest.json").read_text())
+        for step, folder in forks.checkpoints(directory).items()
+    }
+    # Shorter than it was at these steps, though it holds all of those before.
+    os.truncate(path, manifests[min(steps)]["events"][path.name] - 1)
+    out = assert_goes_on(program, directory, whole)
+    for step in steps:
+        assert f"passing over step-{step:09d}: the event file" in out
+    left = max({0, 18, 24} - set(steps))
+    assert f"going on from the checkpoint of step {left} instead" in out
+
+
+@pytest.mark.parametrize("damage", MATRIX)
+def test_where_no_checkpoint_is_whole_the_run_is_refused(program, killed_at_24, damage):
+    directory = killed_at_24
+    for folder in forks.checkpoints(directory).values():
+        MATRIX[damage](folder)
+    before = forks.contents(directory)
+    outcome = program.here(directory, *RUN)
+    assert_one_line(
+        outcome, 1, directory, "step-000000000", "step-000000018", "step-000000024", "--overwrite"
+    )
+    assert outcome.out == ""
+    assert forks.contents(directory) == before
+
+
+def test_checkpoints_that_are_gone_and_an_event_file_that_is_gone_are_refused(
+    program, killed_at_24
+):
+    directory = killed_at_24
+    shutil.rmtree(directory / "checkpoints")
+    before = forks.contents(directory)
+    assert_one_line(program.here(directory, *RUN), 1, directory, "--overwrite")
+    assert forks.contents(directory) == before
+
+    directory = program.killed_at_24()
+    shutil.rmtree(forks.checkpoints(directory)[0])
+    (path,) = directory.glob("events*")
+    path.unlink()
+    before = forks.contents(directory)
+    outcome = program.here(directory, *RUN)
+    assert_one_line(outcome, 1, directory, "step-000000024", path.name, "--overwrite")
+    assert forks.contents(directory) == before
+
+
+# ------------------------------------------------------------------ another command
+
+
+@pytest.mark.parametrize(
+    ("flag", "words"),
+    [
+        ("--learning_rate=0.02", ["learning_rate", "0.01", "0.02"]),
+        ("--display_step=9", ["display_step", "10", "9"]),
+        ("--watch=weights", ["watch", "gradients", "['weights']"]),
+        ("--training_steps=49", ["training_steps", "48", "49"]),
+        ("--on_nonfinite=continue", ["on_nonfinite", "stop", "continue"]),
+        ("--nodeterministic", ["deterministic", "True", "False"]),
+        ("--histogram_every=2", ["histogram_every", "1", "2"]),
+    ],
+    ids=lambda value: value if isinstance(value, str) else "",
+)
+def test_a_changed_configuration_is_refused(program, killed_at_24, flag, words):
+    before = forks.contents(killed_at_24)
+    outcome = program.here(killed_at_24, *RUN, flag)
+    assert_one_line(outcome, 1, killed_at_24, *words, "--overwrite", "--run_name")
+    # It names what differs and nothing else.
+    assert outcome.err.count(" was ") == 1
+    assert forks.contents(killed_at_24) == before
+
+
+def test_every_difference_is_named(program, killed_at_24, tmp_path, tiny):
+    arrays = list(tiny)
+    arrays[3] = arrays[3][::-1]
+    other = forks.write_idx(tmp_path / "other", arrays)
+    flags = [*RUN, "--seed=10", "--optimizer=adagrad", *program.place(killed_at_24)]
+    outcome = train(*flags, f"--data_dir={other}")
+    assert_one_line(outcome, 1, "seed was 9, is 10", "optimizer was adam, is adagrad", "data was ")
+
+
+def test_settings_that_decide_nothing_may_change(program, whole, killed_at_24, tmp_path, tiny):
+    """Neither may the place of the data, as long as they are the same."""
+    directory = killed_at_24
+    elsewhere = forks.write_idx(tmp_path / "elsewhere", tiny)
+    flags = [*RUN, "--steps_per_loop=7", "--checkpoint_every=5"]
+    outcome = train(*flags, *program.place(directory), f"--data_dir={elsewhere}")
+    assert (outcome.status, outcome.err) == (0, "")
+    assert "goes on after step 24" in outcome.out
+    assert max(forks.checkpoints(directory)) == STEPS
+    assert forks.tensors(forks.checkpoints(directory)[STEPS]) == forks.tensors(
+        forks.checkpoints(whole)[STEPS]
+    )
+    assert_same_record(forks.record(directory), forks.record(whole))
+    config = {"data_dir": None}
+    found, wanted = forks.result(directory), forks.result(whole)
+    assert found["config"] | config == wanted["config"] | config
+    assert found | {"config": 0} == wanted | {"config": 0}
+
+
+@pytest.mark.slow
+def test_overwrite_starts_again(program, whole, killed_at_24):
+    directory = killed_at_24
+    names = {path.name for path in directory.glob("events*")}
+    outcome = program.train(directory, [*RUN, "--overwrite"])
+    assert (outcome.status, outcome.err) == (0, "")
+    assert "goes on" not in outcome.out
+    assert_same_run(directory, whole)
+    assert not names & {path.name for path in directory.glob("events*")}
+
+
+@pytest.mark.slow
+def test_overwrite_takes_another_configuration(program, whole):
+    directory = program.new()
+    other = [*RUN, "--learning_rate=0.02", "--watch="]
+    assert program.train(directory, other, kill_at=["saved", 3]).status == -signal.SIGKILL
+    assert_one_line(program.here(directory, *RUN), 1, "learning_rate was 0.02, is 0.01")
+    outcome = program.train(directory, [*RUN, "--overwrite"])
+    assert (outcome.status, outcome.err) == (0, "")
+    assert_same_run(directory, whole)
+
+
+@pytest.mark.slow
+def test_overwrite_that_is_killed_can_be_given_again(program, whole):
+    """And a run of which only a part has been deleted never passes for a whole one."""
+    for count in (2, 4, 7, 11):
+        directory = program.copy(whole)
+        flags = [*RUN, "--overwrite"]
+        killed = program.train(directory, flags, kill_at=["os.remove", count])
+        assert killed.status == -signal.SIGKILL
+        half = forks.contents(directory)
+        outcome = program.here(directory, *RUN)
+        if outcome.status == 0:
+            assert_same_run(directory, whole)
+        else:
+            assert_one_line(outcome, 1, directory)
+            assert forks.contents(directory) == half
+        outcome = program.train(directory, flags)
+        assert (outcome.status, outcome.err) == (0, ""), count
+        assert_same_run(directory, whole)
+
+
+# What a kill at each moment of an overwrite leaves, without TensorFlow.
+OVERWRITE = """
+import gc, os, pathlib, shutil, sys
+from lab.errors import LabError
+from lab.rundir import RunDirectory
+
+class Killed(BaseException):
+    pass
+
+def ending(call):
+    def end_or_call(*arguments, **named):
+        global left
+        left -= 1
+        if left == 0:
+            raise Killed
+        return call(*arguments, **named)
+    return end_or_call
+
+remove, unlink, rmdir = os.remove, os.unlink, os.rmdir
+path = pathlib.Path(sys.argv[1])
+moments = 0
+while True:
+    moments += 1
+    shutil.rmtree(path, ignore_errors=True)
+    run = RunDirectory(str(path), {"seed": 1}, "f")
+    run.write("result.json", {"status": "completed"})
+    names = ["events.out.tfevents.1.h"]
+    for step in (0, 5, 10):
+        (path / f"checkpoints/step-{step:09d}").mkdir(parents=True)
+        names.append(f"checkpoints/step-{step:09d}/manifest.json")
+    for name in names:
+        (path / name).write_text("all of it")
+    run.close()
+    left = moments
+    os.remove, os.unlink, os.rmdir = map(ending, (remove, unlink, rmdir))
+    try:
+        RunDirectory(str(path), {"seed": 1}, "f", overwrite=True).close()
+        killed = False
+    except Killed:
+        killed = True
+    os.remove, os.unlink, os.rmdir = remove, unlink, rmdir
+    gc.collect()
+    if not killed:
+        break
+    try:
+        run = RunDirectory(str(path), {"seed": 1}, "f")
+    except LabError:
+        pass
+    else:
+        whole = all((path / name).exists() for name in names)
+        assert run.result is None or whole, f"moment {moments}: a part passes for the whole"
+        run.close()
+    run = RunDirectory(str(path), {"seed": 1}, "f", overwrite=True)
+    assert run.result is None
+    run.close()
+    assert sorted(os.listdir(path)) == ["config.json", "lock"]
+assert moments > 8, moments
+"""
+
+
+@pytest.mark.parametrize("seed", range(6))
+def test_overwrite_may_end_at_any_moment(tmp_path, seed):
+    """In different orders of a set of names, which the seed of Python's hashes decides."""
+    done = subprocess.run(
+        [sys.executable, "-c", OVERWRITE, str(tmp_path / "run")],
+        env={**ENVIRONMENT, "PYTHONHASHSEED": str(seed)},
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stderr
+
+
+# ------------------------------------------------------------------ what it costs
+
+
+@pytest.mark.slow
+def test_the_cost_of_a_checkpoint_is_printed(program):
+    """Of the reference model with Adam, whose slots make it three times as large: the time of 1000
+    steps without any, and with twenty more than at the default interval (see pytest -rP)."""
+    seconds = {}
+    flags = ["--training_steps=1000", "--display_step=1000", "--optimizer=adam", "--data_dir="]
+    for every in (1000, 50):
+        directory = program.new()
+        place = [f"--logdir={directory.parent}", f"--run_name={directory.name}"]
+        outcome = program.forks.train(*flags, *place, f"--checkpoint_every={every}")
+        assert outcome.status == 0
+        with open(directory / "result.json") as file:
+            seconds[every] = json.load(file)["seconds"]
+        assert max(forks.checkpoints(directory)) == 1000
+    one = (seconds[50] - seconds[1000]) / 19
+    print(
+        f"a checkpoint takes {one:.3f} s, 1000 steps {seconds[1000]:.1f} s: "
+        f"{one / seconds[1000]:.2%} of a run at the default interval"
+    )
