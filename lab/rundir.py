@@ -94,8 +94,10 @@ class RunDirectory:
         )
 
     def _clear(self) -> None:
-        """Deletes all but the lock."""
-        for name in set(os.listdir(self.path)) - {LOCK}:
+        """Deletes all but the lock: first the result, lest the rest pass for a whole run, and last
+        the config, without which nobody would know whose the rest is."""
+        names = set(os.listdir(self.path)) - {LOCK}
+        for name in sorted(names, key=lambda name: (name == CONFIG, name != RESULT)):
             path = os.path.join(self.path, name)
             shutil.rmtree(path) if os.path.isdir(path) else os.remove(path)
 

@@ -218,6 +218,7 @@ class Forks:
         for stream in ("out", "err"):
             pathlib.Path(f"{output}.{stream}").touch()
         pid = self.ask(arguments=[str(a) for a in arguments], output=output, **options)
+        assert pid > 0  # it is sent signals
         return Child(self, pid, output)
 
     def train(self, *arguments: Any, **options: Any) -> Any:

@@ -112,13 +112,6 @@ def test_a_run_that_has_not_begun_has_none(tmp_path):
     assert run.newest() == (None, [])
 
 
-def test_glob_characters_in_the_name_of_a_run_are_only_characters(tmp_path):
-    run = Run(tmp_path / "lr=[0.1]*?", (0, 10, 20, 30))
-    assert run.steps == [0, 20, 30]
-    found, _ = run.newest()
-    assert (found.step, found.events) == (30, {EVENTS: 300})
-
-
 def test_events_are_cut_back_to_the_checkpoint(run):
     before = run.events.read_bytes()
     found, _ = run.newest()

@@ -132,6 +132,20 @@ def test_a_killed_run_goes_on_to_the_same_result(program, whole, kind, count):
     assert (said in out) == (step is not None)
 
 
+def test_a_name_that_tensorflow_takes_for_a_pattern_loses_no_run(program):
+    """It saves checkpoints there but cannot load them: a run must be refused, or go on."""
+    name = "lr=[0.1]"
+    directory = program.new().parent / name
+    outcome = program.here(directory, *RUN, "--training_steps=2")
+    if outcome.status == 1:
+        assert_one_line(outcome, 1, name)
+        return
+    assert outcome.status == 0
+    (directory / "result.json").unlink()
+    outcome = program.here(directory, *RUN, "--training_steps=2")
+    assert (outcome.status, outcome.err) == (0, "")
+
+
 @pytest.mark.slow
 def test_a_run_that_has_its_last_checkpoint_but_no_result_gets_it(program, whole):
     directory = program.copy(whole)
@@ -177,7 +191,8 @@ def test_killed_before_every_change_of_a_file(program, whole):
 @pytest.mark.slow
 def test_killed_at_every_kind_of_change(program, whole):
     """Those that come late in a run, above all: deleting what is no longer needed, cutting."""
-    points = [(kind, n) for kind in ("os.remove", "os.rmdir", "os.truncate") for n in (1, 2, 3, 4)]
+    points = [(kind, n) for kind in ("os.remove", "os.rmdir") for n in (1, 2, 3, 4)]
+    points += [("saved", 3), ("os.truncate", 1)]  # only a record that was begun is cut
     points += [("saved", 2), ("os.mkdir", 2), ("open", 5), ("os.rename", 2), ("fsync", 9)]
     directory, hits = program.new(), set()
     for kind, count in points:
