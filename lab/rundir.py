@@ -71,7 +71,7 @@ class RunDirectory:
                 "--run_name"
             )
         if overwrite:
-            self._clear()
+            self._clear(earlier)
             present = set()
         if present:
             self._compare(earlier, identity, fingerprint)
@@ -80,7 +80,12 @@ class RunDirectory:
         self.write(CONFIG, identity | {"fingerprint": fingerprint})
 
     def _compare(self, earlier: dict[str, Any], identity: dict[str, Any], fingerprint: str) -> None:
-        if earlier.get("fingerprint") == fingerprint:
+        if earlier["fingerprint"] is None:
+            raise LabError(
+                f"{self.path} has been deleted in part: --overwrite deletes the rest, --run_name "
+                "gives this run another name"
+            )
+        if earlier["fingerprint"] == fingerprint:
             return
         old, new = _flat(earlier), _flat(identity)
         changes = [
@@ -93,11 +98,13 @@ class RunDirectory:
             "--overwrite deletes it, --run_name gives this one another name"
         )
 
-    def _clear(self) -> None:
-        """Deletes all but the lock: first the result, lest the rest pass for a whole run, and last
-        the config, without which nobody would know whose the rest is."""
+    def _clear(self, earlier: dict[str, Any]) -> None:
+        """Deletes all but the lock, and last the config, which says from the first moment on that
+        what is left is not whole, and whose it was."""
+        if earlier:
+            self.write(CONFIG, earlier | {"fingerprint": None})
         names = set(os.listdir(self.path)) - {LOCK}
-        for name in sorted(names, key=lambda name: (name == CONFIG, name != RESULT)):
+        for name in sorted(names, key=lambda name: (name == CONFIG, name)):
             path = os.path.join(self.path, name)
             shutil.rmtree(path) if os.path.isdir(path) else os.remove(path)
 

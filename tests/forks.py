@@ -240,7 +240,8 @@ class Forks:
             guard.cancel()
         if not line:
             self._errors.seek(0)
-            raise AssertionError(f"the forking process is gone: {self._errors.read()}")
+            status = self._server.wait()
+            raise AssertionError(f"the forking process ended ({status}): {self._errors.read()}")
         return json.loads(line)
 
 
