@@ -1,0 +1,145 @@
+"""What a report says, before it is drawn: sections of figures, pictures and controls.
+
+answers.py tells it, from what the runs show; page.py, board.py and report.json pass it on. Only
+plain Python values and NumPy arrays are in here.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+
+@dataclasses.dataclass(frozen=True)
+class Figure:
+    """A number with its interval.
+
+    name: what it is, in words. value: None where it cannot be said. low, high: of the 95% interval
+    over seeds; None with fewer than two runs. runs: how many it was measured in. unit: "" for a
+    plain number, "%" for a share (the value is then a share of 1), else the unit's sign. key: of
+    the figure in report.json, unique in its section.
+    """
+
+    key: str
+    name: str
+    value: float | None
+    low: float | None = None
+    high: float | None = None
+    runs: int = 1
+    unit: str = ""
+    note: str = ""
+
+
+@dataclasses.dataclass(frozen=True)
+class Series:
+    """One curve, set of points or set of bars: x and y of equal length, low and high too where
+    there is an interval. style: line, dashes, points, steps (a histogram's outline)."""
+
+    name: str
+    x: Sequence[Any]
+    y: Sequence[float]
+    low: Sequence[float] | None = None
+    high: Sequence[float] | None = None
+    style: str = "line"
+
+
+@dataclasses.dataclass(frozen=True)
+class Mark:
+    """A straight reference line across a chart, at `value` of an axis ("x" or "y")."""
+
+    label: str
+    value: float
+    axis: str = "y"
+
+
+@dataclasses.dataclass(frozen=True)
+class Chart:
+    """Curves over a common pair of axes. slug: unique on the page. see: the sentence that says what
+    to see. x_scale, y_scale: linear, log or symlog."""
+
+    slug: str
+    title: str
+    see: str
+    x_label: str
+    y_label: str
+    series: Sequence[Series]
+    marks: Sequence[Mark] = ()
+    x_scale: str = "linear"
+    y_scale: str = "linear"
+
+
+@dataclasses.dataclass(frozen=True)
+class Bars:
+    """Groups of bars: the x of each series names its groups, the same ones in all series."""
+
+    slug: str
+    title: str
+    see: str
+    y_label: str
+    series: Sequence[Series]
+    marks: Sequence[Mark] = ()
+    y_scale: str = "linear"
+
+
+@dataclasses.dataclass(frozen=True)
+class Tiles:
+    """Small grey pictures side by side: images float [n, height, width], signed values around 0
+    (0 is the middle grey), each with a caption or none."""
+
+    slug: str
+    title: str
+    see: str
+    images: np.ndarray
+    captions: Sequence[str] = ()
+
+
+@dataclasses.dataclass(frozen=True)
+class Table:
+    """Rows of text under headings."""
+
+    slug: str
+    title: str
+    see: str
+    columns: Sequence[str]
+    rows: Sequence[Sequence[str]]
+
+
+Picture = Chart | Bars | Tiles | Table
+
+
+@dataclasses.dataclass(frozen=True)
+class Control:
+    """What could have proved the answer false, and what came of it: passed is None where these
+    runs cannot say."""
+
+    claim: str
+    outcome: str
+    passed: bool | None
+
+
+@dataclasses.dataclass(frozen=True)
+class Section:
+    """One question. answer: one sentence, with its numbers. unknown: what is not established.
+    commands: (what it would fill, the command line) for each gap that more runs would fill."""
+
+    slug: str
+    title: str
+    answer: str
+    figures: Sequence[Figure] = ()
+    pictures: Sequence[Picture] = ()
+    controls: Sequence[Control] = ()
+    unknown: Sequence[str] = ()
+    commands: Sequence[tuple[str, str]] = ()
+
+
+@dataclasses.dataclass(frozen=True)
+class Story:
+    """The whole report. made: how it was made, (what, value) in order."""
+
+    title: str
+    summary: str
+    made: Sequence[tuple[str, str]]
+    sections: Sequence[Section]
