@@ -131,7 +131,8 @@ def make():
                 call([python, "-I", "-m", "venv", VENV], log, lock, "making the environment")
             pip = [VENV_PYTHON, "-I", "-m", "pip", "install", "--no-input", "--progress-bar=off"]
             wheels = ["--disable-pip-version-check", "--only-binary=:all:", "-c", CONSTRAINTS]
-            names = [*requirements("dependencies"), *requirements("test"), *requirements("dev")]
+            lists = ("dependencies", "report", "test", "dev")
+            names = [name for one in lists for name in requirements(one)]
             call(pip + wheels + names, log, lock, "pip")
         with open(READY + ".new", "w", encoding="utf-8") as file:
             file.write(wanted)
