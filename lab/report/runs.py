@@ -1,0 +1,267 @@
+"""Run directories -> runs: config, result, weights by step, and every scalar on record.
+
+What cannot be used is left out with a line that says why, and never ends a report.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import glob
+import json
+import logging
+import os
+import re
+import tempfile
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+
+from lab import data, results
+from lab.config import Config
+from lab.errors import LabError
+from lab.report.network import Network
+
+Progress = Callable[[int, int], None]  # (done, total)
+
+_DEFAULTS: dict[str, Any] = json.loads(json.dumps(dataclasses.asdict(Config())))
+_IN_NO_LABEL = results.RECORDING_FIELDS | {"seed", "deterministic", "on_nonfinite"}
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Run:
+    """One run that came to its end, with finite weights.
+
+    config: every field of Config; one that an older run lacks at its default. result: of
+    result.json. networks: by step, from the checkpoints; 0 and the last one are there. scalars:
+    by tag, (steps int64 [n], values float64 [n]), each step once, rising.
+    """
+
+    path: str
+    config: dict[str, Any]
+    result: dict[str, Any]
+    networks: dict[int, Network]
+    scalars: dict[str, tuple[np.ndarray, np.ndarray]]
+
+    @property
+    def seed(self) -> int:
+        return self.config["seed"]
+
+    @property
+    def steps(self) -> int:
+        return self.result["step"]
+
+    @property
+    def completed(self) -> bool:
+        return self.result["status"] == "completed"
+
+    @property
+    def initial(self) -> Network:
+        return self.networks[0]
+
+    @property
+    def final(self) -> Network:
+        return self.networks[self.steps]
+
+    def every_step(self, tag: str) -> np.ndarray | None:
+        """The values of a scalar at the steps 1, 2, ..., the last; None unless all are there."""
+        steps, values = self.scalars.get(tag, (np.empty(0), np.empty(0)))
+        return values if np.array_equal(steps, np.arange(1, self.steps + 1)) else None
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Group:
+    """Runs that differ in nothing but the seed, by seed. label: what tells it from the recipe.
+
+    data: the digest of what they were trained on.
+    """
+
+    label: str
+    config: dict[str, Any]
+    data: str
+    runs: list[Run]
+
+    @property
+    def completed(self) -> list[Run]:
+        return [run for run in self.runs if run.completed]
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Runs:
+    """What lies below a folder. table: of all results. problems: a line for all that is left out.
+
+    folders: data_dir by digest, of the data that are still there as they were.
+    """
+
+    logdir: str
+    groups: list[Group]
+    table: results.Table
+    problems: list[str]
+    folders: dict[str, str]
+
+
+def label(config: dict[str, Any]) -> str:
+    """`sgd 0.01`, and every other hyperparameter that is not the recipe's."""
+    words = [f"{config['optimizer']} {config['learning_rate']:g}"]
+    hidden = ("n_hidden_1", "n_hidden_2")
+    if any(config[name] != _DEFAULTS[name] for name in hidden):
+        words.append("×".join(str(config[name]) for name in hidden))
+    for name, value in config.items():
+        if name in _DEFAULTS.keys() - _IN_NO_LABEL - {*hidden, "optimizer", "learning_rate"}:
+            value = os.path.basename(value.rstrip("/")) if name == "data_dir" else value
+            if value != _DEFAULTS[name]:
+                words.append(name if value is True else f"{name}={value}")
+    return ", ".join(words)
+
+
+def read_runs(logdir: str, progress: Progress | None = None) -> Runs:
+    """Every run below `logdir`, and its data.
+
+    Raises:
+      LabError: `logdir` is no folder.
+    """
+    found, problems = results.read_results(logdir)
+    table = results.make_table(found, problems=problems)
+    pattern = os.path.join(glob.escape(logdir), "**", "config.json")
+    folders = sorted(os.path.dirname(p) for p in glob.glob(pattern, recursive=True))
+    known = {os.path.dirname(result.path) for result in found}
+    runs = []
+    for i, folder in enumerate(sorted({*folders, *known})):
+        try:
+            runs.append(_read_run(folder))
+        except _Unusable as error:
+            problems.append(f"{os.path.relpath(folder, logdir)}: left out, {error}")
+        if progress:
+            progress(i + 1, len({*folders, *known}))
+    places, lost = _find_data(runs)
+    return Runs(logdir, _group(runs, table), table, problems + lost, places)
+
+
+class _Unusable(Exception):
+    """Why a run is left out, in words."""
+
+
+def _read_run(folder: str) -> Run:
+    try:
+        with open(os.path.join(folder, "result.json"), encoding="utf-8") as file:
+            result = json.load(file, parse_constant=lambda _: None)
+        config, step, status = _DEFAULTS | result["config"], result["step"], result["status"]
+        digest = result["data"]
+    except FileNotFoundError:
+        raise _Unusable("it has no result.json: it is not finished") from None
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise _Unusable(f"its result.json cannot be used: {error!r}") from None
+    if status not in ("completed", "collapsed"):
+        raise _Unusable(f"it ended as {status} at step {step}")
+    if not isinstance(digest, str) or not isinstance(step, int):
+        raise _Unusable("its result.json cannot be used: no data or step")
+    networks = _read_networks(folder, config["activation"])
+    if missing := {0, step} - networks.keys():
+        raise _Unusable(f"it has no checkpoint of step {', '.join(map(str, sorted(missing)))}")
+    if not all(np.isfinite(w).all() for w in networks[step].tensors().values()):
+        raise _Unusable("its weights hold NaN or infinity")
+    run = Run(folder, config, result, networks, read_scalars(folder))
+    if run.every_step("loss") is None:
+        steps = len(run.scalars.get("loss", ((), ()))[0])
+        raise _Unusable(f"its event files hold {steps} of {step} steps: damaged or cut")
+    return run
+
+
+def _read_networks(folder: str, activation: str) -> dict[int, Network]:
+    import tensorflow as tf
+
+    networks = {}
+    pattern = os.path.join(glob.escape(folder), "checkpoints", "step-" + "[0-9]" * 9)
+    with tempfile.TemporaryDirectory() as plain:
+        for path in sorted(glob.glob(pattern)):
+            # TensorFlow takes [ ] * ? in a path for a pattern: it gets one that has none.
+            link = os.path.join(plain, os.path.basename(path))
+            os.symlink(os.path.abspath(path), link)
+            try:
+                reader = tf.train.load_checkpoint(os.path.join(link, "variables"))
+                wanted = re.compile(r"(h\d+|logits)/(weights|bias)")
+                names = filter(wanted.fullmatch, reader.get_variable_to_shape_map())
+                tensors = {name: reader.get_tensor(name) for name in names}
+                networks[int(path[-9:])] = Network.from_tensors(tensors, activation)
+            except (ValueError, RuntimeError, tf.errors.OpError) as error:
+                why = " ".join(str(error).split())
+                raise _Unusable(f"{os.path.basename(path)} cannot be read: {why}") from None
+    return networks
+
+
+def read_scalars(folder: str) -> dict[str, tuple[np.ndarray, np.ndarray]]:
+    """Every scalar in the event files of a run, by tag: (steps int64 [n], values float64 [n]).
+
+    Of a step that is there twice, the last one counts. A file that is damaged is read up to there.
+    """
+    from tensorboard.backend.event_processing import event_file_loader
+    from tensorboard.compat.proto.event_pb2 import Event
+    from tensorboard.util import tensor_util
+
+    logging.getLogger("tensorboard").setLevel(logging.ERROR)
+    found: dict[str, list[tuple[int, float]]] = {}
+    numbers: dict[str, list[bytes]] = {}  # float32, by tag, of the steps in `places`
+    places: dict[str, list[int]] = {}
+    for path in sorted(glob.glob(os.path.join(glob.escape(folder), "events.out.tfevents.*"))):
+        for record in event_file_loader.RawEventFileLoader(path).Load():
+            event = Event.FromString(record)
+            step = event.step
+            for value in event.summary.value:
+                tensor = value.tensor
+                content = tensor.tensor_content
+                if len(content) == 4 and tensor.dtype == 1:
+                    places.setdefault(value.tag, []).append(step)
+                    numbers.setdefault(value.tag, []).append(content)
+                elif not content and value.metadata.plugin_data.plugin_name == "scalars":
+                    number = float(tensor_util.make_ndarray(tensor))
+                    found.setdefault(value.tag, []).append((step, number))
+    pairs = {
+        tag: (np.array(places[tag]), np.frombuffer(b"".join(numbers[tag]), "<f4").astype(float))
+        for tag in places
+    } | {tag: tuple(map(np.array, zip(*rows, strict=True))) for tag, rows in found.items()}
+    return {tag: _last_of_each(*pair) for tag, pair in pairs.items()}
+
+
+def _last_of_each(steps: np.ndarray, values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    rising, first = np.unique(steps[::-1], return_index=True)
+    return rising, values[::-1][first]
+
+
+def _find_data(runs: list[Run]) -> tuple[dict[str, str], list[str]]:
+    """data_dir by digest, and a line for each that is gone or differs."""
+    places: dict[str, str] = {}
+    lost = []
+    for digest, folder in sorted({(run.result["data"], run.config["data_dir"]) for run in runs}):
+        name = folder or "the embedded MNIST"
+        try:
+            if data.load(folder).digest == digest:
+                places[digest] = folder
+            else:
+                lost.append(f"{name} is not what runs here were trained on: no images for them")
+        except LabError as error:
+            lost.append(f"no images for runs trained on {name}: {error}")
+    return places, lost
+
+
+def _group(runs: list[Run], table: results.Table) -> list[Group]:
+    """In the order of the table's rows."""
+    order: dict[str, int] = {}
+    for place, row in enumerate(table.rows):
+        order.setdefault(_key(row.config), place)
+    groups: dict[tuple[str, str], dict[int, Run]] = {}
+    for run in runs:
+        same = groups.setdefault((_key(run.config), run.result["data"]), {})
+        # Of two runs of one trial, the one with more on record.
+        if run.seed not in same or len(run.scalars) > len(same[run.seed].scalars):
+            same[run.seed] = run
+    found = [
+        Group(label(first.config), first.config, digest, [run for _, run in sorted(same.items())])
+        for (_, digest), same in groups.items()
+        for first in [next(iter(same.values()))]
+    ]
+    return sorted(found, key=lambda group: order.get(_key(group.config), len(order)))
+
+
+def _key(config: dict[str, Any]) -> str:
+    skip = results.RECORDING_FIELDS | {"seed", "data_dir"}
+    return json.dumps({k: v for k, v in config.items() if k not in skip}, sort_keys=True)
