@@ -12,7 +12,7 @@ import logging
 import os
 import re
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -98,6 +98,14 @@ class Runs:
     table: results.Table
     problems: list[str]
     folders: dict[str, str]
+
+    def sweep(self, like: Group, *fields: str) -> list[Group]:
+        """The groups on the same data whose configs differ from one in none but these fields."""
+        return [
+            group
+            for group in self.groups
+            if group.data == like.data and _key(group.config, fields) == _key(like.config, fields)
+        ]
 
 
 def label(config: dict[str, Any]) -> str:
@@ -262,6 +270,6 @@ def _group(runs: list[Run], table: results.Table) -> list[Group]:
     return sorted(found, key=lambda group: order.get(_key(group.config), len(order)))
 
 
-def _key(config: dict[str, Any]) -> str:
-    skip = results.RECORDING_FIELDS | {"seed", "data_dir"}
+def _key(config: dict[str, Any], without: Sequence[str] = ()) -> str:
+    skip = results.RECORDING_FIELDS | {"seed", "data_dir", *without}
     return json.dumps({k: v for k, v in config.items() if k not in skip}, sort_keys=True)
