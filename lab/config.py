@@ -16,10 +16,10 @@ from typing import Any
 from lab.errors import LabError
 
 # Raised by one whenever a change of code changes the numbers of an unchanged config.
-NUMERICS = 1
+NUMERICS = 2
 
 TABLE_FORMATS = ("text", "markdown", "csv", "json")
-WATCHABLE = ("weights", "gradients", "updates", "activations", "replicas")
+WATCHABLE = ("weights", "gradients", "norms", "updates", "activations", "replicas")
 
 # The README's columns stand in every run's name, the other fields only where they differ.
 _IN_EVERY_NAME = ("optimizer", "learning_rate", "n_hidden_1", "n_hidden_2", "seed")
@@ -171,9 +171,9 @@ class Config(_Checked):
         1, "Record", "steps between two sets of histograms", least=1, single=True
     )
     watch: tuple[str, ...] = _field(
-        ("weights", "gradients"),
+        ("weights", "gradients", "norms"),
         "Record",
-        "what has histograms, separated by commas; --watch= for none",
+        "what has histograms, separated by commas, and the norms; --watch= for none",
         choices=WATCHABLE,
         single=True,
     )
@@ -268,6 +268,9 @@ class ReportSettings(_Checked):
 
     logdir: str = _field("logs", "Report", "folder that the run directories lie in")
     format: str = _field("text", "Report", "of the table", choices=TABLE_FORMATS)
+    page: bool = _field(
+        True, "Report", "answer the questions: report.html, report.json, TensorBoard's run report"
+    )
 
 
 @dataclasses.dataclass(frozen=True)

@@ -208,7 +208,9 @@ class Optimizer(tf.Module):
             for w in self.variables_
         ]
 
-    def apply(self, gradients: Sequence[tf.Tensor], step: tf.Tensor) -> list[tf.Tensor]:
+    def apply(
+        self, gradients: Sequence[tf.Tensor], step: tf.Tensor
+    ) -> tuple[list[tf.Tensor], list[tf.Tensor]]:
         """Assigns every variable and slot its next value.
 
         Call it in replica context, with gradients that are the same on every replica.
@@ -218,14 +220,15 @@ class Optimizer(tf.Module):
           step: number of this step, from 1, integer scalar.
 
         Returns:
-          The new value of each variable.
+          The new value of each variable, and what was taken off the old one.
         """
         t = tf.cast(step, tf.float32)
-        values = []
+        values, deltas = [], []
         for w, slots, g in zip(self.variables_, self.slots, gradients, strict=True):
             delta, news = self.rule.delta(g, t, tuple(map(tf.convert_to_tensor, slots)))
             for slot, new in zip(slots, news, strict=True):
                 slot.assign(new)
+            deltas.append(delta)
             values.append(w - delta)
             w.assign(values[-1])
-        return values
+        return values, deltas

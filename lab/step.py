@@ -44,14 +44,16 @@ class TrainLoop:
       labels: int32 [examples].
       batch_size: of the global batch. Replica r of R takes the examples from r/R to (r+1)/R of it;
         every example counts the same, also where R does not divide the batch.
-      watch: some of weights, gradients (reduced over the replicas), updates, activations (of the
-        whole batch), and replicas: the local gradient of each replica, where there are several.
+      watch: what has histograms: some of weights, gradients (reduced over the replicas), updates,
+        activations (of the whole batch), and replicas: the local gradient of each replica, where
+        there are several. With norms, the Euclidean norms of each weight, gradient and update
+        are scalars of every step.
       histogram_every: histograms are counted at the steps that this divides.
 
     Attributes:
       replicas: how many there are, on all workers.
       scalar_tags: of the scalars, in the order of the columns that `run` returns: loss and
-        accuracy and, with several replicas, what replicas.py says of their gradients.
+        accuracy, the norms and, with several replicas, what replicas.py says of their gradients.
       tags: of the histograms, in the order of the rows that `run` returns.
       sizes: number of entries of each of them.
 
@@ -91,7 +93,14 @@ class TrainLoop:
         self._bounds = [batch_size * r // count for r in range(count + 1)]
         if batch_size < count:
             raise ValueError(f"a batch of {batch_size} cannot be shared by {count} replicas")
+        self._pairs = all("GPU" not in images.device for images in self._images)
         self.scalar_tags = ["loss", "accuracy"]
+        self._normed: list[str] = []
+        if "norms" in watch:
+            # With several replicas, the gradients' are among what replicas.py says.
+            kinds = ("", "/update", "/gradient")[: 3 if count == 1 else 2]
+            self._normed = [name + kind for kind in kinds for name in self._names]
+        self.scalar_tags += [f"{tag}/norm" for tag in self._normed]
         if count > 1:
             self.scalar_tags += replicas.tags(self._names, count)
         self.tags, self.sizes = self._watched()
@@ -163,9 +172,10 @@ class TrainLoop:
           first_step: int64, the number of the first of these steps, from 1.
 
         Returns:
-          What was recorded, each with the steps as its first axis: `scalars` float32 [steps, 2]
-          (the batch's loss and accuracy before the update) and, where something is watched, the
-          fields of histograms.Histograms. At steps without histograms their rows are 0.
+          What was recorded, each with the steps as its first axis: `scalars` float32 [steps,
+          scalar_tags] (loss and accuracy are the batch's, before the update) and, where something
+          is watched, the fields of histograms.Histograms. At steps without histograms their rows
+          are 0.
         """
         steps = tf.shape(indices)[0]
         arrays = {
@@ -185,19 +195,30 @@ class TrainLoop:
         )
         with tf.name_scope("record"):
             scalars = first["totals"] * [self._scale, 1 / self._batch_size]
+            halves = {tag: tf.nn.l2_loss(first["tensors"][tag]) for tag in self._normed}
+            if halves:
+                scalars = tf.concat([scalars, tf.sqrt(2 * tf.stack(list(halves.values())))], 0)
             if "products" in first:
                 said = replicas.scalars(first["products"], self._bounds, self._scale)
                 scalars = tf.concat([scalars, said], 0)
             recorded = {"scalars": scalars}
             if self.tags:
-                recorded |= self._histograms(first["watched"], first.get("local"), step)
+                recorded |= self._histograms(first["tensors"], first.get("local"), halves, step)
         return recorded
 
     def _histograms(
-        self, tensors: list[tf.Tensor], local: list[tf.Tensor] | None, step: tf.Tensor
+        self,
+        tensors: dict[str, tf.Tensor],
+        local: list[tf.Tensor] | None,
+        halves: dict[str, tf.Tensor],
+        step: tf.Tensor,
     ) -> dict[str, tf.Tensor]:
+        tags = [tag for tag in self.tags if tag in tensors]  # the local ones are counted already
+
         def count() -> dict[str, tf.Tensor]:
-            parts = [histograms.histograms(tensors)] if tensors else []
+            known = [halves.get(tag) for tag in tags]
+            each = [tensors[tag] for tag in tags]
+            parts = [histograms.histograms(each, self._pairs, known)] if tags else []
             if local:
                 parts.append(histograms.Histograms(*local))
             names = histograms.Histograms._fields
@@ -226,10 +247,10 @@ class TrainLoop:
         with tf.GradientTape() as tape:
             with tf.name_scope("forward"):
                 if "activations" in self._watch:
-                    activations = list(self._model.activations(x).values())
-                    logits = activations[-1]
+                    activations = self._model.activations(x)
+                    logits = list(activations.values())[-1]
                 else:
-                    activations, logits = [], self._model(x)
+                    activations, logits = {}, self._model(x)
             with tf.name_scope("loss"):
                 total = tf.reduce_sum(self._loss(labels, logits))
                 scaled = total * self._scale
@@ -244,14 +265,12 @@ class TrainLoop:
             reduced = replica.all_reduce(tf.distribute.ReduceOp.SUM, local)
         with tf.name_scope("update"):
             before = [tf.identity(w) for w in self._variables] if "updates" in self._watch else []
-            after = self._optimizer.apply(reduced, step)
-        watched = []
-        if "weights" in self._watch:
-            watched += after
-        if "gradients" in self._watch:
-            watched += reduced
-        if "updates" in self._watch:
-            watched += [new - old for new, old in zip(after, before, strict=True)]
+            after, deltas = self._optimizer.apply(reduced, step)
+        tensors = dict(zip(self._names, after, strict=True))
+        tensors |= {f"{n}/gradient": g for n, g in zip(self._names, reduced, strict=True)}
+        # As it was applied, or, where only its norm is asked for, before the rounding.
+        applied = [new - old for new, old in zip(after, before, strict=True)] if before else deltas
+        tensors |= {f"{n}/update": u for n, u in zip(self._names, applied, strict=True)}
         outputs: dict[str, Any] = {"totals": totals}
         if several:
             with tf.name_scope("replicas"):
@@ -261,12 +280,14 @@ class TrainLoop:
                     # One by one: integers cannot be reduced in a list.
                     rows = [
                         replica.all_reduce("SUM", self._row(index, part))
-                        for part in histograms.histograms(local)
+                        for part in histograms.histograms(local, self._pairs)
                     ]
                     rows = [tf.reshape(row, [-1, *row.shape[2:]]) for row in rows]
                     outputs["local"] = rows
-                activations = [replica.all_gather(part, axis=0) for part in activations]
-        return outputs | {"watched": watched + activations}
+                activations = {n: replica.all_gather(a, axis=0) for n, a in activations.items()}
+        tensors |= {f"{name}/activations": part for name, part in activations.items()}
+        used = tensors.keys() & {*self.tags, *self._normed}
+        return outputs | {"tensors": {tag: tensors[tag] for tag in sorted(used)}}
 
     def _row(self, index: int, value: tf.Tensor) -> tf.Tensor:
         """`value` in row `index` of zeros, one row a replica: the sum over them holds all."""

@@ -282,6 +282,7 @@ class _Trial:
         self.evaluator.run.get_concrete_function()
         self.batches = Batches(config.seed, len(dataset.train_images), config.batch_size)
         self._tags = self.loop.scalar_tags
+        self._initial = self._weights()
         self.step = 0
         self.state: dict[str, Any] = {
             "figures": dict.fromkeys(diagnosis.FIGURES),
@@ -435,12 +436,16 @@ class _Trial:
             self.reporter.say(f"step {self.step}: {words}")
         test = {"test-loss": float(loss.mean(dtype=np.float64))}
         test["test-accuracy"] = figures["test_accuracy"]
+        distances = {}
+        if "norms" in config.watch:
+            weights = self._weights()
+            distances = {f"{n}/distance": distance(weights[n], w) for n, w in self._initial.items()}
         noise = self.state["noise"]
         scales = {
             f"{p}gradient/noise/scale": replicas.noise_scale(*sums) for p, sums in noise.items()
         }
         self.state["noise"] = {prefix: [0.0, 0.0] for prefix in noise}
-        recorder.scalars(self.step, test | scales)
+        recorder.scalars(self.step, test | distances | scales)
         recorder.flush()
         examples = config.batch_size if config.reduction == "sum" else 1
         self.reporter.evaluated(
@@ -487,6 +492,11 @@ def make_model(config: Config, dataset: Dataset) -> layers.MLP:
         layers.INITIALIZERS[config.initializer](config.init_stddev),
         config.seed,
     )
+
+
+def distance(a: np.ndarray, b: np.ndarray) -> float:
+    """Euclidean, of two arrays of one shape."""
+    return float(np.linalg.norm(a.astype(np.float64) - b))
 
 
 def make_rule(config: Config) -> Any:

@@ -131,7 +131,7 @@ def test_the_defaults_are_the_recipe():
         "training_steps": 3000,
         "display_step": 100,
         "histogram_every": 1,
-        "watch": ("weights", "gradients"),
+        "watch": ("weights", "gradients", "norms"),
         "data_dir": "",
     }
     assert {name: getattr(config, name) for name in recipe} == recipe

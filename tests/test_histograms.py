@@ -105,6 +105,18 @@ def test_one_tensor(name):
     assert_is_histogram(x, *(part[0] for part in result))
 
 
+@pytest.mark.parametrize("size", [4096, 4097])
+@pytest.mark.parametrize("name", TENSORS)
+def test_a_large_tensor_is_counted_in_pairs(name, size):
+    """Its size is known when it is compiled, as that of every weight is."""
+    x = np.resize(TENSORS[name].astype(np.float32), size)
+    with tf.device("/cpu:0"):
+        pairs = tf.function(histograms)([tf.constant(x)])
+        singly = histograms([tf.constant(x)], pairs=False)
+    assert_is_histogram(x, *(part.numpy()[0] for part in pairs))
+    assert_is_histogram(x, *(part.numpy()[0] for part in singly))
+
+
 @pytest.mark.gpu
 def test_on_a_gpu():
     """The kernels there are others, and operations must be deterministic there too."""

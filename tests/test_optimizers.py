@@ -101,9 +101,11 @@ def trajectory(rule, start, gradients):
     optimizer = Optimizer(rule, variables)
     apply = tf.function(optimizer.apply)
     for step, g in enumerate(gradients, 1):
-        returned = apply([tf.constant(x) for x in g], tf.constant(step, tf.int64))
-        for variable, value in zip(variables, returned, strict=True):
+        before = [variable.numpy() for variable in variables]
+        returned, taken = apply([tf.constant(x) for x in g], tf.constant(step, tf.int64))
+        for variable, old, value, delta in zip(variables, before, returned, taken, strict=True):
             np.testing.assert_array_equal(variable.numpy(), value.numpy())
+            np.testing.assert_array_equal(variable.numpy(), old - delta.numpy())
         yield [variable.numpy() for variable in variables]
 
 

@@ -287,6 +287,22 @@ def test_what_was_recorded_is_what_happened(tiny):
                 assert difference <= near, f"step {t + 1}, {tag}, edge {edge}"
 
 
+@pytest.mark.parametrize("watch", [("norms",), ("weights", "gradients", "norms", "updates")])
+def test_norms_are_those_of_the_tensors(tiny, watch):
+    """Of weights after the update, gradients and updates: against NumPy on the plain loop's."""
+    under = Under(tiny, RULES["adam"](0.01), watch=watch)
+    recorded = under.run(2, 1, 3)["scalars"]
+    names = [f"{layer.name}/{t}" for layer in under.model.layers for t in ("weights", "bias")]
+    reference = Keras(in_order(under, under.start), lambda: KERAS.Adam(0.01))
+    for t, (_, _, before, gradients, after) in enumerate(plain(tiny, under, reference, 6)):
+        said = dict(zip(under.loop.scalar_tags, recorded[t], strict=True))
+        assert len(said) == 2 + 3 * len(names)
+        for name, old, gradient, new in zip(names, before, gradients, after, strict=True):
+            for tag, tensor in (("", new), ("/gradient", gradient), ("/update", new - old)):
+                expected = np.linalg.norm(np.float64(tensor))
+                np.testing.assert_allclose(said[f"{name}{tag}/norm"], expected, 1e-4, 1e-7)
+
+
 def test_histograms_are_of_the_very_tensors(tiny):
     """One step at a time, so that the variables can be read between: low, high and counts of
     weights and updates are exact."""

@@ -21,6 +21,7 @@ import events
 import numpy as np
 import programs
 import pytest
+import tensorflow as tf
 
 from lab import console, data, trial
 
@@ -70,6 +71,12 @@ def assert_one_line(outcome, status, *words):
         assert word in outcome.err
 
 
+def checkpoints(run):
+    """The variables of the first and the last checkpoint."""
+    folders = sorted((run.directory / "checkpoints").glob("step-*"))
+    return folders[0] / "variables", folders[-1] / "variables"
+
+
 class Home:
     """A run that the program made in a process of its own: its folder, output and record."""
 
@@ -112,6 +119,28 @@ def test_every_histogram_tag_holds_every_step(run):
         assert (counts.sum(1) == size).all(), tag
         assert (left[:, 0] < right[:, -1]).all()
         np.testing.assert_array_equal(left[:, 1:], right[:, :-1])
+
+
+def test_norms_stand_at_every_step_and_distances_at_the_evaluations(run):
+    """As far as the histograms and the checkpoints tell them."""
+    steps = np.arange(1, STEPS + 1)
+    for tag in SIZES:
+        norms = run.record[f"{tag}/norm"]
+        assert norms.plugin == "scalars" and norms.steps == steps.tolist(), tag
+        left, right, counts = np.moveaxis(run.record[tag].values.astype(np.float64), -1, 0)
+        far, near = np.maximum(left**2, right**2), np.minimum(left**2, right**2)
+        near = np.where(left * right < 0, 0, near)
+        assert (norms.values <= 1.0001 * np.sqrt((far * counts).sum(1))).all(), tag
+        assert (norms.values >= 0.9999 * np.sqrt((near * counts).sum(1))).all(), tag
+    first, last = (tf.train.load_checkpoint(str(path)) for path in checkpoints(run))
+    for tag in (tag for tag in SIZES if not tag.endswith("/gradient")):
+        assert run.record[f"{tag}/update/norm"].steps == steps.tolist()
+        distance = run.record[f"{tag}/distance"]
+        assert distance.plugin == "scalars" and distance.steps == EVALUATIONS
+        start, end = first.get_tensor(tag), last.get_tensor(tag)
+        expected = np.linalg.norm(np.float64(end) - start)
+        np.testing.assert_allclose(distance.values[-1], expected, 1e-6)
+        np.testing.assert_allclose(run.record[f"{tag}/norm"].values[-1], np.linalg.norm(end), 1e-5)
 
 
 def test_scalars_stand_at_every_step_and_those_of_the_test_set_at_the_evaluations(run):
@@ -196,7 +225,7 @@ def test_the_same_seed_gives_the_same_figures_and_record(run, steps_per_loop, tm
     record = events.read(directory)
     # Texts and HParams say nothing of the figures.
     tags = [tag for tag, series in run.record.items() if series.plugin in ("scalars", "histograms")]
-    assert len(tags) == 16
+    assert len(tags) == 40
     for tag in tags:
         assert record[tag].steps == run.record[tag].steps
         np.testing.assert_array_equal(record[tag].values, run.record[tag].values)
@@ -419,7 +448,10 @@ def run_without_tensorflow(environment, cwd, *arguments):
         (["--learning_rate=-1"], ["--learning_rate=-1", "at least 0"]),
         (["--learning_rate=nan"], ["--learning_rate=nan", "a number"]),
         (["--batch_size=0"], ["--batch_size=0", "at least 1"]),
-        (["--watch=weights,biases"], ["--watch=", "weights, gradients, updates, activations"]),
+        (
+            ["--watch=weights,biases"],
+            ["--watch=", "gradients, norms, updates, activations"],
+        ),
         (["--optimiser=sgd"], ["--optimiser", "--optimizer"]),
         (["--n_hidden_3=4"], ["--n_hidden_3", "--n_hidden_1"]),
         (["adam"], ["adam", "--help"]),
