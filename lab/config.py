@@ -125,6 +125,12 @@ class Config(_Checked):
         choices=("sgd", "adam", "rmsprop", "adagrad", "adadelta"),
     )
     learning_rate: float = _field(0.01, "Optimizer", "of the update rule", least=0)
+    learning_rate_decay: str = _field(
+        "none",
+        "Optimizer",
+        "from the learning rate at the first step towards 0 after the last",
+        choices=("none", "linear", "cosine"),
+    )
     epsilon: float = _field(1e-7, "Optimizer", "keeps the divisor from 0; unused by sgd", least=0)
     epsilon_inside_root: bool = _field(
         False,
@@ -146,6 +152,11 @@ class Config(_Checked):
         "Data",
         "folder with four IDX files named as MNIST's, gzipped or not; empty: MNIST",
         single=True,
+    )
+    shuffle_labels: bool = _field(
+        False,
+        "Data",
+        "train on labels in a random order: nothing to learn but by heart",
     )
     batch_size: int = _field(256, "Data", "examples a step, over all replicas", least=1)
     seed: int = _field(

@@ -130,6 +130,14 @@ def permutation(seed: int, epoch: int, examples: int) -> np.ndarray:
     return np.argsort(np.random.Philox(key=key).random_raw(examples)).astype(np.int32)
 
 
+def shuffled(labels: np.ndarray, seed: int) -> np.ndarray:
+    """The labels in a random order: as many of each class, and none says anything of its image.
+
+    Zhang et al., "Understanding deep learning requires rethinking generalization", ICLR 2017.
+    """
+    return labels[permutation(seed, 2**64 - 1, len(labels))]
+
+
 class Batches:
     """Which training examples make up which step.
 

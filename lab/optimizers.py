@@ -13,7 +13,8 @@ sqrt(epsilon) takes steps that shrink with its gradient, while outside it takes 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
+import math
+from collections.abc import Callable, Sequence
 from typing import ClassVar, Protocol
 
 import tensorflow as tf
@@ -184,15 +185,35 @@ RULES: dict[str, type] = {
 }
 
 
+# What multiplies the learning rate, by the share of the steps that are done, from 0 to 1.
+# Cosine: Loshchilov and Hutter, "SGDR", ICLR 2017, without restarts.
+DECAYS: dict[str, Callable[[tf.Tensor], tf.Tensor]] = {
+    "linear": lambda done: 1 - done,
+    "cosine": lambda done: (1 + tf.cos(math.pi * done)) / 2,
+}
+
+
 class Optimizer(tf.Module):
     """A rule and its slots for given variables.
 
     Make it under the strategy's scope. `slots` holds, for each variable, one float32 variable of
     its shape for each of the rule's slot names.
+
+    Args:
+      rule: of the update.
+      variables: what it updates.
+      decay: what multiplies the learning rate: from the number of steps done before, float32
+        scalar, to a float32 scalar. Without, it stays as it is.
     """
 
-    def __init__(self, rule: Rule, variables: Sequence[tf.Variable]) -> None:
+    def __init__(
+        self,
+        rule: Rule,
+        variables: Sequence[tf.Variable],
+        decay: Callable[[tf.Tensor], tf.Tensor] | None = None,
+    ) -> None:
         super().__init__("optimizer")
+        self._decay = decay
         self.rule = rule
         self.variables_ = list(variables)
         self.slots = [
@@ -226,6 +247,8 @@ class Optimizer(tf.Module):
         values, deltas = [], []
         for w, slots, g in zip(self.variables_, self.slots, gradients, strict=True):
             delta, news = self.rule.delta(g, t, tuple(map(tf.convert_to_tensor, slots)))
+            if self._decay:
+                delta *= self._decay(t - 1)
             for slot, new in zip(slots, news, strict=True):
                 slot.assign(new)
             deltas.append(delta)

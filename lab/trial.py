@@ -17,7 +17,7 @@ import tensorboard
 import tensorflow as tf
 
 import lab
-from lab import devices, diagnosis, layers, losses, optimizers, replicas
+from lab import data, devices, diagnosis, layers, losses, optimizers, replicas
 from lab.checkpoints import Checkpoint, Checkpoints
 from lab.cluster import Cluster
 from lab.config import Config, Settings
@@ -260,7 +260,12 @@ class _Trial:
         self.rule = make_rule(config)
         with strategy.scope():
             self.model = make_model(config, dataset)
-            self.optimizer = optimizers.Optimizer(self.rule, self.model.trainable_variables)
+            self.optimizer = optimizers.Optimizer(
+                self.rule, self.model.trainable_variables, make_decay(config)
+            )
+        labels = dataset.train_labels
+        if config.shuffle_labels:
+            labels = data.shuffled(labels, config.seed)
         loss = losses.LOSSES[config.loss]
         self.loop = TrainLoop(
             strategy,
@@ -269,7 +274,7 @@ class _Trial:
             loss,
             1 / config.batch_size if config.reduction == "mean" else 1.0,
             dataset.train_images,
-            dataset.train_labels,
+            labels,
             config.batch_size,
             config.watch,
             config.histogram_every,
@@ -510,3 +515,9 @@ def make_rule(config: Config) -> Any:
             for field in dataclasses.fields(kind)
         }
     )
+
+
+def make_decay(config: Config) -> Callable[[tf.Tensor], tf.Tensor] | None:
+    """The decay of a config's learning rate, over all its steps; None for a constant one."""
+    decay = optimizers.DECAYS.get(config.learning_rate_decay)
+    return decay and (lambda done: decay(done / config.training_steps))

@@ -361,3 +361,15 @@ def test_a_late_step_is_as_quick_as_the_first():
     batches = Batches(0, 60000, 256)
     assert batches.indices(10**6, 1).shape == (1, 256)
     assert sys.getsizeof(batches.indices(10**9, 1)) < 10**5
+
+
+def test_shuffled_labels_are_as_many_of_each_class_and_say_nothing():
+    labels = np.random.default_rng(0).integers(0, 10, 60_000).astype(np.int32)
+    first, again, other = (data.shuffled(labels, seed) for seed in (0, 0, 1))
+    np.testing.assert_array_equal(first, again)
+    assert first.dtype == labels.dtype
+    np.testing.assert_array_equal(np.bincount(first), np.bincount(labels))
+    for one, two in ((first, labels), (first, other)):
+        assert abs(np.mean(one == two) - 0.1) < 0.01
+    order = data.permutation(0, 0, 60_000)
+    assert abs(np.mean(first == labels[order]) - 0.1) < 0.01, "not the order of an epoch"

@@ -9,7 +9,7 @@ import pytest
 import tensorflow as tf
 from references import Keras, Kernel, NumPy
 
-from lab import optimizers
+from lab import optimizers, trial
 from lab.config import Config
 from lab.optimizers import RULES, Optimizer
 
@@ -279,3 +279,27 @@ def test_gradients_must_be_one_for_each_variable():
     optimizer = Optimizer(optimizers.SGD(), [tf.Variable([1.0]), tf.Variable([2.0])])
     with pytest.raises(ValueError):
         optimizer.apply([tf.constant([1.0])], tf.constant(1))
+
+
+@pytest.mark.parametrize("decay", ["linear", "cosine"])
+@pytest.mark.parametrize("rule", [optimizers.SGD(0.1), optimizers.Adam(0.01)], ids=["sgd", "adam"])
+def test_a_decayed_learning_rate_is_that_of_keras(rule, decay):
+    steps = 40
+    config = Config(learning_rate_decay=decay, training_steps=steps)
+    schedule = {
+        "linear": keras.optimizers.schedules.PolynomialDecay(
+            rule.learning_rate, steps, end_learning_rate=0.0
+        ),
+        "cosine": keras.optimizers.schedules.CosineDecay(rule.learning_rate, steps),
+    }[decay]
+    kind = keras.optimizers.SGD if isinstance(rule, optimizers.SGD) else keras.optimizers.Adam
+    reference = kind(schedule)
+    start = np.random.default_rng(0).normal(size=(7, 3)).astype(np.float32)
+    ours, theirs = tf.Variable(start), keras.Variable(start)
+    optimizer = Optimizer(rule, [ours], trial.make_decay(config))
+    for step in range(1, steps + 1):
+        g = np.random.default_rng(step).normal(size=(7, 3)).astype(np.float32)
+        optimizer.apply([tf.constant(g)], tf.constant(step))
+        reference.apply([tf.constant(g)], [theirs])
+        np.testing.assert_allclose(ours.numpy(), theirs.numpy(), 1e-5, 1e-6)
+    assert trial.make_decay(Config()) is None
