@@ -245,16 +245,19 @@ def test_killed_while_tensorflow_writes_a_checkpoint(program):
 
 
 @pytest.mark.slow
-def test_killed_at_twenty_random_moments(program, long):
+@pytest.mark.parametrize("devices", ["cpu:1", "cpu:2"])
+def test_killed_at_twenty_random_moments(program, devices):
+    flags = [*LONG, f"--devices={devices}"]
+    long = program.undisturbed(flags)
     random_ = random.Random(20)
     begun, directory = time.monotonic(), program.new()
-    assert program.train(directory, LONG).status == 0
+    assert program.train(directory, flags).status == 0
     whole_life = time.monotonic() - begun
     with open(directory / "result.json") as file:
         training = json.load(file)["seconds"]
     directory, kills, ends, steps = program.new(), 0, 0, set()
     while kills < 20:
-        child = program.start(directory, LONG)
+        child = program.start(directory, flags)
         if kills % 2:  # after the start, which takes as long as all the rest
             child.wait_for("400 steps on")
             time.sleep(random_.uniform(0, training / 3))
@@ -271,7 +274,7 @@ def test_killed_at_twenty_random_moments(program, long):
             steps.add(max(forks.checkpoints(directory), default=0))
             assert_nothing_is_lost(directory, long)
     print(f"{kills} kills, {ends} runs came to their end between them; newest steps {steps}")
-    assert_goes_on(program, directory, long, LONG)
+    assert_goes_on(program, directory, long, flags)
     assert max(steps) > 0
 
 
@@ -296,6 +299,9 @@ def steps_of_tags(directory):
     scalars = {"loss": every, "accuracy": every}
     scalars |= {"test-loss": evaluated, "test-accuracy": evaluated}
     histograms = [tag + suffix for tag in layers for suffix in ("", "/gradient")]
+    for tag in layers:
+        scalars |= {f"{tag}{kind}/norm": every for kind in ("", "/gradient", "/update")}
+        scalars[f"{tag}/distance"] = evaluated
     return scalars, dict.fromkeys(histograms, every)
 
 
