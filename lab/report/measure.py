@@ -15,16 +15,9 @@ from typing import Any
 import numpy as np
 
 from lab import data
+from lab.config import Config
 from lab.errors import LabError
-from lab.report import (
-    collapse,
-    curvature,
-    distribution,
-    layers,
-    network,
-    sameness,
-    zeros,
-)
+from lab.report import collapse, curvature, distribution, layers, network, sameness, zeros
 from lab.report.network import Network
 from lab.report.runs import Group, Progress, Run, Runs
 
@@ -115,7 +108,13 @@ def choose_reference(groups: list[Group]) -> Group | None:
     """The configuration that is looked at most closely: with the most completed runs, and of
     those the one that differs least from the recipe."""
     able = [group for group in groups if group.completed]
-    return min(able, key=lambda g: (-len(g.completed), g.label.count(",")), default=None)
+    return min(able, key=lambda g: (-len(g.completed), _unlike(g.config)), default=None)
+
+
+def _unlike(config: dict[str, Any]) -> int:
+    """How many fields are not the recipe's."""
+    fields = dataclasses.fields(Config)
+    return sum(config[field.name] != field.default for field in fields if field.name != "watch")
 
 
 def measure(runs: Runs, progress: Progress | None = None, processes: int | None = None) -> Evidence:

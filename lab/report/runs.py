@@ -12,7 +12,7 @@ import logging
 import os
 import re
 import tempfile
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from typing import Any
 
 import numpy as np
@@ -71,7 +71,7 @@ class Run:
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Group:
-    """Runs that differ in nothing but the seed, by seed. label: what tells it from the recipe.
+    """Runs that differ in nothing but the seed, by seed. label: what tells it from the others.
 
     data: the digest of what they were trained on.
     """
@@ -90,7 +90,8 @@ class Group:
 class Runs:
     """What lies below a folder. table: of all results. problems: a line for all that is left out.
 
-    folders: data_dir by digest, of the data that are still there as they were.
+    folders: data_dir by digest, of the data that are still there as they were. labels: of the
+    table's rows.
     """
 
     logdir: str
@@ -98,6 +99,7 @@ class Runs:
     table: results.Table
     problems: list[str]
     folders: dict[str, str]
+    labels: list[str]
 
     def sweep(self, like: Group, *fields: str) -> list[Group]:
         """The groups on the same data whose configs differ from one in none but these fields."""
@@ -108,18 +110,17 @@ class Runs:
         ]
 
 
-def label(config: dict[str, Any]) -> str:
-    """`sgd 0.01`, and every other hyperparameter that is not the recipe's."""
+def label(config: dict[str, Any], shown: Collection[str]) -> str:
+    """`sgd 0.01 128×64`: rule, rate, and of the fields in `shown` those that are not as in the recipe."""
     words = [f"{config['optimizer']} {config['learning_rate']:g}"]
-    hidden = ("n_hidden_1", "n_hidden_2")
-    if any(config[name] != _DEFAULTS[name] for name in hidden):
-        words.append("×".join(str(config[name]) for name in hidden))
-    for name, value in config.items():
-        if name in _DEFAULTS.keys() - _IN_NO_LABEL - {*hidden, "optimizer", "learning_rate"}:
-            value = os.path.basename(value.rstrip("/")) if name == "data_dir" else value
-            if value != _DEFAULTS[name]:
-                words.append(name if value is True else f"{name}={value}")
-    return ", ".join(words)
+    unlike = [name for name in shown if config[name] != _DEFAULTS[name]]
+    if {"n_hidden_1", "n_hidden_2"} & set(unlike):
+        words.append(f"{config['n_hidden_1']}×{config['n_hidden_2']}")
+    for name in sorted({*unlike} - set(results.README_FIELDS) - _IN_NO_LABEL):
+        value = config[name]
+        value = os.path.basename(value.rstrip("/")) if name == "data_dir" else value
+        words.append(name if value is True else f"{name}={value}")
+    return " ".join(words)
 
 
 def read_runs(logdir: str, progress: Progress | None = None) -> Runs:
@@ -142,7 +143,11 @@ def read_runs(logdir: str, progress: Progress | None = None) -> Runs:
         if progress:
             progress(i + 1, len({*folders, *known}))
     places, lost = _find_data(runs)
-    return Runs(logdir, _group(runs, table), table, problems + lost, places)
+    configs = [_DEFAULTS | row.config for row in table.rows]
+    differ = [k for k in _DEFAULTS if len({json.dumps(c[k]) for c in configs}) > 1]
+    labels = [label(config, differ) for config in configs]
+    groups = _group(runs, table, differ)
+    return Runs(logdir, groups, table, problems + lost, places, labels)
 
 
 class _Unusable(Exception):
@@ -251,8 +256,8 @@ def _find_data(runs: list[Run]) -> tuple[dict[str, str], list[str]]:
     return places, lost
 
 
-def _group(runs: list[Run], table: results.Table) -> list[Group]:
-    """In the order of the table's rows."""
+def _group(runs: list[Run], table: results.Table, differ: Collection[str]) -> list[Group]:
+    """In the order of the table's rows; their labels are unique."""
     order: dict[str, int] = {}
     for place, row in enumerate(table.rows):
         order.setdefault(_key(row.config), place)
@@ -262,11 +267,13 @@ def _group(runs: list[Run], table: results.Table) -> list[Group]:
         # Of two runs of one trial, the one with more on record.
         if run.seed not in same or len(run.scalars) > len(same[run.seed].scalars):
             same[run.seed] = run
-    found = [
-        Group(label(first.config), first.config, digest, [run for _, run in sorted(same.items())])
-        for (_, digest), same in groups.items()
-        for first in [next(iter(same.values()))]
-    ]
+    found: list[Group] = []
+    for (_, digest), same in groups.items():
+        config = next(iter(same.values())).config
+        name = label(config, differ)
+        if name in [group.label for group in found]:
+            name += f", data {digest[:6]}"
+        found.append(Group(name, config, digest, [run for _, run in sorted(same.items())]))
     return sorted(found, key=lambda group: order.get(_key(group.config), len(order)))
 
 

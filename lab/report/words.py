@@ -133,3 +133,11 @@ def command(logdir: str, config: Mapping[str, Any] | None = None, **more: Any) -
             plain = isinstance(setting, bool)
             words.append(flag if plain else f"--{name}={shlex.quote(str(setting))}")
     return " ".join([*words, f"--logdir={shlex.quote(logdir)}"])
+
+
+def above(figure: Figure, limit: float = 0.0) -> bool | None:
+    """Whether the mean is above a limit; None where the interval holds both."""
+    if figure.value is None:
+        return None
+    low, high = (figure.value if end is None else end for end in (figure.low, figure.high))
+    return True if low > limit else False if high <= limit else None

@@ -1,0 +1,110 @@
+"""The replayed table."""
+
+from __future__ import annotations
+
+from lab.report.measure import Evidence
+from lab.report.story import Bars, Control, Figure, Picture, Section, Series, Table
+from lab.report.words import command, listed, many, percent, points, say
+
+
+def table(evidence: Evidence) -> Section:
+    found, logdir = evidence.runs.table, evidence.runs.logdir
+    names = evidence.runs.labels
+    shown = [(n, r) for n, r in zip(names, found.rows, strict=True) if r.mean is not None]
+    figures = [
+        Figure(f"accuracy:{n}", f"test accuracy, {n}", r.mean, r.low, r.high, r.averaged, "%")
+        for n, r in shown
+    ]
+    rows = [
+        (
+            name,
+            "" if row.readme is None else f"{row.readme:.4f}",
+            "" if row.mean is None else f"{row.mean:.4f}",
+            "" if row.low is None or row.high is None else f"{row.low:.4f} to {row.high:.4f}",
+            row.groups,
+            f"{row.averaged} of {row.runs}",
+            row.status,
+        )
+        for name, row in zip(names, found.rows, strict=True)
+    ]
+    headings = ("configuration", "README", "accuracy", "95% interval", "group", "runs", "status")
+    pictures: list[Picture] = [
+        Table("table", "The table, replayed", " ".join(found.notes), headings, rows)
+    ]
+    readme = [(n, r.readme) for n, r in shown if r.readme is not None]
+    if len(shown) > 1:
+        errors = [
+            Figure("", "", 1 - f.value, None if f.high is None else 1 - f.high,
+                   None if f.low is None else 1 - f.low)
+            for f in figures if f.value is not None
+        ]  # fmt: skip
+        series = [points("these runs", [n for n, _ in shown], errors, "points")]
+        if readme:
+            series.append(
+                Series("README", [n for n, _ in readme], [1 - v for _, v in readme], style="points")
+            )
+        best = min(shown, key=lambda pair: 1 - (pair[1].mean or 0))
+        see = f"The lowest error is {percent(1 - (best[1].mean or 0))}, of {best[0]}."
+        pictures.append(
+            Bars("errors", "Test error by configuration", see, "share of test images wrong",
+                 series, y_scale="log")
+        )  # fmt: skip
+    letters = [n for n, r in shown if "a" in r.groups]
+    if not shown:
+        answer = "There is no finished run to make a table of."
+    elif not found.pairs:
+        top = max(figures, key=lambda f: f.value or 0)
+        which = top.key.partition(":")[2]
+        answer = (
+            f"The accuracy of {which} is {say(top)}, of {many(top.runs, 'run')}; there is nothing"
+            " to compare it with."
+            if len(shown) == 1
+            else f"Of {len(shown)} configurations the highest accuracy is {say(top)} ({which}), but"
+            " no two of them have two seeds in common, so none can be told from another."
+        )
+    else:
+        means = [f.value for f in figures if f.key.partition(":")[2] in letters and f.value]
+        answer = (
+            f"Of {many(len(shown), 'configuration')} the best group holds {len(letters)} that"
+            f" cannot be told apart ({listed(letters)}), at {percent(min(means))} to"
+            f" {percent(max(means))}."
+            if len(letters) > 1
+            else f"Of {many(len(shown), 'configuration')} {letters[0]} is the best,"
+            f" at {percent(means[0])}."
+        )
+    dead = sum(r.averaged for _, r in shown if r.averaged_status == "collapsed")
+    if dead:
+        answer += f" {many(dead, 'run')} collapsed onto one class."
+    judged = [(n, r.readme_agrees) for n, r in shown if r.readme_agrees is not None]
+    outside = [n for n, agrees in judged if not agrees]
+    controls = []
+    if readme:
+        controls.append(
+            Control(
+                "The README's figures come out again, by its own rule, within 3 standard"
+                " deviations over seeds.",
+                f"In {len(judged) - len(outside)} of {len(judged)} rows"
+                + (f"; not {listed(outside)}." if outside else ".")
+                if judged
+                else "One seed a row gives no standard deviation to hold them against.",
+                not outside if judged else None,
+            )
+        )
+    commands = []
+    if any(row.runs < 2 for row in found.rows) or not found.rows:
+        grid = "readme" if readme or not found.rows else "FILE"
+        commands = [("the README's rows with five seeds", command(logdir, grid=grid, seeds=5))]
+        if grid == "FILE":
+            commands = [
+                (f"five seeds of {n}", command(logdir, r.config, seeds=5))
+                for n, r in zip(names, found.rows, strict=True)
+                if r.runs < 2
+            ][:5]
+    unknown = [
+        "That rows share a letter does not prove them equal; it says that these seeds do not tell"
+        " them apart."
+    ]
+    return Section(
+        "table", "The table, replayed", answer, figures, pictures, controls,
+        unknown if found.pairs else (), commands,
+    )  # fmt: skip
