@@ -185,7 +185,9 @@ Grids that come with the lab: {", ".join(grid.names())}."""
 
 _REPORT = """bin/report [LOGDIR] [--flag=value ...]
 
-Prints the table of all runs below LOGDIR."""
+Prints the table of all runs below LOGDIR, and writes into it a page that answers from these runs
+what the lab asks: report.html, its figures as report.json, and the same as TensorBoard's run
+`report`."""
 
 
 _LAUNCH = """bin/launch [--workers=N] -- bin/train [--flag=value ...]

@@ -7,18 +7,15 @@
 from __future__ import annotations
 
 import concurrent.futures
-import contextlib
 import dataclasses
-import os
 import pathlib
 import sys
-import tempfile
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 
 from lab import cluster, flags, grid, results, tables
 from lab.config import Config, Settings
-from lab.console import Console, Silence, conclusion
+from lab.console import Console, Silence, conclusion, quiet_stderr
 from lab.errors import LabError
 from lab.rundir import FINISHED, RESULT
 from lab.stop import Stop
@@ -58,7 +55,7 @@ def _train_here(config: Config, settings: Settings) -> int:
 
         # Unpacking the data and loading TensorFlow take about a second each.
         loading = thread.submit(data.load, config.data_dir)
-        with _quiet_stderr():
+        with quiet_stderr():
             from lab import devices, trial
         dataset = loading.result()
     if not workers and (workers := devices.slurm_cluster()):
@@ -79,30 +76,6 @@ def _table(configs: Sequence[Config], settings: Settings, outcomes: dict[str, st
     problems += [f"{d}: {outcomes[d]}" for d, path in paths.items() if not path.exists()]
     order = [dataclasses.asdict(config) for config in configs]
     return tables.to_text(results.make_table(found, problems=problems, order=order))
-
-
-@contextlib.contextmanager
-def _quiet_stderr() -> Iterator[None]:
-    """Keeps back what native code prints while TensorFlow is loaded: notices about its build that
-    no setting turns off. They are shown if loading fails, or where TF_CPP_MIN_LOG_LEVEL is set.
-    """
-    if "TF_CPP_MIN_LOG_LEVEL" in os.environ:
-        yield
-        return
-    os.environ["TF_CPP_MIN_LOG_LEVEL"] = "3"
-    sys.stderr.flush()
-    stderr = os.dup(2)
-    with tempfile.TemporaryFile() as notices:
-        os.dup2(notices.fileno(), 2)
-        try:
-            yield
-        except BaseException:
-            notices.seek(0)
-            os.write(stderr, notices.read())
-            raise
-        finally:
-            os.dup2(stderr, 2)
-            os.close(stderr)
 
 
 def _fail(error: Exception | str, status: int) -> int:

@@ -18,7 +18,8 @@ from typing import Any
 from lab.errors import LabError
 
 CONFIG, RESULT, LOCK = "config.json", "result.json", "lock"
-_OURS = (CONFIG, RESULT, LOCK, "*.tmp", "events.out.tfevents.*", "checkpoints", "plugins")
+_REPORT = ("report", "report.html", "report.json")  # of bin/report on this one run
+_OURS = (CONFIG, RESULT, LOCK, "*.tmp", "events.out.tfevents.*", "checkpoints", "plugins", *_REPORT)
 
 
 class RunDirectory:

@@ -519,9 +519,9 @@ def progress(text):
 
 
 def report(logdir, *arguments, **environment):
-    """The report's program, in a process of its own."""
+    """The report's table, by its program in a process of its own."""
     done = subprocess.run(
-        [sys.executable, "-m", "lab.report", str(logdir), *arguments],
+        [sys.executable, "-m", "lab.report", str(logdir), "--nopage", *arguments],
         cwd=logdir.parent if logdir.parent.exists() else None,
         env=programs.ENVIRONMENT | environment,
         capture_output=True,
@@ -931,7 +931,11 @@ def test_the_reports_launcher(whole):
     environment = programs.ENVIRONMENT | {"LAB_PYTHON": sys.executable}
     launcher = os.path.join(programs.ROOT, "bin", "report")
     done = subprocess.run(
-        [launcher, "logs"], cwd=whole.cwd, env=environment, capture_output=True, text=True
+        [launcher, "logs", "--nopage"],
+        cwd=whole.cwd,
+        env=environment,
+        capture_output=True,
+        text=True,
     )
     assert (done.returncode, done.stderr) == (0, "")
     assert done.stdout == report(whole.logdir).out

@@ -6,6 +6,7 @@ says what they are in light and in dark.
 
 from __future__ import annotations
 
+import functools
 import html
 import io
 import itertools
@@ -20,6 +21,8 @@ import matplotlib
 import numpy as np
 from matplotlib import ticker
 from matplotlib.figure import Figure
+from matplotlib.font_manager import FontProperties
+from matplotlib.textpath import text_to_path
 
 from lab.report.story import Bars, Chart, Mark, Series, Tiles
 
@@ -48,7 +51,6 @@ _MARK_DASHES = ((0, (1, 2)), (0, (6, 2, 1, 2)), (0, (2, 3)), (0, (8, 4)))
 
 WIDTH = 4.5  # inches; 324 units of the SVG, which a phone shows at about one pixel each
 _POINTS = 11  # of all text, and so about as many pixels there
-_LETTER = 0.085  # inches: the width of one letter, on average
 _RC = {
     "axes.axisbelow": True,
     "axes.edgecolor": _LIGHT["soft"],
@@ -230,10 +232,11 @@ def _chart(chart: Chart) -> Figure:
 
 
 def _bars(bars: Bars) -> Figure:
-    names = [str(name) for name in bars.series[0].x] if bars.series else []
+    names = list(dict.fromkeys(str(name) for series in bars.series for name in series.x))
     many = len(bars.series)
-    lying = sum(len(name) + 2 for name in names) * _LETTER > WIDTH - 0.6
-    height = (0.25 + 0.17 * many) * len(names) + 0.5 if lying else 2.5
+    lying = sum(_width(name) + 0.15 for name in names) > WIDTH - 0.6
+    thin = all(series.style == "points" for series in bars.series)
+    height = (0.25 + (0.08 if thin else 0.17) * many) * len(names) + 0.5 if lying else 2.5
     figure = _figure(height, [s.name for s in bars.series], bars.marks)
     axes: Any = figure.add_subplot()
     across, along = (axes.yaxis, axes.xaxis) if lying else (axes.xaxis, axes.yaxis)
@@ -247,26 +250,25 @@ def _bars(bars: Bars) -> Figure:
         foot = 10.0 ** (low - 0.1 * (high - low) - 0.15)  # lest the smallest has no length
         (axes.set_xlim if lying else axes.set_ylim)(foot, 10.0 ** (high + 0.05 * (high - low)))
     for i, (series, y, interval) in enumerate(zip(bars.series, heights, intervals, strict=True)):
+        colour = _LIGHT[_CYCLE[i % len(_CYCLE)]]
         there = np.isfinite(y) & ((y > 0) | (foot == 0))
-        place = np.arange(len(y)) + (i - (many - 1) / 2) * 0.8 / many
-        draw, size, start = (
-            (axes.barh, "height", "left") if lying else (axes.bar, "width", "bottom")
-        )
-        draw(
-            place[there],
-            y[there] - foot,
-            **{size: 0.74 / many, start: foot},
-            color=_LIGHT[_CYCLE[i % len(_CYCLE)]],
-            hatch=_HATCHES[i % len(_HATCHES)],
-            edgecolor=_LIGHT["paper"],
-            linewidth=0,
-            label=series.name or None,
-            zorder=2,
-        )
+        place = np.array([names.index(str(name)) for name in series.x], np.float64)
+        place += (i - (many - 1) / 2) * 0.8 / many
+        points = (y, place) if lying else (place, y)
+        look: dict[str, Any] = {"color": colour, "label": series.name or None}
+        if series.style == "points":
+            axes.plot(*points, _MARKERS[i % len(_MARKERS)], zorder=4, **look)
+        else:
+            draw, size, start = (
+                (axes.barh, "height", "left") if lying else (axes.bar, "width", "bottom")
+            )
+            look |= {"hatch": _HATCHES[i % len(_HATCHES)], "edgecolor": _LIGHT["paper"]}
+            look |= {size: 0.74 / many, start: foot, "linewidth": 0, "zorder": 2}
+            draw(place[there], y[there] - foot, **look)
+            colour = _LIGHT["ink"]
         if interval:
             ends = np.fmax(np.nan_to_num([y - interval[0], interval[1] - y]), 0)
-            points = (y, place) if lying else (place, y)
-            how = {"xerr" if lying else "yerr": ends, "ecolor": _LIGHT["ink"], "zorder": 3}
+            how = {"xerr" if lying else "yerr": ends, "ecolor": colour, "zorder": 3}
             axes.errorbar(*points, fmt="none", elinewidth=1.2, capsize=2.5, **how)
     swap = {"x": "y", "y": "x"}
     _marks(axes, [Mark(m.label, m.value, swap[m.axis]) if lying else m for m in bars.marks])
@@ -287,13 +289,13 @@ def _bars(bars: Bars) -> Figure:
 def _tiles(tiles: Tiles) -> Figure:
     images = np.asarray(tiles.images, np.float64)
     captions = [str(caption) for caption in tiles.captions] or [""] * len(images)
-    longest = max(map(len, captions), default=0)
-    fits = int(WIDTH / (longest * _LETTER + 0.1)) if longest else 8
+    longest = max(map(_width, captions), default=0)
+    fits = int(WIDTH / (longest + 0.08)) if longest else 8
     columns = max(1, min(len(images), max(fits, 3), 8))
     rows = max(1, -(-len(images) // columns))
     side = min(1.4, WIDTH / columns - 0.06)
-    letters = max(4, int((WIDTH / columns - 0.04) / _LETTER))
-    texts = [textwrap.fill(caption, letters) for caption in captions]
+    letters = max(4, int((WIDTH / columns - 0.04) / _width("n")))
+    texts = [c if _width(c) < WIDTH / columns else textwrap.fill(c, letters) for c in captions]
     words = 0.19 * max((text.count("\n") + 1 for text in texts if text), default=0)
     tall = images.shape[1] / images.shape[2] * side if images.size else side
     height = rows * (tall + words + 0.1) + 0.25
@@ -320,11 +322,18 @@ def _figure(height: float, names: Sequence[str], marks: Sequence[Mark]) -> Figur
 
 def _columns(labels: Sequence[str]) -> int:
     """Of a legend that is as wide as the picture at most."""
-    widths = [min(len(label), 46) * _LETTER + 0.66 for label in labels]
+    widths = [max(map(_width, _wrapped(label).split("\n"))) + 0.66 for label in labels]
     for columns in range(min(4, len(labels)), 1, -1):
         if sum(max(column) for column in np.array_split(widths, columns)) < WIDTH:
             return columns
     return 1
+
+
+@functools.cache
+def _width(text: str) -> float:
+    """Inches, in matplotlib's own font; the fonts of most readers' systems are narrower."""
+    font = FontProperties(family="DejaVu Sans", size=_POINTS)
+    return text_to_path.get_text_width_height_descent(text, font, False)[0] / 72
 
 
 def _wrapped(text: str) -> str:

@@ -51,7 +51,7 @@ def as_html(story: Story) -> str:
     _check(story)
     made = "".join(f"<dt>{_text(what)}</dt><dd>{_text(value)}</dd>" for what, value in story.made)
     contents = "".join(
-        f'<li><a href="#{_attribute(s.slug)}">{_text(s.title)}</a><p>{_text(s.answer)}</p></li>'
+        f'<li><a href="#{_text(s.slug)}">{_text(s.title)}</a><p>{_text(s.answer)}</p></li>'
         for s in story.sections
     )
     return f"""<!DOCTYPE html>
@@ -70,7 +70,7 @@ def as_html(story: Story) -> str:
 <h1>{_text(story.title)}</h1>
 <p class="summary">{_text(story.summary)}</p>
 </header>
-<nav aria-label="Contents"><ol>{contents}</ol></nav>
+<nav aria-label="Contents"><ul>{contents}</ul></nav>
 {_block("How it was made", f'<dl class="made">{made}</dl>' if made else "", "h2", "made")}
 {"".join(map(_section, story.sections))}
 </main>
@@ -155,25 +155,28 @@ def _text(text: str) -> str:
     return re.sub(r"`([^`]+)`", r"<code>\1</code>", html.escape(_clean(text)))
 
 
-_attribute = _text
+def _words(line: str) -> str:
+    """A command line that is broken between its words, not behind their hyphens."""
+    words = html.escape(_clean(line)).split(" ")
+    return " ".join(f"<span>{word}</span>" for word in words)
 
 
 def _section(section: Section) -> str:
     unknown = "".join(f"<li>{_text(line)}</li>" for line in section.unknown)
     commands = "".join(
-        f"<li>{_text(what)}<pre><code>{html.escape(_clean(line))}</code></pre></li>"
+        f"<li>{_text(what)}<pre><code>{_words(line)}</code></pre></li>"
         for what, line in section.commands
     )
     return f"""
 <section id="{section.slug}">
 <h2>{_text(section.title)}</h2>
 <p class="answer">{_text(section.answer)}</p>
-{_figures(section)}
 {
         f'<div class="pictures">{"".join(_picture(section, p) for p in section.pictures)}</div>'
         if section.pictures
         else ""
     }
+{_figures(section)}
 {_block("What could have proved it false", _controls(section.controls))}
 {_block("Not established", f"<ul>{unknown}</ul>" if unknown else "")}
 {_block("To fill the gaps", f'<ul class="commands">{commands}</ul>' if commands else "")}
@@ -191,7 +194,7 @@ def _figures(section: Section) -> str:
         note = f"<small>{_text(figure.note)}</small>" if figure.note else ""
         runs = f"{figure.runs}<span> run{'s' * (figure.runs != 1)}</span>" if figure.runs else ""
         rows += (
-            f'<tr id="{section.slug}.{_attribute(figure.key)}">'
+            f'<tr id="{section.slug}.{re.sub(r"[^A-Za-z0-9._-]+", "-", figure.key)}">'
             f'<th scope="row">{_text(figure.name)}{note}</th>'
             f"<td>{_text(value)}</td><td>{_text(interval)}</td><td>{runs}</td></tr>\n"
         )
@@ -204,7 +207,8 @@ def _figures(section: Section) -> str:
 
 
 def _picture(section: Section, picture: Picture) -> str:
-    caption = f"<figcaption><b>{_text(picture.title)}</b> {_text(picture.see)}</figcaption>"
+    stop = "" if picture.title.endswith((".", "?", "!")) else "."
+    caption = f"<figcaption><b>{_text(picture.title)}{stop}</b> {_text(picture.see)}</figcaption>"
     if isinstance(picture, Table):
         body, kind = _table(picture), ' class="wide"'
     else:
@@ -218,7 +222,7 @@ def _table(table: Table) -> str:
         f"<tr>{''.join(f'<td>{_text(cell)}</td>' for cell in row)}</tr>\n" for row in table.rows
     )
     return (
-        f'<div class="scroll" role="region" tabindex="0" aria-label="{_attribute(table.title)}">'
+        f'<div class="scroll" role="region" tabindex="0" aria-label="{_text(table.title)}">'
         f"<table><thead><tr>{head}</tr></thead><tbody>{rows}</tbody></table></div>"
     )
 
@@ -261,7 +265,7 @@ a { color: var(--c0); text-underline-offset: 0.15em; text-decoration-thickness: 
 code { font: 0.9em/1.5 ui-monospace, SFMono-Regular, Menlo, Consolas, monospace; }
 .summary { font-size: 1.2rem; color: var(--soft); }
 nav { margin: 2.5rem 0; border-block: 1px solid var(--rule); padding: 1.5rem 0 0.5rem; }
-nav ol { margin: 0; padding-left: 1.5rem; }
+nav ul { list-style: none; padding: 0; }
 nav a { font-weight: 600; }
 nav p { margin: 0.15rem 0 1rem; color: var(--soft); }
 .made h2 { font-size: 1rem; margin-bottom: 0.5rem; }
@@ -286,15 +290,13 @@ thead th { color: var(--soft); font-weight: 500; white-space: nowrap; }
 .figures td:nth-child(2) { font-weight: 650; }
 .figures td span { display: none; }
 small { display: block; color: var(--soft); font-size: 0.85em; }
-.pictures { display: grid; gap: 2.5rem 2rem; align-items: start;
-  grid-template-columns: repeat(auto-fill, minmax(min(100%, 24rem), 1fr)); }
-figure { margin: 0; min-width: 0; }
+.pictures { columns: 24rem 2; column-gap: 2rem; margin-bottom: 1rem; }
+figure { margin: 0; padding-bottom: 2.5rem; break-inside: avoid; }
 figure svg { display: block; width: 100%; height: auto; max-width: 32rem;
   font-family: system-ui, -apple-system, "Segoe UI", Roboto, "Noto Sans", sans-serif; }
 figure svg * { stroke-linejoin: round; stroke-linecap: butt; }
 figcaption { margin-top: 0.6rem; font-size: 0.95rem; line-height: 1.5; max-width: 62ch; }
-figcaption b::after { content: "."; }
-.wide { grid-column: 1 / -1; }
+.wide { column-span: all; }
 .scroll { overflow-x: auto; }
 .scroll th, .scroll td { white-space: nowrap; }
 .controls { list-style: none; padding: 0; }
@@ -306,6 +308,7 @@ figcaption b::after { content: "."; }
 .passed .verdict { color: var(--c2); }
 .failed .verdict { color: var(--c1); border-style: double; border-width: 3px; }
 .say .verdict { color: var(--soft); border-style: dashed; }
+pre span { display: inline-block; max-width: 100%; }
 pre { white-space: pre-wrap; overflow-wrap: anywhere; padding: 0.6rem 0.8rem; border-radius: 0.3rem;
   border: 1px solid var(--rule); }
 @media (max-width: 40rem) {
@@ -323,16 +326,19 @@ pre { white-space: pre-wrap; overflow-wrap: anywhere; padding: 0.6rem 0.8rem; bo
 }
 @media print {
   @page { margin: 16mm 14mm; }
-  body { font-size: 10.5pt; }
+  :root { --paper: #fff; font-size: 9.5pt; }
   main { padding: 0; max-width: none; }
   a { color: inherit; text-decoration: none; }
-  section { margin-top: 2rem; break-before: page; }
-  .pictures { grid-template-columns: 1fr 1fr; gap: 1.5rem; }
+  section { margin-top: 3rem; }
+  .pictures { columns: auto; }
+  .pictures figure { display: inline-block; width: 48%; margin-right: 1.5%; vertical-align: top; }
+  .pictures .wide { display: block; width: auto; margin: 0; break-inside: auto; }
   .scroll { overflow: visible; }
-  .scroll table { font-size: 7.5pt; }
+  .scroll table { font-size: 0.8rem; }
   .scroll th, .scroll td { white-space: normal; padding-right: 0.5rem; }
-  h2, h3, .answer { break-after: avoid; }
-  figure, tr, li, dd, .answer { break-inside: avoid; }
+  h1, h2, h3, .answer, thead { break-after: avoid; }
+  tr, li, dd, .answer { break-inside: avoid; }
+  th, td { padding-block: 0.25rem; }
   pre { border-color: #999; }
 }
 """

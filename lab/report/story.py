@@ -73,7 +73,8 @@ class Chart:
 
 @dataclasses.dataclass(frozen=True)
 class Bars:
-    """Groups of bars: the x of each series names its groups, the same ones in all series."""
+    """Groups of bars: the x of each series names its groups. A series in the style points is drawn
+    as points, which on a log scale say no more than they mean."""
 
     slug: str
     title: str
