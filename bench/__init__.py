@@ -1,0 +1,1 @@
+"""What a step costs, ours and others': bin/bench --help."""

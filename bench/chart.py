@@ -1,0 +1,59 @@
+"""The chart of a run's results, and its table in bench/README.md."""
+
+from __future__ import annotations
+
+import pathlib
+from typing import Any
+
+from bench.tables import quartiles, rows_of, to_markdown
+
+OURS, BARE, RECORDING = "#d1495b", "#9aa5b1", "#3d5a80"
+BEGIN, END = "<!-- the table: bin/bench --chart -->", "<!-- end of the table -->"
+
+
+def draw(results: dict[str, Any], path: pathlib.Path) -> None:
+    """One bar a contestant of the part `peers`, milliseconds a step on a log axis."""
+    import matplotlib
+
+    matplotlib.use("agg")
+    matplotlib.rcParams |= {"svg.hashsalt": "bench", "font.size": 9}
+    from matplotlib import pyplot
+
+    rules = results["rules"]
+    rows = rows_of(results, "peers")
+    figure, axes = pyplot.subplots(
+        1, len(rules), figsize=(5.2 * len(rules), 4.4), sharey=True, squeeze=False
+    )
+    names = [name for rule, name in rows if rule == rules[0]]
+    names.sort(key=lambda name: -quartiles(rows[rules[0], name]["ms"])[1])
+    for axis, rule in zip(axes[0], rules, strict=True):
+        for y, name in enumerate(names):
+            if (rule, name) not in rows:
+                continue
+            low, middle, high = quartiles(rows[rule, name]["ms"])
+            records = rows[rule, name]["bytes"] > 0
+            colour = OURS if name.startswith("ours") else RECORDING if records else BARE
+            axis.barh(y, middle, color=colour, xerr=[[middle - low], [high - middle]])
+            axis.text(high * 1.12, y, f"{middle:.3g}", va="center")
+        axis.set_xscale("log")
+        axis.set_xlim(0.3, axis.get_xlim()[1] * 2)
+        axis.set_yticks(range(len(names)), names)
+        axis.set_title(f"{rule}: milliseconds a step")
+        axis.spines[["top", "right"]].set_visible(False)
+    axes[0][-1].legend(
+        handles=[
+            pyplot.Rectangle((0, 0), 1, 1, color=colour) for colour in (OURS, BARE, RECORDING)
+        ],
+        labels=["ours", "others, without record", "others, with record"],
+        frameon=False,
+    )
+    figure.tight_layout()
+    figure.savefig(path, metadata={"Date": None} if path.suffix == ".svg" else None)
+
+
+def fill(readme: pathlib.Path, results: dict[str, Any]) -> None:
+    """Puts the table between its two marks."""
+    text = readme.read_text()
+    before, _, rest = text.partition(BEGIN)
+    _, _, after = rest.partition(END)
+    readme.write_text(f"{before}{BEGIN}\n\n{to_markdown(results)}\n{END}{after}")
