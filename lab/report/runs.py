@@ -111,7 +111,7 @@ class Runs:
 
 
 def label(config: dict[str, Any], shown: Collection[str]) -> str:
-    """`sgd 0.01 128×64`: rule, rate, and of the fields in `shown` those that are not as in the recipe."""
+    """`sgd 0.01 128×64`: rule, rate, and what is not the recipe's among the fields `shown`."""
     words = [f"{config['optimizer']} {config['learning_rate']:g}"]
     unlike = [name for name in shown if config[name] != _DEFAULTS[name]]
     if {"n_hidden_1", "n_hidden_2"} & set(unlike):
@@ -196,7 +196,7 @@ def _read_networks(folder: str, activation: str) -> dict[int, Network]:
                 names = filter(wanted.fullmatch, reader.get_variable_to_shape_map())
                 tensors = {name: reader.get_tensor(name) for name in names}
                 networks[int(path[-9:])] = Network.from_tensors(tensors, activation)
-            except (ValueError, RuntimeError, tf.errors.OpError) as error:
+            except (ValueError, LookupError, RuntimeError, tf.errors.OpError) as error:
                 why = " ".join(str(error).split())
                 raise _Unusable(f"{os.path.basename(path)} cannot be read: {why}") from None
     return networks

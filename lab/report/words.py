@@ -135,9 +135,11 @@ def command(logdir: str, config: Mapping[str, Any] | None = None, **more: Any) -
     return " ".join([*words, f"--logdir={shlex.quote(logdir)}"])
 
 
-def above(figure: Figure, limit: float = 0.0) -> bool | None:
-    """Whether the mean is above a limit; None where the interval holds both."""
+def above(figure: Figure, limit: float = 0.0, margin: float = 0.0) -> bool | None:
+    """Whether the mean is above a limit; None where the interval or, without one, the value with
+    a margin to either side holds both."""
     if figure.value is None:
         return None
-    low, high = (figure.value if end is None else end for end in (figure.low, figure.high))
+    low = figure.value - margin if figure.low is None else figure.low
+    high = figure.value + margin if figure.high is None else figure.high
     return True if low > limit else False if high <= limit else None

@@ -15,7 +15,7 @@ from lab.report.words import across, command, listed, many, number, percent, poi
 
 def _teaching(signs: VitalSigns) -> float:
     """The share of examples that are neither on the clip nor certain."""
-    return 1 - signs.on_clip - signs.certain
+    return max(round(1 - signs.on_clip - signs.certain, 9), 0.0)
 
 
 def _death(evidence: Evidence, group: Group) -> list[float]:

@@ -136,14 +136,16 @@ def distribution(evidence: Evidence) -> Section:
         unknown.append(NO_IMAGES)
     widest = max(names[:-1], key=lambda n: len(found[0].spectra[n].singular))
     pictures.append(_spectrum_picture(evidence, group, widest))
-    beyond_edge = sum(one.spectra[n].initial_outside for one in found for n in names)
-    total = sum(len(one.spectra[n].singular) for one in found for n in names)
+    starts = [(one.spectra[n], sum(np.sqrt(w.shape)))
+              for one in found
+              for n, w in zip(names, group.runs[0].final.weights, strict=True)]  # fmt: skip
+    past = [s for s, width in starts if s.initial_singular[0] > s.edge * (1 + 1 / width)]
     controls.append(
         Control(
-            "The edge is one of noise: the initial weights stand inside it, but for chance at"
-            " the rim.",
-            f"{beyond_edge} of {total:,} initial singular values are beyond it.",
-            beyond_edge <= 0.01 * total,
+            "The edge is one of noise: the initial weights stand inside it, or past it by less than"
+            " one standard deviation of a weight.",
+            f"{len(starts) - len(past)} of {len(starts)} initial matrices do.",
+            not past,
         )
     )
     scales = evidence.runs.sweep(group, "init_stddev", "initializer")

@@ -13,18 +13,19 @@ from lab.report.runs import Group, Run
 from lab.report.story import Bars, Chart, Control, Figure, Mark, Picture, Section, Series
 from lab.report.words import above, across, command, curve, listed, many, number, points, say, value
 
+_FIT_POINTS = 20  # distances on record, for a fit of their law
 _FITTED = 0.99  # of the last batches' examples right: the training error is near 0
 
 
 def _distances(run: Run, layer: str) -> tuple[np.ndarray, np.ndarray]:
-    """(steps, ||W_t - W_0||) of a layer's weights: of every step on record, else of checkpoints."""
-    every = run.every_step(f"{layer}/weights/distance")
-    if every is not None:
-        return np.arange(1, run.steps + 1), every
-    steps = sorted(run.networks.keys() - {0})
+    """(steps, ||W_t - W_0||) of a layer's weights, at every step that has it or its weights."""
     start = np.float64(run.initial.tensors()[f"{layer}/weights"])
-    ends = [run.networks[step].tensors()[f"{layer}/weights"] for step in steps]
-    return np.array(steps), np.array([np.linalg.norm(end - start) for end in ends])
+    found = dict(zip(*run.scalars.get(f"{layer}/weights/distance", ((), ())), strict=True))
+    for step in run.networks.keys() - {0}:
+        end = run.networks[step].tensors()[f"{layer}/weights"]
+        found[step] = float(np.linalg.norm(end - start))
+    steps = sorted(found)
+    return np.array(steps), np.array([found[step] for step in steps])
 
 
 def drift(run: Run, layer: str) -> float | None:
@@ -65,7 +66,7 @@ def growth(evidence: Evidence) -> Section:
     far = max(figures[len(known) :], key=lambda f: f.value or 0)
     going = f"the weights of {far.key.partition(':')[2]} go {say(far)} times their first norm away"
     if known:
-        said = {f.key[6:]: above(f, 1) for f in known}
+        said = {f.key[6:]: above(f, 1, margin=0.1) for f in known}
         by = {v: listed([n for n, one in said.items() if one is v]) for v in set(said.values())}
         forms = {
             True: "by drift, straighter than a random walk, in {}",
@@ -96,7 +97,7 @@ def growth(evidence: Evidence) -> Section:
         unknown.append(f"The law of growth, logarithm or power: of the fits {listed(words)}.")
     else:
         unknown.append(
-            "The law of growth, logarithm or power: the distance is known at checkpoints only."
+            "The law of growth, logarithm or power: the distance is on record at too few steps."
         )
     late, more = _late(group)
     figures += late
@@ -156,7 +157,7 @@ def _fits(group: Group) -> list[tuple[str, GrowthFit]]:
     for run in group.completed:
         for name in run.final.names:
             steps, distances = _distances(run, name)
-            if len(steps) >= 100:
+            if len(steps) >= _FIT_POINTS:
                 found.append((name, growth_fit(steps, distances)))
     return found
 

@@ -94,9 +94,13 @@ def sameness(evidence: Evidence) -> Section:
             Figure("aligned", "pairs with an accuracy barrier below a point after matching",
                    len(aligned), runs=len(group.completed), note=f"of {len(pairs)}")
         )  # fmt: skip
-        less = share.value is not None and share.value < (independent.value or 0)
+        more = of("", "", lambda p: p.disagreement.share - p.disagreement.independent)
         answer = (
-            ("They are nearly the same function" if less else "They are not the same function")
+            {
+                False: "They are nearly the same function",
+                True: "They are not the same function",
+                None: "Whether they are the same function these runs cannot tell",
+            }[above(more)]
             + f": two seeds of {group.label} disagree on {say(share)} of the test images, where"
             f" independent errors would on {value(independent)}; and"
             + (

@@ -46,8 +46,12 @@ def zeros(evidence: Evidence) -> Section:
                     for run in other.completed]  # fmt: skip
             others[other.label] = across("", "", [np.mean(np.abs(w) < limit) for w in nets], "%")
     low, high = (f(others, key=lambda name: others[name].value or 0) for f in (min, max))
+    near = start.value or 0
+    lead = (
+        "They begin there" if near > 0.9 else "Many begin there" if near > 0.5 else "They are not"
+    )
     answer = (
-        f"They begin there: {value(start)} of the weights of {group.label} are within {limit} of 0"
+        f"{lead}: {value(start)} of the weights of {group.label} are within {limit} of 0"
         f" at the start, {say(end)} at the end, and every bias begins at exactly 0"
         f" ({value(biases)} still within {limit})"
     )

@@ -1,0 +1,151 @@
+"""Run directories as the report reads them: against TensorBoard's loaders and plain NumPy."""
+
+import json
+import shutil
+
+import events
+import numpy as np
+import pytest
+import small_runs
+import tensorflow as tf
+
+from lab import data, errors
+from lab.report import accuracy
+from lab.report.runs import label, read_runs, read_scalars
+
+
+@pytest.fixture(scope="module")
+def logdir(tmp_path_factory):
+    return small_runs.trained(tmp_path_factory.getbasetemp())
+
+
+@pytest.fixture(scope="module")
+def found(logdir):
+    return read_runs(str(logdir))
+
+
+@pytest.fixture
+def copy(logdir, tmp_path):
+    """A logdir of one's own; the data stay where they are."""
+    return shutil.copytree(logdir, tmp_path / "copy [1]*")
+
+
+def run_of(runs, name, seed):
+    group = next(group for group in runs.groups if group.label == name)
+    return next(run for run in group.runs if run.seed == seed)
+
+
+def test_every_scalar_is_the_one_that_tensorboard_reads(found):
+    for run in (run_of(found, "sgd 1", 0), run_of(found, "adam 0.02", 1)):
+        theirs = {t: s for t, s in events.read(run.path).items() if s.plugin == "scalars"}
+        assert theirs.keys() == run.scalars.keys() and len(theirs) > 20
+        for tag, series in theirs.items():
+            np.testing.assert_array_equal(run.scalars[tag][0], series.steps)
+            np.testing.assert_array_equal(run.scalars[tag][1], np.float64(series.values))
+        assert len(run.every_step("loss")) == run.steps == small_runs.STEPS
+        assert run.every_step("test-loss") is None and run.every_step("absent") is None
+
+
+def test_the_weights_are_those_that_were_evaluated(found):
+    for group in found.groups:
+        dataset = data.load(found.folders[group.data])
+        x = dataset.test_images.astype(np.float32) / np.float32(255)
+        for run in group.runs:
+            said = accuracy(run.final, x, dataset.test_labels) * len(x)
+            assert round(said) == run.result["test_correct"]
+            # The newest two checkpoints stay beside the first.
+            assert sorted(run.networks) == [0, small_runs.STEPS - 20, small_runs.STEPS]
+            assert not any(bias.any() for bias in run.initial.biases)
+
+
+def test_runs_that_differ_in_the_seed_are_one_group(found):
+    seeds = {group.label: [run.seed for run in group.runs] for group in found.groups}
+    assert seeds == {"sgd 1": [0, 1, 2], "sgd 1000": [0], "adam 0.02": [1]}
+    assert [len(group.completed) for group in found.groups if group.label == "sgd 1000"] == [0]
+    assert found.labels == [group.label for group in found.groups]
+    assert found.problems == [] and len(found.folders) == 1
+    sgd = found.groups[found.labels.index("sgd 1")]
+    assert [g.label for g in found.sweep(sgd, "learning_rate")] == ["sgd 1", "sgd 1000"]
+    assert found.sweep(sgd, "optimizer") == [sgd]
+
+
+def test_a_label_says_what_is_shown_and_not_the_recipes(found):
+    config = {**found.groups[0].config, "optimizer": "adam", "learning_rate": 1e-5}
+    config |= {"shuffle_labels": True, "activation": "relu"}
+    assert label(config, []) == "adam 1e-05"
+    shown = ["n_hidden_1", "activation", "shuffle_labels", "epsilon", "seed"]
+    assert label(config, shown) == "adam 1e-05 8×6 activation=relu shuffle_labels"
+
+
+@pytest.mark.parametrize(
+    ("harm", "word"),
+    [
+        (lambda run: (run / "result.json").unlink(), "not finished"),
+        (lambda run: (run / "result.json").write_text("{"), "result.json"),
+        (lambda run: (run / "result.json").write_text('{"config": {}}'), "result.json"),
+        (lambda run: _rewrite(run, status="nonfinite"), "ended as nonfinite"),
+        (lambda run: _rewrite(run, step=None), "step"),
+        (lambda run: shutil.rmtree(run / "checkpoints" / "step-000000000"), "checkpoint"),
+        (lambda run: shutil.rmtree(run / "checkpoints"), "checkpoint of step 0, 60"),
+        (lambda run: _cut(next((run / "checkpoints").glob("*60/*.data-*"))), "cannot be read"),
+        (lambda run: _cut(next(run.glob("events.*"))), "of 60 steps"),
+        (lambda run: _flip(next(run.glob("events.*"))), "of 60 steps"),
+        (lambda run: next(run.glob("events.*")).unlink(), "0 of 60 steps"),
+    ],
+)
+def test_a_damaged_run_is_left_out_with_a_line(copy, harm, word):
+    run = next(copy.glob("sgd,lr=1,*seed=1"))
+    harm(run)
+    found = read_runs(str(copy))
+    lines = [line for line in found.problems if "left out" in line]
+    assert len(lines) == 1 and word in lines[0] and run.name in lines[0] and "\n" not in lines[0]
+    assert [run.seed for run in found.groups[found.labels.index("sgd 1")].runs] == [0, 2]
+
+
+def _rewrite(run, **changes):
+    path = run / "result.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), **changes}))
+
+
+def _cut(path):
+    path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+
+
+def _flip(path):
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 255
+    path.write_bytes(content)
+
+
+def test_data_that_are_gone_or_differ_are_told(copy, tmp_path):
+    other = small_runs.write_data(tmp_path / "other", seed=4)
+    for folder, word in ((tmp_path / "gone", "gone"), (other, "not what runs here were trained")):
+        for path in copy.glob("*/result.json"):
+            config = json.loads(path.read_text())["config"]
+            _rewrite(path.parent, config={**config, "data_dir": str(folder)})
+        found = read_runs(str(copy))
+        assert len(found.groups) == 3 and found.folders == {}
+        assert len(found.problems) == 1 and word in found.problems[0]
+
+
+def test_of_a_step_that_is_there_twice_the_last_one_counts(tmp_path):
+    for values in ({1: 10.0, 2: 20.0, 3: 30.0}, {2: 21.0, 4: 40.0}):
+        with tf.summary.create_file_writer(str(tmp_path)).as_default():
+            for step, value in values.items():
+                tf.summary.scalar("loss", value, step=step)
+                tf.summary.scalar("double", tf.constant(value, tf.float64), step=step)
+                tf.summary.histogram("weights", [value, 1.0], step=step)
+        # A run that goes on writes into a file whose name says a later second.
+        for path in tmp_path.glob("events.out.tfevents.[1-9]*"):
+            path.rename(tmp_path / f"events.out.tfevents.0{len(list(tmp_path.iterdir()))}")
+    found = read_scalars(str(tmp_path))
+    assert found.keys() == {"loss", "double"}
+    for steps, values in found.values():
+        assert steps.tolist() == [1, 2, 3, 4] and values.tolist() == [10, 21, 30, 40]
+
+
+def test_a_folder_without_runs_and_no_folder(tmp_path):
+    found = read_runs(str(tmp_path))
+    assert not found.groups and not found.problems
+    with pytest.raises(errors.LabError, match="no such directory"):
+        read_runs(str(tmp_path / "absent"))
