@@ -1,0 +1,284 @@
+"""What the report says: worded by the runs; against scipy, NumPy and cases with known answers."""
+
+import dataclasses
+import itertools
+import json
+import math
+import shlex
+import shutil
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+import scipy.stats
+import small_runs
+
+from lab import flags, results
+from lab.config import Config
+from lab.report import Network
+from lab.report.answers import tell
+from lab.report.measure import Evidence, measure
+from lab.report.questions.growth import growth
+from lab.report.runs import Group, Run, Runs, read_runs
+from lab.report.story import Bars, Chart, Figure, Tiles
+from lab.report.words import (
+    above,
+    across,
+    command,
+    curve,
+    listed,
+    over_pairs,
+    percent,
+    say,
+)
+
+SLUGS = ["table", "autopsy", "layers", "distribution", "zeros", "sameness", "growth"]
+
+
+@pytest.fixture(scope="module")
+def logdir(tmp_path_factory):
+    return small_runs.trained(tmp_path_factory.getbasetemp())
+
+
+@pytest.fixture(scope="module")
+def evidence(logdir):
+    return measure(read_runs(str(logdir)), processes=0)
+
+
+@pytest.fixture(scope="module")
+def story(logdir):
+    return tell(read_runs(str(logdir)), processes=0)
+
+
+def section(story, slug):
+    return next(one for one in story.sections if one.slug == slug)
+
+
+def value(story, slug, key):
+    return next(figure for figure in section(story, slug).figures if figure.key == key)
+
+
+# ------------------------------------------------------------------ words
+
+
+def test_intervals_over_runs_are_scipys():
+    values = [0.97, 0.975, 0.981, 0.969]
+    found = across("key", "name", values, "%")
+    expected = scipy.stats.t.interval(0.95, 3, np.mean(values), scipy.stats.sem(values))
+    np.testing.assert_allclose([found.low, found.high], expected, rtol=1e-9)
+    assert found.value == pytest.approx(np.mean(values)) and found.runs == 4
+    assert across("", "", [1, 3, math.nan]).runs == 2
+    assert across("", "", [2.5]).low is None and across("", "", [math.inf]).value is None
+    assert across("", "", [0.0, 0.1], "%").low == 0 and across("", "", [0.0, 0.1]).low < 0
+
+
+def test_intervals_over_pairs_are_the_jackknifes():
+    random = np.random.default_rng(0)
+    effects = random.normal(size=6)
+    pairs = {(i, j): effects[i] * effects[j] for i, j in itertools.combinations(range(6), 2)}
+    found = over_pairs("", "", pairs)
+    without = np.array(
+        [np.mean([v for pair, v in pairs.items() if i not in pair]) for i in range(6)]
+    )
+    error = np.sqrt(5 / 6 * np.sum((without - without.mean()) ** 2))
+    expected = scipy.stats.t.interval(0.95, 5, np.mean(list(pairs.values())), error)
+    np.testing.assert_allclose([found.low, found.high], expected, rtol=1e-9)
+    assert over_pairs("", "", {(0, 1): 2.0}).low is None and over_pairs("", "", {}).value is None
+
+
+def test_the_jackknife_of_means_is_students_interval():
+    """A pair that says the mean of its two: then the interval over runs is known."""
+    values = np.random.default_rng(1).normal(size=5)
+    pairs = {(i, j): (values[i] + values[j]) / 2 for i, j in itertools.combinations(range(5), 2)}
+    one, other = over_pairs("", "", pairs), across("", "", values)
+    np.testing.assert_allclose([one.value, one.low, one.high], [other.value, other.low, other.high])
+
+
+def test_words_of_numbers():
+    assert [percent(v) for v in (1, 0.99996, 0.974, 0.0219, 0)] == [
+        *("100%", "99.996%", "97.4%", "2.19%", "0%")
+    ]
+    assert say(across("", "", [0.5, 0.7], "%")) == "60% [0%, 100%]"
+    assert say(Figure("", "", 3.0)) == "3" and say(Figure("", "", None)) == "not measured"
+    assert listed(["a"]) == "a" and listed(["a", "b", "c"]) == "a, b and c"
+    assert above(Figure("", "", 1.0, 0.5, 1.5)) is True
+    assert above(Figure("", "", 1.0, -0.5, 2.5)) is None
+    assert above(Figure("", "", 1.0), 2) is False and above(Figure("", "", 1.0), 0.95, 0.1) is None
+
+
+def test_a_curve_has_an_interval_where_every_place_has_one():
+    rows = np.random.default_rng(2).normal(size=(4, 3))
+    found = curve("name", [1, 2, 3], rows)
+    low, high = scipy.stats.t.interval(0.95, 3, rows.mean(0), scipy.stats.sem(rows))
+    np.testing.assert_allclose(found.y, rows.mean(0))
+    np.testing.assert_allclose([found.low, found.high], [low, high])
+    assert curve("name", [1, 2, 3], rows[:1]).low is None
+
+
+def test_a_command_is_the_config_again():
+    config = Config(optimizer="adam", shuffle_labels=True, activation="relu", epsilon=1e-5, seed=3)
+    line = command("some where", json.loads(json.dumps(dataclasses.asdict(config))), seeds=2)
+    configs, settings = flags.parse(["train", *shlex.split(line)[1:]])
+    assert settings.logdir == "some where"
+    assert configs == [dataclasses.replace(config, seed=seed) for seed in (0, 1)]
+
+
+# ------------------------------------------------------------------ real runs
+
+
+def test_a_story_is_whole(story):
+    assert [one.slug for one in story.sections] == SLUGS
+    slugs = [picture.slug for one in story.sections for picture in one.pictures]
+    assert len(slugs) == len(set(slugs)) > 15
+    for one in story.sections:
+        keys = [figure.key for figure in one.figures]
+        assert len(keys) == len(set(keys)) and one.answer.endswith(".")
+        assert "nan" not in one.answer and "None" not in one.answer
+        for figure in one.figures:
+            assert figure.value is not None and math.isfinite(figure.value), figure
+            if figure.low is not None:
+                assert figure.low <= figure.value <= figure.high
+        for picture in one.pictures:
+            assert picture.see.strip().endswith("."), picture
+            if isinstance(picture, Chart | Bars):
+                for series in picture.series:
+                    assert len(series.x) == len(series.y) > 0
+                    assert np.isfinite(series.y).all()
+            if isinstance(picture, Tiles):
+                assert picture.images.shape[1:] == (5, 4)
+
+
+def test_every_command_can_be_given(story):
+    commands = [line for one in story.sections for _, line in one.commands]
+    assert commands
+    for line in commands:
+        words = shlex.split(line)
+        assert words[0] == "bin/train" and flags.parse(["train", *words[1:]])[0]
+
+
+def test_the_figures_are_those_of_the_results(story, logdir):
+    kept = [json.loads(path.read_text()) for path in sorted(logdir.glob("sgd,lr=1,*/result.json"))]
+    accuracies = [one["test_accuracy"] for one in kept]
+    assert value(story, "layers", "accuracy").value == pytest.approx(np.mean(accuracies))
+    assert value(story, "table", "accuracy:sgd 1").value == pytest.approx(np.mean(accuracies))
+
+
+def test_drift_is_that_of_the_weights_and_the_record(story, logdir):
+    found = read_runs(str(logdir))
+    runs = found.groups[found.labels.index("sgd 1")].runs
+    ratios = []
+    for run in runs:
+        moved = np.linalg.norm(np.float64(run.final.weights[0]) - run.initial.weights[0])
+        ratios.append(moved / np.linalg.norm(run.scalars["h1/weights/update/norm"][1]))
+    np.testing.assert_allclose(value(story, "growth", "drift:h1").value, np.mean(ratios), rtol=1e-6)
+
+
+def test_rows_that_never_moved_are_the_inputs_never_lit(story):
+    assert value(story, "zeros", "never_lit").value == value(story, "zeros", "unmoved").value == 2
+    assert section(story, "zeros").controls[0].passed is True
+
+
+def test_a_permutation_is_no_change_and_is_found_again(story):
+    first, second = section(story, "sameness").controls[:2]
+    assert first.passed is True and second.passed is True
+
+
+def test_the_dead_are_told_from_the_living(story):
+    found = section(story, "autopsy")
+    assert found.title.endswith("sgd 1000") and "died in 1 of 1 run" in found.answer
+    assert [control.passed for control in found.controls] == [True, True, None]
+    assert value(story, "autopsy", "unmoved").value == 1
+
+
+def test_one_run_says_what_one_run_can(logdir, tmp_path):
+    shutil.copytree(next(logdir.glob("sgd,lr=1,*seed=0")), tmp_path / "only")
+    found = tell(read_runs(str(tmp_path)), processes=0)
+    assert "nothing to compare" in section(found, "table").answer
+    assert "cannot say" in section(found, "sameness").answer
+    assert not [f for one in found.sections[1:] for f in one.figures if f.low is not None]
+    assert any("--seeds=5" in line for one in found.sections for _, line in one.commands)
+
+
+def test_without_images_the_weights_alone_speak(logdir, tmp_path):
+    copy = shutil.copytree(logdir, tmp_path / "runs")
+    for path in copy.glob("*/result.json"):
+        result = json.loads(path.read_text())
+        result["config"]["data_dir"] = str(tmp_path / "gone")
+        path.write_text(json.dumps(result))
+    found = tell(read_runs(str(copy)), processes=0)
+    assert [one.slug for one in found.sections] == SLUGS
+    assert "not at hand" in section(found, "layers").answer
+    assert value(found, "growth", "drift:h1").value > 0
+    assert any("gone" in text for _, text in found.made)
+
+
+def test_no_run_is_no_crash(tmp_path):
+    found = tell(read_runs(str(tmp_path)))
+    assert [one.slug for one in found.sections] == SLUGS
+    assert all("cannot say" in one.answer for one in found.sections[1:])
+
+
+@pytest.mark.slow
+def test_processes_say_the_same(logdir, story):
+    calls = []
+    there = tell(read_runs(str(logdir)), lambda *call: calls.append(call), processes=2)
+    assert [one.answer for one in there.sections] == [one.answer for one in story.sections]
+    for one, other in zip(there.sections, story.sections, strict=True):
+        for a, b in zip(one.figures, other.figures, strict=True):
+            assert a.key == b.key and a.value == pytest.approx(b.value, rel=1e-4, abs=1e-6)
+    assert calls[0] == (0, 8) and calls[-1] == (8, 8)
+
+
+def test_what_measures_loads_no_tensorflow():
+    program = (
+        "import sys, lab.report.measure; sys.exit('tensorflow' in sys.modules or"
+        " 'tensorboard' in sys.modules)"
+    )
+    assert subprocess.run([sys.executable, "-c", program], timeout=60).returncode == 0
+
+
+# ------------------------------------------------------------------ synthetic runs
+
+
+def walk(kind, seed, steps=400):
+    """A run whose weights went off straight, or as a random walk, with the record of it."""
+    random = np.random.default_rng(seed)
+    shapes = {"h1": (12, 6), "h2": (6, 5), "logits": (5, 3)}
+    start = {f"{n}/weights": random.normal(0, 0.1, s).astype(np.float32) for n, s in shapes.items()}
+    start |= {f"{n}/bias": np.zeros(s[1], np.float32) for n, s in shapes.items()}
+    end, scalars = dict(start), {}
+    times = np.arange(1, steps + 1)
+    for name, shape in shapes.items():
+        moves = random.normal(0, 0.01, (steps, *shape))
+        if kind == "straight":
+            moves[:] = moves[0]
+        path = np.cumsum(moves, axis=0)
+        tag = f"{name}/weights"
+        end[tag] = (start[tag] + path[-1]).astype(np.float32)
+        scalars[f"{tag}/update/norm"] = times, np.linalg.norm(moves, axis=(1, 2))
+        scalars[f"{tag}/distance"] = times, np.linalg.norm(path, axis=(1, 2))
+        scalars[f"{tag}/norm"] = times, np.linalg.norm(start[tag] + path, axis=(1, 2))
+    scalars["accuracy"] = times, np.full(steps, 0.5)
+    config = json.loads(json.dumps(dataclasses.asdict(Config(seed=seed, training_steps=steps))))
+    networks = {step: Network.from_tensors(w, "sigmoid") for step, w in ((0, start), (steps, end))}
+    result = {"status": "completed", "step": steps, "data": "none", "test_accuracy": 0.5}
+    return Run(f"{kind}-{seed}", config, result, networks, scalars)
+
+
+@pytest.mark.parametrize(
+    ("kind", "word", "ratio", "power"),
+    [("straight", "by drift", 20, 1), ("walk", "not told from a random walk", 1, 0.5)],
+)
+def test_a_walk_is_told_from_a_straight_way(kind, word, ratio, power):
+    runs = [walk(kind, seed) for seed in range(5)]
+    group = Group("sgd 0.01", runs[0].config, "none", runs)
+    table = results.make_table([])
+    evidence = measure(Runs("logs", [group], table, [], {}, []), processes=0)
+    assert isinstance(evidence, Evidence) and evidence.reference is group
+    found = growth(evidence)
+    figures = {figure.key: figure for figure in found.figures}
+    assert word in found.answer
+    for name in ("h1", "h2", "logits"):
+        assert figures[f"drift:{name}"].value == pytest.approx(ratio, rel=0.25)
+        assert figures[f"power:{name}"].value == pytest.approx(power, abs=0.15)
