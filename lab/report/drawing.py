@@ -14,6 +14,7 @@ import logging
 import math
 import re
 import textwrap
+import warnings
 from collections.abc import Sequence
 from typing import Any
 
@@ -93,7 +94,7 @@ def svg(picture: Chart | Bars | Tiles) -> str:
     """
     nothing = dict.fromkeys(("Creator", "Date", "Format", "Type"))
     text = _save(picture, format="svg", metadata=nothing, transparent=True).decode()
-    text = text[text.index("<svg") :]
+    text = clean(text[text.index("<svg") :])
     text = re.sub(r"<metadata>.*?</metadata>|<style.*?</style>|<!--.*?-->", "", text, flags=re.S)
     used = list(dict.fromkeys(re.findall(r'(?:url\(#|href="#)([^")]+)', text)))
     names = {old: f"{picture.slug}-{i}" for i, old in enumerate(used)}
@@ -111,7 +112,7 @@ def svg(picture: Chart | Bars | Tiles) -> str:
     head = (
         f'<svg xmlns="http://www.w3.org/2000/svg" xmlns:xlink="http://www.w3.org/1999/xlink" '
         f'{box[0]} role="img" aria-labelledby="{picture.slug}-title">\n'
-        f'<title id="{picture.slug}-title">{html.escape(picture.title)}</title>'
+        f'<title id="{picture.slug}-title">{html.escape(clean(picture.title))}</title>'
     )
     return re.sub(r"<svg[^>]*>", lambda _: head, text, count=1)
 
@@ -124,7 +125,8 @@ def png(picture: Chart | Bars | Tiles) -> bytes:
 def _save(picture: Chart | Bars | Tiles, **how: Any) -> bytes:
     draw = {Chart: _chart, Bars: _bars, Tiles: _tiles}[type(picture)]
     out = io.BytesIO()
-    with matplotlib.rc_context():
+    with matplotlib.rc_context(), warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # a letter that no font here has: the reader's may
         matplotlib.rcdefaults()
         matplotlib.rcParams.update(_RC)
         figure = draw(picture)  # type: ignore[operator]
@@ -145,6 +147,11 @@ def number(value: float, digits: int = 6) -> str:
         factor = f"{value / 10.0**power:.{min(digits, 3)}g}"
         text = raised if factor == "1" else f"-{raised}" if factor == "-1" else f"{factor}·{raised}"
     return text.replace("-", "−")
+
+
+def clean(text: str) -> str:
+    """Without what no HTML or XML may hold."""
+    return re.sub(r"[^\t\n -\ud7ff\ue000-\U0010ffff]", "�", str(text))
 
 
 def _numbers(values: Sequence[float | None]) -> np.ndarray:
@@ -268,7 +275,7 @@ def _bars(bars: Bars) -> Figure:
             colour = _LIGHT["ink"]
         if interval:
             ends = np.fmax(np.nan_to_num([y - interval[0], interval[1] - y]), 0)
-            how = {"xerr" if lying else "yerr": ends, "ecolor": colour, "zorder": 3}
+            how = {"xerr" if lying else "yerr": ends, "color": colour, "zorder": 3}
             axes.errorbar(*points, fmt="none", elinewidth=1.2, capsize=2.5, **how)
     swap = {"x": "y", "y": "x"}
     _marks(axes, [Mark(m.label, m.value, swap[m.axis]) if lying else m for m in bars.marks])

@@ -60,7 +60,7 @@ def as_html(story: Story) -> str:
 <meta charset="utf-8">
 <meta name="viewport" content="width=device-width, initial-scale=1">
 <meta name="color-scheme" content="light dark">
-<title>{html.escape(_clean(story.title))}</title>
+<title>{html.escape(drawing.clean(story.title))}</title>
 <link rel="icon" href="data:,">
 <style>{_style()}</style>
 </head>
@@ -145,19 +145,14 @@ def _check(story: Story) -> None:
             raise ValueError(f"{slug!r} cannot be an id: letters, digits, - and _")
 
 
-def _clean(text: str) -> str:
-    """Without what no HTML or XML may hold."""
-    return re.sub(r"[^\t\n -\ud7ff\ue000-\U0010ffff]", "�", str(text))
-
-
 def _text(text: str) -> str:
     """Escaped; `words in backticks` are code."""
-    return re.sub(r"`([^`]+)`", r"<code>\1</code>", html.escape(_clean(text)))
+    return re.sub(r"`([^`]+)`", r"<code>\1</code>", html.escape(drawing.clean(text)))
 
 
 def _words(line: str) -> str:
     """A command line that is broken between its words, not behind their hyphens."""
-    words = html.escape(_clean(line)).split(" ")
+    words = html.escape(drawing.clean(line)).split(" ")
     return " ".join(f"<span>{word}</span>" for word in words)
 
 
