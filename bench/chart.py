@@ -34,7 +34,9 @@ def draw(results: dict[str, Any], path: pathlib.Path) -> None:
             records = rows[rule, name]["bytes"] > 0
             colour = OURS if name.startswith("ours") else RECORDING if records else BARE
             axis.barh(y, middle, color=colour, xerr=[[middle - low], [high - middle]])
-            axis.text(high * 1.12, y, f"{middle:.3g}", va="center")
+            axis.text(
+                high * 1.12, y, f"{middle:.2f}" if middle < 10 else f"{middle:,.0f}", va="center"
+            )
         axis.set_xscale("log")
         axis.set_xlim(0.3, axis.get_xlim()[1] * 2)
         axis.set_yticks(range(len(names)), names)
