@@ -85,7 +85,9 @@ def _made(evidence: Evidence) -> list[tuple[str, str]]:
             ),
             (
                 "measured",
-                "accuracies on all test images; the reference configuration's pairs too, other"
+                f"in depth {len(evidence.featured)} of"
+                f" {many(len(runs.groups), 'configuration')}, those with the most seeds;"
+                " accuracies on all test images; the reference configuration's pairs too, other"
                 f" pairs, permutations and CKA on the first {PAIR_EXAMPLES:,}; sharpness on the"
                 f" first {SHARPNESS_EXAMPLES:,} training images, mean activations on the first"
                 f" {MEAN_EXAMPLES:,}",

@@ -24,16 +24,17 @@ from lab.report.runs import Group, Progress, Run, Runs
 SHARPNESS_EXAMPLES = 2000  # the first training images
 PAIR_EXAMPLES = 2000  # the first test images, for pairs outside the reference configuration
 MEAN_EXAMPLES = 10_000  # the first training images, for the mean activations
+FEATURED = 12  # configurations at most that are measured in depth, those with the most runs
 PRUNED = tuple(k / 16 for k in range(17))
 LIMITS = (0.01, 0.05, 0.1)  # of |w|, for the shares near 0
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Seen:
-    """What needs images, of a completed run's final network W_T.
+    """What needs images, of a completed run's final network W_T; in featured groups only.
 
     accuracy: as evaluated here, to hold against the record. rematched: the cross-entropy barrier
-    to a permuted copy after matching, which must be 0. sharpness: for plain sgd only.
+    to a permuted copy after matching, which must be 0.
     """
 
     accuracy: float
@@ -44,7 +45,6 @@ class Seen:
     pruning: zeros.PruningCurve
     symmetry: sameness.Symmetry
     rematched: float
-    sharpness: curvature.Eigenvalue | None
     natural: zeros.NaturalScale
     natural_initial: zeros.NaturalScale
 
@@ -55,8 +55,8 @@ class Measured:
 
     kurtosis: by layer, start and end. unmoved: h1's rows that hold their first bits. never_lit:
     inputs that are 0 in every training image that the run was shown. first_step: before and after
-    one sgd step on the run's first batch; at_end: on the batch after its last; both only for
-    plain sgd on the clipped loss.
+    one sgd step on the run's first batch; at_end: on the batch after its last; sharpness: at the
+    end, of completed runs; these only for plain sgd on the clipped loss.
     """
 
     spectra: dict[str, distribution.Spectrum]
@@ -69,6 +69,7 @@ class Measured:
     lighting: list[zeros.Movement] = dataclasses.field(default_factory=list)
     first_step: tuple[collapse.VitalSigns, collapse.VitalSigns] | None = None
     at_end: collapse.VitalSigns | None = None
+    sharpness: curvature.Eigenvalue | None = None
     seen: Seen | None = None
 
 
@@ -88,10 +89,15 @@ class Paired:
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Evidence:
-    """Runs and what was measured of them; `measured` by path, `paired` by group label and seeds."""
+    """Runs and what was measured of them; `measured` by path, `paired` by group label and seeds.
+
+    reference: the group that is looked at most closely. featured: those measured in depth, which
+    the pictures compare.
+    """
 
     runs: Runs
     reference: Group | None
+    featured: list[Group]
     measured: dict[str, Measured]
     paired: dict[str, dict[tuple[int, int], Paired]]
 
@@ -128,21 +134,23 @@ def measure(runs: Runs, progress: Progress | None = None, processes: int | None 
     """
     plain = [group for group in runs.groups if not group.config.get("shuffle_labels")]
     reference = choose_reference(plain) or choose_reference(runs.groups)
+    most = sorted(runs.groups, key=lambda g: (g is not reference, -len(g.completed)))[:FEATURED]
+    featured = [group for group in runs.groups if group in most and group.completed]
     jobs: list[tuple[Any, ...]] = []
     for group in runs.groups:
-        folder = runs.folders.get(group.data)
-        jobs += [(_run, run, folder) for run in map(_light, group.runs)]
-        if folder is not None:
+        folder, deep = runs.folders.get(group.data), group in featured
+        jobs += [(_run, run, folder, deep) for run in map(_light, group.runs)]
+        if folder is not None and deep:
             count = None if group is reference else PAIR_EXAMPLES
             pairs = itertools.combinations(map(_light, group.completed), 2)
             jobs += [(_pair, a, b, folder, count) for a, b in pairs]
     found = _compute(jobs, progress, processes)
-    evidence = Evidence(runs, reference, {}, {group.label: {} for group in runs.groups})
+    evidence = Evidence(runs, reference, featured, {}, {group.label: {} for group in runs.groups})
     done = iter(found)
     for group in runs.groups:
         for run in group.runs:
             evidence.measured[run.path] = next(done)
-        if group.data in runs.folders:
+        if group.data in runs.folders and group in featured:
             for a, b in itertools.combinations(group.completed, 2):
                 evidence.paired[group.label][a.seed, b.seed] = next(done)
     return evidence
@@ -213,7 +221,7 @@ def unit(images: np.ndarray) -> np.ndarray:
     return images.astype(np.float32) / np.float32(255)
 
 
-def _run(run: Run, folder: str | None) -> Measured:
+def _run(run: Run, folder: str | None, deep: bool) -> Measured:
     start, end, config = run.initial, run.final, run.config
     triples = list(zip(end.names, end.weights, start.weights, strict=True))
     law = config["initializer"], config["init_stddev"]
@@ -237,7 +245,7 @@ def _run(run: Run, folder: str | None) -> Measured:
         never_lit=_never_lit(run, dataset, lit),
         lighting=zeros.movement_by_lighting(end.weights[0], start.weights[0], lit),
         **_signs(run, dataset),
-        seen=_seen(run, folder) if run.completed else None,
+        seen=_seen(run, folder) if run.completed and deep else None,
     )
 
 
@@ -267,7 +275,11 @@ def _signs(run: Run, dataset: data.Dataset) -> dict[str, Any]:
         return unit(dataset.train_images[chosen]), dataset.train_labels[chosen]
 
     rule = run.config["learning_rate"], run.config["reduction"]
+    few = slice(SHARPNESS_EXAMPLES)
+    examples = unit(dataset.train_images[few]), dataset.train_labels[few]
+    rng = np.random.default_rng(run.seed)
     return {
+        "sharpness": curvature.sharpness(run.final, *examples, rng) if run.completed else None,
         "first_step": collapse.autopsy(run.initial, batch(1), batch(2), *rule),
         "at_end": collapse.vital_signs(run.final, *batch(run.steps + 1), *rule),
     }
@@ -283,10 +295,6 @@ def _seen(run: Run, folder: str) -> Seen:
     permuted = sameness.permute_hidden(end, sameness.random_permutations(end, rng))
     rematched = sameness.permute_hidden(permuted, sameness.match(end, permuted, rng))
     few = x[:PAIR_EXAMPLES], labels[:PAIR_EXAMPLES]
-    sharp = None
-    if plain_sgd(config):
-        part = slice(SHARPNESS_EXAMPLES)
-        sharp = curvature.sharpness(end, train[part], dataset.train_labels[part], rng)
     return Seen(
         accuracy=network.accuracy(end, x, labels),
         resets=layers.reset_layers(end, start, x, labels, law, rng),
@@ -298,7 +306,6 @@ def _seen(run: Run, folder: str) -> Seen:
         ),
         symmetry=sameness.symmetry(end, few[0], rng),
         rematched=sameness.barrier(end, rematched, *few, points=5).cross_entropy_barrier,
-        sharpness=sharp,
         natural=zeros.natural_scale(train, end.weights[0], end.biases[0]),
         natural_initial=zeros.natural_scale(train, start.weights[0], start.biases[0]),
     )

@@ -9,7 +9,7 @@ import numpy as np
 from lab.report.collapse import SPREAD_LIMIT, VitalSigns
 from lab.report.measure import Evidence, plain_sgd
 from lab.report.runs import Group
-from lab.report.story import Chart, Control, Mark, Picture, Section, Series
+from lab.report.story import Chart, Control, Figure, Mark, Picture, Section, Series
 from lab.report.words import across, command, listed, many, number, percent, points, say, value
 
 
@@ -28,6 +28,13 @@ def _death(evidence: Evidence, group: Group) -> list[float]:
             moved = np.flatnonzero(np.sum(norms, axis=0))
             last.append(float(moved[-1] + 1 if len(moved) else 0))
     return last
+
+
+def _death_figure(last: list[float]) -> list[Figure]:
+    if not last:
+        return []
+    name, note = "last step that moved a weight, median", f"{min(last):.0f} to {max(last):.0f}"
+    return [Figure("death", name, float(np.median(last)), runs=len(last), note=note)]
 
 
 def autopsy(evidence: Evidence) -> Section:
@@ -66,7 +73,7 @@ def autopsy(evidence: Evidence) -> Section:
         spread, clip, certain, unmoved,
         across("zero_share", "gradient entries that are exactly 0, at the end",
                [signs.zero_share for signs in ends], "%"),
-        across("death", "last step that moved a weight", _death(evidence, subject)),
+        *_death_figure(_death(evidence, subject)),
     ]  # fmt: skip
     figures = [figure for figure in figures if figure.value is not None]
     limit = f"the clip begins at ln(1e9) = {SPREAD_LIMIT:.1f}"

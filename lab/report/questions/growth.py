@@ -178,9 +178,7 @@ def _powers(group: Group) -> list[Figure]:
 def _drift_picture(evidence: Evidence) -> Picture:
     labels = []
     columns: dict[str, list[Figure]] = {}
-    for group in evidence.runs.groups:
-        if not group.completed:
-            continue
+    for group in evidence.featured:
         figures = {name: _drifts(group, name) for name in group.runs[0].final.names}
         if all(f.value is not None for f in figures.values()):
             labels.append(group.label)
@@ -271,7 +269,7 @@ def _late_pictures(group: Group) -> list[Picture]:
 def _sharpness(evidence: Evidence) -> tuple[list[Figure], Picture | None]:
     labels, found, limits = [], [], []
     for group in evidence.runs.groups:
-        values = [s.sharpness.value for s in evidence.seen(group).values() if s.sharpness]
+        values = [s.value for run in group.completed if (s := evidence.of(run).sharpness)]
         rate = group.completed[0].result.get("effective_learning_rate") if values else None
         if rate and plain_sgd(group.config):
             labels.append(group.label)
@@ -321,7 +319,7 @@ def _growth_controls(evidence: Evidence, group: Group) -> list[Control]:
             lambda config: config.get("learning_rate_decay", "none") != "none",
         ),
     ):
-        others = [g for g in evidence.runs.sweep(group, field) if wanted(g.config) and g.completed]
+        others = [g for g in evidence.runs.sweep(group, field) if wanted(g.config)]
         controls.append(_compared(group, others, claim, field == "learning_rate_decay"))
     return controls
 
@@ -339,7 +337,7 @@ def _compared(group: Group, others: list[Group], claim: str, nearer: bool) -> Co
     words = [f"{group.label}: {say(own)}"]
     passed: list[bool | None] = []
     for other in others:
-        figure = across("", "", [_total(run) for run in other.completed])
+        figure = across("", "", [_total(run) for run in other.runs])
         words.append(f"{other.label}: {say(figure)}")
         ends = (own.low, own.high, figure.low, figure.high)
         if None in ends:

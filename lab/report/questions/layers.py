@@ -246,7 +246,7 @@ def _units(evidence: Evidence, group: Group) -> Picture:
 
 def _resets_table(evidence: Evidence) -> Picture:
     rows, sensitive = [], set()
-    for group in evidence.runs.groups:
+    for group in evidence.featured:
         seen = list(evidence.seen(group).values())
         if not seen:
             continue

@@ -7,6 +7,12 @@ from lab.report.story import Bars, Control, Figure, Picture, Section, Series, Ta
 from lab.report.words import command, listed, many, percent, points, say
 
 
+def _some(labels: list[str], most: int = 6) -> str:
+    """The first labels, and how many more there are."""
+    more = len(labels) - most
+    return listed([*labels[:most], f"{more} more"] if more > 1 else labels)
+
+
 def table(evidence: Evidence) -> Section:
     found, logdir = evidence.runs.table, evidence.runs.logdir
     names = evidence.runs.labels
@@ -66,7 +72,7 @@ def table(evidence: Evidence) -> Section:
         means = [f.value for f in figures if f.key.partition(":")[2] in letters and f.value]
         answer = (
             f"Of {many(len(shown), 'configuration')} the best group holds {len(letters)} that"
-            f" cannot be told apart ({listed(letters)}), at {percent(min(means))} to"
+            f" cannot be told apart ({_some(letters)}), at {percent(min(means))} to"
             f" {percent(max(means))}."
             if len(letters) > 1
             else f"Of {many(len(shown), 'configuration')} {letters[0]} is the best,"

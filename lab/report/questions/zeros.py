@@ -40,7 +40,7 @@ def zeros(evidence: Evidence) -> Section:
                 for bound in LIMITS
             ]  # fmt: skip
     others = {}
-    for other in evidence.runs.groups:
+    for other in evidence.featured:
         if other.completed:
             nets = [np.concatenate([w.ravel() for w in run.final.weights])
                     for run in other.completed]  # fmt: skip
@@ -85,8 +85,8 @@ def zeros(evidence: Evidence) -> Section:
         if (one := evidence.of(run)).never_lit is not None
     ]
     if still:
-        equal = [one for _, one in still if one.unmoved == one.never_lit]
-        dark = sorted({one.never_lit for _, one in still if one.never_lit is not None})
+        equal = [run for run, one in still if one.unmoved == one.never_lit]
+        ours = [run for run in equal if run in runs]
         figures.append(across("never_lit", "inputs that are 0 in every training image",
                               [one.never_lit or 0 for one in found]))  # fmt: skip
         figures.append(across("unmoved", "rows of h1's weights that never moved",
@@ -95,11 +95,19 @@ def zeros(evidence: Evidence) -> Section:
             Control(
                 "Weights that get no gradient stay where they began: as many rows of h1 are"
                 " unmoved, bit for bit, as inputs are never lit.",
-                f"Equal in {len(equal)} of {many(len(still), 'run')}"
-                f" ({listed([number(d) for d in dark], 'or')} such inputs).",
-                len(equal) == len(still),
+                f"{value(figures[-2])} such inputs; equal in {len(ours)} of"
+                f" {many(len(runs), 'run')} of {group.label}, in {len(equal)} of {len(still)} of"
+                " all.",
+                len(ours) == len(runs),
             )
         )
+        odd = [g.label for g in evidence.runs.groups
+               if any(run not in equal for run, _ in still if run in g.runs)]  # fmt: skip
+        if odd:
+            unknown.append(
+                f"Why in {listed(odd)} not only the rows of inputs that are never lit stood still:"
+                " units that are saturated pass on no gradient either."
+            )
     if seen:
         controls.append(_pruning_control(seen, figures))
     pictures: list[Picture] = [_weights_picture(group), _near_picture(evidence, limit)]
@@ -167,9 +175,7 @@ def _near_picture(evidence: Evidence, limit: float) -> Picture:
     labels: list[str] = []
     starts: list[Figure] = []
     ends: list[Figure] = []
-    for group in evidence.runs.groups:
-        if not group.completed:
-            continue
+    for group in evidence.featured:
         labels.append(group.label)
         for figures, part in ((starts, "initial"), (ends, "final")):
             nets = [getattr(run, part).weights for run in group.completed]
@@ -189,7 +195,7 @@ def _near_picture(evidence: Evidence, limit: float) -> Picture:
 def _lighting_picture(evidence: Evidence) -> Picture:
     series: list[Series] = []
     rare: dict[str, float] = {}
-    for group in evidence.runs.groups:
+    for group in evidence.featured:
         found = [evidence.of(run).lighting for run in group.completed]
         if not found or not found[0] or len(series) == 8:
             continue
