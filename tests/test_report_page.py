@@ -22,6 +22,7 @@ import pytest
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from lab.errors import LabError
+from lab.report import __main__ as program
 from lab.report import board, drawing, page
 from lab.report.story import (
     Bars,
@@ -649,3 +650,14 @@ def test_without_matplotlib_the_table_is_printed_and_what_to_install_is_said(log
     outcome = report(logdir, cwd=tmp_path, PYTHONPATH=path)
     one_line(outcome, "matplotlib", "pip install")
     assert outcome.out == report(logdir, "--nopage", cwd=tmp_path).out
+
+
+@pytest.mark.parametrize("terminal", [True, False])
+def test_progress_is_shown_on_a_terminal_only(monkeypatch, terminal):
+    stderr = io.StringIO()
+    monkeypatch.setattr(stderr, "isatty", lambda: terminal)
+    monkeypatch.setattr(sys, "stderr", stderr)
+    with program._bar("measuring") as progress:
+        progress(0, 4)
+        progress(4, 4)
+    assert ("measuring" in stderr.getvalue()) == terminal
