@@ -149,3 +149,12 @@ def test_a_folder_without_runs_and_no_folder(tmp_path):
     assert not found.groups and not found.problems
     with pytest.raises(errors.LabError, match="no such directory"):
         read_runs(str(tmp_path / "absent"))
+
+
+def test_runs_on_several_replicas_are_a_group_of_their_own(copy):
+    _rewrite(next(copy.glob("sgd,lr=1,*seed=1")), replicas=2)
+    found = read_runs(str(copy))
+    seeds = {group.label: [run.seed for run in group.runs] for group in found.groups}
+    assert seeds["sgd 1"] == [0, 2] and seeds["sgd 1 on 2 replicas"] == [1]
+    alone = next(group for group in found.groups if group.label == "sgd 1")
+    assert [g.label for g in found.sweep(alone, "learning_rate")] == ["sgd 1", "sgd 1000"]

@@ -72,6 +72,7 @@ class Run:
 @dataclasses.dataclass(frozen=True, eq=False)
 class Group:
     """Runs that differ in nothing but the seed, by seed. label: what tells it from the others.
+    replicas: that trained together; their number does not change a run but for rounding.
 
     data: the digest of what they were trained on.
     """
@@ -80,6 +81,7 @@ class Group:
     config: dict[str, Any]
     data: str
     runs: list[Run]
+    replicas: int = 1
 
     @property
     def completed(self) -> list[Run]:
@@ -106,7 +108,8 @@ class Runs:
         return [
             group
             for group in self.groups
-            if group.data == like.data and _key(group.config, fields) == _key(like.config, fields)
+            if (group.data, group.replicas) == (like.data, like.replicas)
+            and _key(group.config, fields) == _key(like.config, fields)
         ]
 
 
@@ -261,20 +264,22 @@ def _group(runs: list[Run], table: results.Table, differ: Collection[str]) -> li
     order: dict[str, int] = {}
     for place, row in enumerate(table.rows):
         order.setdefault(_key(row.config), place)
-    groups: dict[tuple[str, str], dict[int, Run]] = {}
+    groups: dict[tuple[str, str, int], dict[int, Run]] = {}
     for run in runs:
-        same = groups.setdefault((_key(run.config), run.result["data"]), {})
+        replicas = run.result.get("replicas") or 1
+        same = groups.setdefault((_key(run.config), run.result["data"], replicas), {})
         # Of two runs of one trial, the one with more on record.
         if run.seed not in same or len(run.scalars) > len(same[run.seed].scalars):
             same[run.seed] = run
     found: list[Group] = []
-    for (_, digest), same in groups.items():
+    for (_, digest, replicas), same in groups.items():
         config = next(iter(same.values())).config
-        name = label(config, differ)
+        name = label(config, differ) + f" on {replicas} replicas" * (replicas > 1)
         if name in [group.label for group in found]:
             name += f", data {digest[:6]}"
-        found.append(Group(name, config, digest, [run for _, run in sorted(same.items())]))
-    return sorted(found, key=lambda group: order.get(_key(group.config), len(order)))
+        runs_by_seed = [run for _, run in sorted(same.items())]
+        found.append(Group(name, config, digest, runs_by_seed, replicas))
+    return sorted(found, key=lambda g: (order.get(_key(g.config), len(order)), g.replicas))
 
 
 def _key(config: dict[str, Any], without: Sequence[str] = ()) -> str:
