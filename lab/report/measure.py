@@ -134,7 +134,8 @@ def measure(runs: Runs, progress: Progress | None = None, processes: int | None 
     """
     plain = [group for group in runs.groups if not group.config.get("shuffle_labels")]
     reference = choose_reference(plain) or choose_reference(runs.groups)
-    most = sorted(runs.groups, key=lambda g: (g is not reference, -len(g.completed)))[:FEATURED]
+    alone = [group for group in runs.groups if group.replicas == 1 or group is reference]
+    most = sorted(alone, key=lambda g: (g is not reference, -len(g.completed)))[:FEATURED]
     featured = [group for group in runs.groups if group in most and group.completed]
     jobs: list[tuple[Any, ...]] = []
     for group in runs.groups:
