@@ -7,12 +7,14 @@ TensorBoard's own has. NaN and infinity are in no bucket; they are counted besid
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
+import numpy as np
 import tensorflow as tf
 
 BUCKETS = 30
-_LARGE = 4096  # entries from which on a compiled count of its own pays, on a CPU
+_LARGE = 4096  # entries from which on a table of pairs pays
+_ROW = 32  # buckets, and some that are none
 
 
 class Histograms(NamedTuple):
@@ -29,11 +31,7 @@ class Histograms(NamedTuple):
     nonfinite: tf.Tensor
 
 
-def histograms(
-    tensors: Sequence[tf.Tensor],
-    pairs: bool = True,
-    squares: Sequence[tf.Tensor | None] = (),
-) -> Histograms:
+def histograms(tensors: Sequence[tf.Tensor], compiled: bool = True) -> Histograms:
     """Counts every tensor.
 
     The buckets are computed in float32: a value within rounding of the edge between two buckets
@@ -41,31 +39,32 @@ def histograms(
 
     Args:
       tensors: any shapes, not empty, floating; counted as float32.
-      pairs: count large tensors two entries at a time. It takes half the time on a CPU; on a
-        GPU, where the order of additions is to be the same each time, it would take far more.
-      squares: float32 [], half the sum of squares of each, where it is known already.
+      compiled: count them in one program of XLA's, where their shapes are known. It takes half
+        the time on a CPU; on a GPU, where the order of additions is to be the same each time, it
+        would take far more.
     """
     flat = [tf.cast(tf.reshape(tensor, [-1]), tf.float32) for tensor in tensors]
-    low = tf.stack([tf.reduce_min(x) for x in flat])
-    high = tf.stack([tf.reduce_max(x) for x in flat])
-    # A sum is finite only if every entry is. (An overflow only costs the slower count.)
-    known = squares or [None] * len(flat)
-    sums = [tf.nn.l2_loss(x) if k is None else k for x, k in zip(flat, known, strict=True)]
+    if compiled and all(x.shape.is_fully_defined() for x in flat):
+        counts, low, high, finite = _compiled(flat)
+    else:
+        counts = None
+        low = tf.stack([tf.reduce_min(x) for x in flat])
+        high = tf.stack([tf.reduce_max(x) for x in flat])
+        # A sum is finite only if every entry is. (An overflow only costs the slower count.)
+        finite = tf.math.is_finite(tf.stack([tf.reduce_sum(x) for x in flat]))
     width = high - low
-    finite = tf.math.is_finite(tf.stack(sums)) & tf.math.is_finite(width)
-    ordinary = tf.reduce_all(finite & ((width > 1e-30) | (width == 0.0)))
+    ordinary = finite & tf.math.is_finite(width) & ((width > 1e-30) | (width == 0.0))
 
     def plain() -> Histograms:
-        counts = [
-            (_count_pairs if pairs and (x.shape[0] or 0) >= _LARGE else _count)(x, low[i], high[i])
-            for i, x in enumerate(flat)
-        ]
-        return Histograms(tf.stack(counts), low, high, tf.zeros([len(flat)], tf.int32))
+        each = counts
+        if each is None:
+            each = tf.stack([_count(x, low[i], high[i]) for i, x in enumerate(flat)])
+        return Histograms(each, low, high, tf.zeros([len(flat)], tf.int32))
 
     def careful() -> Histograms:
         return Histograms(*(tf.stack(part) for part in zip(*map(_careful, flat), strict=True)))
 
-    return tf.cond(ordinary, plain, careful)
+    return tf.cond(tf.reduce_all(ordinary), plain, careful)
 
 
 def _count(x: tf.Tensor, low: tf.Tensor, high: tf.Tensor) -> tf.Tensor:
@@ -75,20 +74,46 @@ def _count(x: tf.Tensor, low: tf.Tensor, high: tf.Tensor) -> tf.Tensor:
 
 
 @tf.function(jit_compile=True)
-def _count_pairs(x: tf.Tensor, low: tf.Tensor, high: tf.Tensor) -> tf.Tensor:
-    """As `_count`, by half as many additions, in a table of the buckets of two entries.
+def _compiled(flat: list[tf.Tensor]) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor, tf.Tensor]:
+    """Counts, int32 [T, BUCKETS], smallest and largest values, [T], of ordinary tensors [n]; and
+    whether all their entries are finite, bool [T].
 
-    Adding to memory is what takes the time, one entry after the other.
+    Adding to memory, one entry after the other, is what takes the time: entries of large tensors
+    are counted two at a time, in a table of pairs of buckets. Small ones share one table.
     """
-    half = x.shape[0] // 2
-    places = tf.cast((x - low) * tf.math.divide_no_nan(float(BUCKETS), high - low), tf.int32)
-    both = places[:half] * 32 + places[half : 2 * half]
-    table = tf.math.unsorted_segment_sum(tf.ones_like(both), both, 32 * 32)
-    table = tf.reshape(table, [32, 32])
-    counts = tf.reduce_sum(table, 0) + tf.reduce_sum(table, 1)
-    counts += tf.reduce_sum(tf.one_hot(places[2 * half :], 32, dtype=tf.int32), 0)
-    # The largest entry itself is in bucket 30, which is none.
-    return counts[:BUCKETS] + counts[BUCKETS] * tf.one_hot(BUCKETS - 1, BUCKETS, dtype=tf.int32)
+    low = tf.stack([tf.reduce_min(x) for x in flat])
+    high = tf.stack([tf.reduce_max(x) for x in flat])
+    # As an integer, a number's magnitude is below infinity's, and that is below NaN's.
+    bits = [tf.reduce_max(tf.bitwise.bitwise_and(tf.bitcast(x, tf.int32), 2**31 - 1)) for x in flat]
+    finite = tf.stack(bits) < 0x7F800000
+    scale = tf.math.divide_no_nan(float(BUCKETS), high - low)
+    counts: list[Any] = [None] * len(flat)
+    small = [i for i, x in enumerate(flat) if x.shape[0] < _LARGE]
+    for i, x in enumerate(flat):
+        if i not in small:
+            half = x.shape[0] // 2
+            place = tf.cast((x - low[i]) * scale[i], tf.int32)
+            table = _bincount(place[:half] * _ROW + place[half : 2 * half], _ROW * _ROW)
+            table = tf.reshape(table, [_ROW, _ROW])
+            counts[i] = tf.reduce_sum(table, 0) + tf.reduce_sum(table, 1)
+            counts[i] += _bincount(place[2 * half :], _ROW)
+    if small:
+        row = tf.constant(np.repeat(np.arange(len(small)), [flat[i].shape[0] for i in small]))
+        x = tf.concat([flat[i] for i in small], 0)
+        start, factor = (tf.gather(tf.gather(v, small), row) for v in (low, scale))
+        place = tf.cast((x - start) * factor, tf.int32) + _ROW * tf.cast(row, tf.int32)
+        table = tf.reshape(_bincount(place, _ROW * len(small)), [-1, _ROW])
+        for i, each in zip(small, tf.unstack(table), strict=True):
+            counts[i] = each
+    # The largest value comes out at bucket BUCKETS, which is none.
+    table = tf.stack(counts)
+    last = table[:, BUCKETS - 1 : BUCKETS] + table[:, BUCKETS : BUCKETS + 1]
+    return tf.concat([table[:, : BUCKETS - 1], last], 1), low, high, finite
+
+
+def _bincount(values: tf.Tensor, size: int) -> tf.Tensor:
+    # tf.math.bincount cannot be compiled.
+    return tf.math.unsorted_segment_sum(tf.ones_like(values), values, size)
 
 
 def _careful(x: tf.Tensor) -> tuple[tf.Tensor, ...]:

@@ -105,16 +105,18 @@ def test_one_tensor(name):
     assert_is_histogram(x, *(part[0] for part in result))
 
 
-@pytest.mark.parametrize("size", [4096, 4097])
+@pytest.mark.parametrize("size", [None, 4096, 4097])
 @pytest.mark.parametrize("name", TENSORS)
-def test_a_large_tensor_is_counted_in_pairs(name, size):
-    """Its size is known when it is compiled, as that of every weight is."""
-    x = np.resize(TENSORS[name].astype(np.float32), size)
+def test_tensors_of_known_sizes_are_counted_by_a_program_of_their_own(name, size):
+    """As every weight is: small ones together, large ones two entries at a time."""
+    x, between = TENSORS[name].astype(np.float32), TENSORS["matrix"].astype(np.float32)
+    tensors = [x if size is None else np.resize(x, size), between, x]
     with tf.device("/cpu:0"):
-        pairs = tf.function(histograms)([tf.constant(x)])
-        singly = histograms([tf.constant(x)], pairs=False)
-    assert_is_histogram(x, *(part.numpy()[0] for part in pairs))
-    assert_is_histogram(x, *(part.numpy()[0] for part in singly))
+        together = tf.function(histograms)([tf.constant(x) for x in tensors])
+        singly = histograms([tf.constant(x) for x in tensors], compiled=False)
+    for result in (together, singly):
+        for x, *row in zip(tensors, *(part.numpy() for part in result), strict=True):
+            assert_is_histogram(x, *row)
 
 
 @pytest.mark.gpu
