@@ -10,6 +10,7 @@ from common import RATE, Made, Task
 from common import about as say
 
 from lab import devices, layers, losses, optimizers
+from lab.config import Config
 from lab.recorder import Recorder
 from lab.step import TrainLoop
 
@@ -19,8 +20,8 @@ WATCH = {
     "no strategy": None,
     "2 replicas": None,
     "scalars": (),
-    "default record": ("weights", "gradients"),
-    "everything watched": ("weights", "gradients", "updates", "activations"),
+    "default record": Config().watch,
+    "everything watched": (*Config().watch, "updates", "activations"),
 }
 
 

@@ -44,12 +44,12 @@ def histograms(tensors: Sequence[tf.Tensor], compiled: bool = True) -> Histogram
         would take far more.
     """
     flat = [tf.cast(tf.reshape(tensor, [-1]), tf.float32) for tensor in tensors]
+    low = tf.stack([tf.reduce_min(x) for x in flat])
+    high = tf.stack([tf.reduce_max(x) for x in flat])
+    counts = None
     if compiled and all(x.shape.is_fully_defined() for x in flat):
-        counts, low, high, finite = _compiled(flat)
+        counts, finite = _compiled(flat, low, high)
     else:
-        counts = None
-        low = tf.stack([tf.reduce_min(x) for x in flat])
-        high = tf.stack([tf.reduce_max(x) for x in flat])
         # A sum is finite only if every entry is. (An overflow only costs the slower count.)
         finite = tf.math.is_finite(tf.stack([tf.reduce_sum(x) for x in flat]))
     width = high - low
@@ -74,45 +74,50 @@ def _count(x: tf.Tensor, low: tf.Tensor, high: tf.Tensor) -> tf.Tensor:
 
 
 @tf.function(jit_compile=True)
-def _compiled(flat: list[tf.Tensor]) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor, tf.Tensor]:
-    """Counts, int32 [T, BUCKETS], smallest and largest values, [T], of ordinary tensors [n]; and
-    whether all their entries are finite, bool [T].
+def _compiled(
+    flat: list[tf.Tensor], low: tf.Tensor, high: tf.Tensor
+) -> tuple[tf.Tensor, tf.Tensor]:
+    """Counts, int32 [T, BUCKETS], and whether no entry is NaN, bool [T], of tensors [n].
 
     Adding to memory, one entry after the other, is what takes the time: entries of large tensors
     are counted two at a time, in a table of pairs of buckets. Small ones share one table.
     """
-    low = tf.stack([tf.reduce_min(x) for x in flat])
-    high = tf.stack([tf.reduce_max(x) for x in flat])
-    # As an integer, a number's magnitude is below infinity's, and that is below NaN's.
-    bits = [tf.reduce_max(tf.bitwise.bitwise_and(tf.bitcast(x, tf.int32), 2**31 - 1)) for x in flat]
-    finite = tf.stack(bits) < 0x7F800000
     scale = tf.math.divide_no_nan(float(BUCKETS), high - low)
-    counts: list[Any] = [None] * len(flat)
+    rows: list[Any] = [None] * len(flat)
     small = [i for i, x in enumerate(flat) if x.shape[0] < _LARGE]
     for i, x in enumerate(flat):
         if i not in small:
             half = x.shape[0] // 2
-            place = tf.cast((x - low[i]) * scale[i], tf.int32)
+            place = _place(x, low[i], scale[i])
             table = _bincount(place[:half] * _ROW + place[half : 2 * half], _ROW * _ROW)
             table = tf.reshape(table, [_ROW, _ROW])
-            counts[i] = tf.reduce_sum(table, 0) + tf.reduce_sum(table, 1)
-            counts[i] += _bincount(place[2 * half :], _ROW)
+            rows[i] = tf.reduce_sum(table, 0) + tf.reduce_sum(table, 1)
+            rows[i] += _bincount(place[2 * half :], _ROW)
     if small:
-        row = tf.constant(np.repeat(np.arange(len(small)), [flat[i].shape[0] for i in small]))
-        x = tf.concat([flat[i] for i in small], 0)
+        row = np.repeat(np.arange(len(small), dtype=np.int32), [flat[i].shape[0] for i in small])
         start, factor = (tf.gather(tf.gather(v, small), row) for v in (low, scale))
-        place = tf.cast((x - start) * factor, tf.int32) + _ROW * tf.cast(row, tf.int32)
-        table = tf.reshape(_bincount(place, _ROW * len(small)), [-1, _ROW])
-        for i, each in zip(small, tf.unstack(table), strict=True):
-            counts[i] = each
-    # The largest value comes out at bucket BUCKETS, which is none.
-    table = tf.stack(counts)
-    last = table[:, BUCKETS - 1 : BUCKETS] + table[:, BUCKETS : BUCKETS + 1]
-    return tf.concat([table[:, : BUCKETS - 1], last], 1), low, high, finite
+        place = _place(tf.concat([flat[i] for i in small], 0), start, factor)
+        # As integers, since NaN is to stay in its own row.
+        place = tf.cast(place, tf.int32) + _ROW * row
+        counted = _bincount(place, _ROW * len(small))
+        for i, each in zip(small, tf.split(counted, len(small)), strict=True):
+            rows[i] = each
+    table = tf.stack(rows)
+    last = table[:, BUCKETS : BUCKETS + 1] + table[:, BUCKETS + 1 : BUCKETS + 2]
+    return tf.concat([table[:, 1:BUCKETS], last], 1), table[:, 0] == 0
+
+
+def _place(x: tf.Tensor, low: tf.Tensor, scale: tf.Tensor) -> tf.Tensor:
+    """The bucket of each entry as a whole float, from 1; the largest entry's is BUCKETS + 1.
+
+    As an integer NaN is 0, which is no bucket.
+    """
+    return tf.floor((x - low) * scale) + 1.0
 
 
 def _bincount(values: tf.Tensor, size: int) -> tf.Tensor:
     # tf.math.bincount cannot be compiled.
+    values = tf.cast(values, tf.int32)
     return tf.math.unsorted_segment_sum(tf.ones_like(values), values, size)
 
 

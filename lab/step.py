@@ -151,15 +151,23 @@ class TrainLoop:
 
     def _watched(self) -> tuple[list[str], list[int]]:
         sizes: dict[str, int] = {}
+        self._kinds: list[list[str]] = []  # tags that are counted together
         names = list(zip(self._names, self._variables, strict=True))
         for kind, suffix in (("weights", ""), ("gradients", "/gradient"), ("updates", "/update")):
             if kind in self._watch:
-                sizes |= {name + suffix: int(np.prod(w.shape)) for name, w in names}
+                these = {name + suffix: int(np.prod(w.shape)) for name, w in names}
+                self._kinds.append(list(these))
+                sizes |= these
         if "activations" in self._watch:
             batch = tf.zeros([1, self._images[0].shape[1]])
-            for name, output in self._model.activations(batch).items():
-                sizes[f"{name}/activations"] = int(np.prod(output.shape)) * self._batch_size
+            these = {
+                f"{name}/activations": int(np.prod(output.shape)) * self._batch_size
+                for name, output in self._model.activations(batch).items()
+            }
+            self._kinds.append(list(these))
+            sizes |= these
         if "replicas" in self._watch and self._strategy.num_replicas_in_sync > 1:
+            # They are counted by their replicas.
             for r in range(self._strategy.num_replicas_in_sync):
                 sizes |= {f"{n}/gradient/replica_{r}": int(np.prod(w.shape)) for n, w in names}
         return list(sizes), list(sizes.values())
@@ -214,11 +222,12 @@ class TrainLoop:
         local: list[tf.Tensor] | None,
         step: tf.Tensor,
     ) -> dict[str, tf.Tensor]:
-        tags = [tag for tag in self.tags if tag in tensors]  # the local ones are counted already
-
         def count() -> dict[str, tf.Tensor]:
-            each = [tensors[tag] for tag in tags]
-            parts = [histograms.histograms(each, self._compiled)] if tags else []
+            # A kind at a time: they run side by side, and as one compiled program.
+            parts = [
+                histograms.histograms([tensors[tag] for tag in kind], self._compiled)
+                for kind in self._kinds
+            ]
             if local:
                 parts.append(histograms.Histograms(*local))
             names = histograms.Histograms._fields
