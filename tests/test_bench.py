@@ -186,6 +186,7 @@ def some_results():
     record = [
         row("record", "ours, no record", 1.0, 2.0, 4.0),
         row("record", "ours, default record", 1.05, 2.1, 8.0, size=5.0),
+        row("record", "ours, everything watched", 2.0, 3.0, size=9.5),
         row("record", "ours, no strategy", 1.0, 1.0, 4.0),
     ]
     peers = [
@@ -193,7 +194,7 @@ def some_results():
         row("peers", "ours, default record", 1.0, 1.0, size=5.0),
         row("peers", "JAX, optax", 0.5, 0.5),
         row("peers", "Keras fit", 2.0, 2.0),
-        row("peers", "notebook's way, histograms", 50.0, 50.0, size=10.0),
+        row("peers", "notebook's way, histograms", 50.0, 50.0, size=12.0),
         {"part": "peers", "rule": "sgd", "name": "PyTorch, eager", "ms": [], "error": "a | b"},
     ]
     start = {

@@ -41,8 +41,8 @@ class Series:
     name: str
     x: Sequence[Any]
     y: Sequence[float]
-    low: Sequence[float] | None = None
-    high: Sequence[float] | None = None
+    low: Sequence[float | None] | None = None
+    high: Sequence[float | None] | None = None
     style: str = "line"
 
 

@@ -99,16 +99,15 @@ def many(count: int, noun: str) -> str:
 
 
 def points(name: str, x: Sequence[Any], figures: Sequence[Figure], style: str = "line") -> Series:
-    """A series of figures that have values, with their intervals if all of those have one."""
+    """A series of figures that have values, with their intervals where they have any."""
     kept = [(place, f) for place, f in zip(x, figures, strict=True) if f.value is not None]
-    lows, highs = [f.low for _, f in kept], [f.high for _, f in kept]
-    whole = kept and None not in lows
+    some = any(f.low is not None for _, f in kept)
     return Series(
         name,
         [place for place, _ in kept],
         [f.value for _, f in kept if f.value is not None],
-        [v for v in lows if v is not None] if whole else None,
-        [v for v in highs if v is not None] if whole else None,
+        [f.low for _, f in kept] if some else None,
+        [f.high for _, f in kept] if some else None,
         style,
     )
 

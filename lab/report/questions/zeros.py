@@ -65,14 +65,14 @@ def zeros(evidence: Evidence) -> Section:
         square, root, measured = (
             across(key, name, [getattr(s, part) for s in scales])
             for key, name, part in (
-                ("square_norm", "E||x||^2 of the inputs", "square_norm"),
+                ("square_norm", "E‖x‖² of the inputs", "square_norm"),
                 ("weight_rms", "root mean square of h1's weights, at the end", "weight"),
                 ("preactivation_rms", "root mean square of h1's pre-activations", "measured"),
             )
         )
         figures += [square, root, measured]
         answer += (
-            f"; and it is not small: with E||x||^2 = {value(square)} a root mean square of"
+            f"; and it is not small: with E‖x‖² = {value(square)} a root mean square of"
             f" {value(root)} gives h1 pre-activations of {value(measured)}"
         )
     controls: list[Control] = []
