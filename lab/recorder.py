@@ -83,12 +83,12 @@ class Recorder:
         self._submit(self._write_steps, first_step, recorded, every)
 
     def scalars(self, step: int, values: Mapping[str, float]) -> None:
-        """Records scalars of one step."""
+        """Records scalars of one step, as float32: what is beyond it is infinite."""
 
         def write() -> None:
-            with self._writer.as_default():
+            with self._writer.as_default(), np.errstate(over="ignore"):
                 for tag, value in values.items():
-                    tf.summary.scalar(tag, value, step=step)
+                    tf.summary.scalar(tag, np.float32(value), step=step)
 
         self._submit(write)
 
