@@ -100,12 +100,12 @@ class RunDirectory:
         )
 
     def _clear(self, earlier: dict[str, Any]) -> None:
-        """Deletes all but the lock, and last the config, which says from the first moment on that
-        what is left is not whole, and whose it was."""
+        """Deletes all but the lock: first the result, lest the rest pass for a whole run, and last
+        the config, which says from the first moment on that the rest is not whole."""
         if earlier:
             self.write(CONFIG, earlier | {"fingerprint": None})
         names = set(os.listdir(self.path)) - {LOCK}
-        for name in sorted(names, key=lambda name: (name == CONFIG, name)):
+        for name in sorted(names, key=lambda name: (name == CONFIG, name != RESULT, name)):
             path = os.path.join(self.path, name)
             shutil.rmtree(path) if os.path.isdir(path) else os.remove(path)
 
