@@ -54,14 +54,15 @@ def _arguments() -> argparse.Namespace:
         default=PEER_NAMES,
         help=f"some of {','.join(PEER_NAMES)}, or none",
     )
-    parser.add_argument("--turns", type=int, default=0, help="of each contestant (16)")
+    parser.add_argument("--turns", type=int, help="of each contestant (16)")
     parser.add_argument(
         "--quick", action="store_true", help="everything, but too little of it to tell anything"
     )
     parser.add_argument(
         "--out",
         type=pathlib.Path,
-        help="the file for the results (bench/results.json for a whole run, else bench/last.json)",
+        help="the file for the results, saved after each part (bench/last.json; a run with no "
+        "flag, once it is complete, bench/results.json)",
     )
     parser.add_argument(
         "--chart",
@@ -72,8 +73,14 @@ def _arguments() -> argparse.Namespace:
     arguments = parser.parse_args()
     if not arguments.parts or not arguments.rules:
         parser.error("--parts and --rules: name one at least")
-    if arguments.turns < 0:
+    if arguments.turns is not None and arguments.turns < 1:
         parser.error(f"--turns={arguments.turns}: must be 1 or more")
+    out = arguments.out
+    if out and not arguments.chart:
+        if out.exists() and not out.is_file():
+            parser.error(f"--out={out}: is no file")
+        if not os.access(out.parent, os.W_OK | os.X_OK):
+            parser.error(f"--out={out}: cannot write into {out.parent}")
     return arguments
 
 
@@ -87,7 +94,7 @@ def _machine() -> dict[str, Any]:
         "cpu": cpu,
         "cores": len(os.sched_getaffinity(0)),
         "memory_gb": round(memory),
-        "system": f"{platform.system()} {platform.release()}, Python {platform.python_version()}",
+        "system": f"{platform.system()}, Python {platform.python_version()}",
         "load": os.getloadavg()[0],
     }
 
@@ -103,21 +110,23 @@ def main() -> int:
             return 1
         try:
             chart.draw(results, ROOT / "docs" / "bench.svg")
+            chart.fill(FOLDER / "README.md", results)
         except ImportError as error:
             say(f"{error}: bin/python -m pip install matplotlib")
             return 1
-        chart.fill(FOLDER / "README.md", results)
+        except Failed as reason:
+            say(str(reason))
+            return 1
         return 0
-    whole = not arguments.quick and arguments.parts == list(PARTS) and arguments.peers == PEER_NAMES
-    out = arguments.out or FOLDER / ("results.json" if whole else "last.json")
-    results = {
+    out = arguments.out or FOLDER / "last.json"
+    results: dict[str, Any] = {
         "date": datetime.date.today().isoformat(),
         "machine": _machine(),
         "quick": arguments.quick,
         "rules": arguments.rules,
         "parts": {},
     }
-    if results["machine"]["load"] > 0.5:
+    if tables.loaded(results["machine"]):
         say(
             f"the machine is not quiet (load {results['machine']['load']:.1f}): figures will spread"
         )
@@ -126,6 +135,34 @@ def main() -> int:
         raise SystemExit(128 + number)
 
     signal.signal(signal.SIGTERM, stop)
+    try:
+        _measure(arguments, results, out)
+    except (KeyboardInterrupt, SystemExit):
+        done = ", ".join(results["parts"])
+        say(f"stopped: {f'{done} saved as {out}' if done else 'nothing was saved'}")
+        raise
+    if _whole(arguments):
+        out = FOLDER / "results.json"
+        _write(out, results)
+    print(tables.to_markdown(results))
+    say(f"saved as {out}")
+    return 0
+
+
+def _whole(arguments: argparse.Namespace) -> bool:
+    """Everything is at its default."""
+    return (
+        arguments.parts == list(PARTS)
+        and arguments.rules == ["sgd", "adam"]
+        and arguments.peers == PEER_NAMES
+        and arguments.turns is None
+        and not arguments.quick
+        and arguments.out is None
+    )
+
+
+def _measure(arguments: argparse.Namespace, results: dict[str, Any], out: pathlib.Path) -> None:
+    """Adds part by part to the results, and saves them after each."""
     with tempfile.TemporaryDirectory(prefix="bench-", ignore_cleanup_errors=True) as scratch:
         data = os.path.join(scratch, "data.npz")
         _save(data)
@@ -140,14 +177,21 @@ def main() -> int:
         )
         for part in arguments.parts:
             try:
-                results["parts"][part] = PARTS[part](bench)
-            except Failed as reason:
-                results["parts"][part] = {"error": str(reason)}
+                found = PARTS[part](bench)
+            except Exception as error:
+                reason = str(error) if isinstance(error, Failed) else repr(error)
+                found = {"error": reason}
                 say(f"{part}: {reason}")
-    out.write_text(json.dumps(results, indent=1) + "\n")
-    print(tables.to_markdown(results))
-    say(f"saved as {out}")
-    return 0
+            results["parts"][part] = found
+            _write(out, results)
+
+
+def _write(path: pathlib.Path, results: dict[str, Any]) -> None:
+    """All of it or nothing."""
+    path = path.resolve()
+    draft = path.with_name(f"{path.name}.tmp")
+    draft.write_text(json.dumps(results, indent=1) + "\n")
+    draft.replace(path)
 
 
 def _save(path: str) -> None:
@@ -161,5 +205,4 @@ if __name__ == "__main__":
     try:
         sys.exit(main())
     except KeyboardInterrupt:
-        say("stopped: nothing was saved")
         sys.exit(130)

@@ -6,25 +6,32 @@ import pathlib
 from typing import Any
 
 from bench.tables import quartiles, rows_of, to_markdown
+from bench.workers import Failed
 
 OURS, BARE, RECORDING = "#d1495b", "#9aa5b1", "#3d5a80"
 BEGIN, END = "<!-- the table: bin/bench --chart -->", "<!-- end of the table -->"
 
 
 def draw(results: dict[str, Any], path: pathlib.Path) -> None:
-    """One bar a contestant of the part `peers`, milliseconds a step on a log axis."""
+    """One bar a contestant of the part `peers`, milliseconds a step on a log axis.
+
+    Raises:
+      Failed: there is no such bar.
+    """
+    rules = results["rules"]
+    rows = rows_of(results, "peers")
+    names = [name for rule, name in rows if rule == rules[0]]
+    if not names:
+        raise Failed("no chart: the results hold no figures of the part peers")
     import matplotlib
 
     matplotlib.use("agg")
     matplotlib.rcParams |= {"svg.hashsalt": "bench", "font.size": 9}
     from matplotlib import pyplot
 
-    rules = results["rules"]
-    rows = rows_of(results, "peers")
     figure, axes = pyplot.subplots(
         1, len(rules), figsize=(5.2 * len(rules), 4.4), sharey=True, squeeze=False
     )
-    names = [name for rule, name in rows if rule == rules[0]]
     names.sort(key=lambda name: -quartiles(rows[rules[0], name]["ms"])[1])
     for axis, rule in zip(axes[0], rules, strict=True):
         for y, name in enumerate(names):
@@ -54,8 +61,13 @@ def draw(results: dict[str, Any], path: pathlib.Path) -> None:
 
 
 def fill(readme: pathlib.Path, results: dict[str, Any]) -> None:
-    """Puts the table between its two marks."""
-    text = readme.read_text()
-    before, _, rest = text.partition(BEGIN)
-    _, _, after = rest.partition(END)
+    """Puts the table between its two marks.
+
+    Raises:
+      Failed: a mark is missing.
+    """
+    before, begin, rest = readme.read_text().partition(BEGIN)
+    _, end, after = rest.partition(END)
+    if not begin or not end:
+        raise Failed(f"{readme} lacks the line {END if begin else BEGIN}")
     readme.write_text(f"{before}{BEGIN}\n\n{to_markdown(results)}\n{END}{after}")

@@ -242,14 +242,18 @@ def startup(bench: Bench) -> dict[str, Any]:
         folder = os.path.join(bench.scratch, f"startup{turn}")
         begun = time.monotonic()
         command = [sys.executable, "-c", "import tensorflow"]
-        subprocess.run(command, env=own, check=True, stderr=subprocess.DEVNULL)
+        status = subprocess.run(command, env=own, stderr=subprocess.DEVNULL).returncode
+        if status:
+            raise Failed(f"import tensorflow: ended with status {status}")
         imported = time.monotonic() - begun
         first, _, peak = _launch(["--training_steps=1", f"--logdir={folder}"], own)
         if turn >= 0:
-            told = json.loads(next(pathlib.Path(folder).rglob("result.json")).read_text())
+            told = next(pathlib.Path(folder).rglob("result.json"), None)
+            if told is None:
+                raise Failed("bin/train left no result.json")
             results["import"].append(imported)
             results["first_step"].append(first)
-            results["startup_seconds"].append(told["startup_seconds"])
+            results["startup_seconds"].append(json.loads(told.read_text())["startup_seconds"])
             results["peak_mb"].append(peak)
     return results
 

@@ -25,6 +25,11 @@ def ratios(above: Sequence[float], below: Sequence[float]) -> list[float]:
     return [a / b for a, b in zip(above, below, strict=False)]
 
 
+def loaded(machine: dict[str, Any]) -> bool:
+    """The machine was not quiet as the run began."""
+    return machine["load"] > 0.5
+
+
 def rows_of(results: dict[str, Any], part: str) -> dict[tuple[str, str], dict[str, Any]]:
     """The rows of a part that were measured, by rule and name."""
     rows = results["parts"].get(part, {}).get("rows", [])
@@ -96,9 +101,12 @@ def to_markdown(results: dict[str, Any]) -> str:
         + ("; **quick: too few turns to tell anything**" if results["quick"] else ""),
         "",
     ]
+    if loaded(machine):
+        load = f"load {machine['load']:.1f}"
+        lines += [f"**The machine was not quiet ({load}): figures spread.**", ""]
     for part, found in results["parts"].items():
         if "error" in found:
-            lines += [f"**{part}**: not measured: {found['error']}", ""]
+            lines += [f"**{part}**: not measured: {_cell(found['error'])}", ""]
         if "gpu" in found:
             lines += [f"**gpu**: {found['gpu']}", ""]
         for rule in results["rules"]:

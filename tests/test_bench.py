@@ -227,6 +227,83 @@ def test_the_table_tells_everything():
     assert "1.5 (5 steps), **ours 1.0**" in tables.to_markdown(unlike)
 
 
+def test_the_table_says_that_the_machine_was_not_quiet():
+    results = some_results()
+    assert "not quiet" not in tables.to_markdown(results)
+    results["machine"]["load"] = 0.6
+    assert "The machine was not quiet (load 0.6)" in tables.to_markdown(results)
+
+
+def test_a_chart_of_nothing_and_a_readme_without_marks_are_refused(tmp_path, monkeypatch, capsys):
+    out = tmp_path / "results.json"
+    out.write_text(json.dumps(results_of({"grid": {"seconds": 1.0, "steps": 9}})))
+    monkeypatch.setattr(__main__, "ROOT", tmp_path)
+    monkeypatch.setattr(sys, "argv", ["bench", "--chart", f"--out={out}"])
+    assert __main__.main() == 1
+    err = capsys.readouterr().err
+    assert "no figures of the part peers" in err and err.count("\n") == 1
+    readme = tmp_path / "README.md"
+    for text in ("text\n", f"a\n{chart.BEGIN}\nb\n", f"a\n{chart.END}\nb\n"):
+        readme.write_text(text)
+        with pytest.raises(workers.Failed, match="lacks the line"):
+            chart.fill(readme, some_results())
+        assert readme.read_text() == text
+
+
+@pytest.fixture
+def fakes(tmp_path, monkeypatch):
+    """Parts that measure nothing, in a folder of their own."""
+    monkeypatch.setattr(__main__, "FOLDER", tmp_path)
+    monkeypatch.setattr(__main__, "_save", lambda path: None)
+    monkeypatch.setattr(signal, "signal", lambda *_: None)
+    for part in parts.PARTS:
+        monkeypatch.setitem(parts.PARTS, part, lambda _: {"rows": []})
+    return tmp_path
+
+
+@pytest.mark.parametrize(
+    "flag", ["", "--rules=sgd", "--turns=1", "--quick", "--peers=none", "--parts=grid", "--out"]
+)
+def test_only_a_run_without_a_flag_is_the_one_to_keep(flag, fakes, monkeypatch):
+    out = fakes / "mine.json"
+    flags = [f"--out={out}" if flag == "--out" else flag] if flag else []
+    monkeypatch.setattr(sys, "argv", ["bench", *flags])
+    assert __main__.main() == 0
+    assert (fakes / "results.json").exists() == (not flag)
+    assert out.exists() == (flag == "--out") != (fakes / "last.json").exists()
+    assert not list(fakes.glob("*.tmp"))
+
+
+def test_a_part_that_fails_is_reported_and_a_stopped_run_keeps_what_is_done(
+    fakes, monkeypatch, capsys
+):
+    def fails(_):
+        raise StopIteration("a\nb")
+
+    def is_stopped(_):
+        raise KeyboardInterrupt
+
+    monkeypatch.setitem(parts.PARTS, "startup", fails)
+    monkeypatch.setitem(parts.PARTS, "sweeps", is_stopped)
+    monkeypatch.setattr(sys, "argv", ["bench"])
+    with pytest.raises(KeyboardInterrupt):
+        __main__.main()
+    results = json.loads((fakes / "last.json").read_text())
+    assert list(results["parts"]) == ["record", "peers", "startup", "grid"]
+    assert "StopIteration" in results["parts"]["startup"]["error"]
+    assert not (fakes / "results.json").exists()
+    assert "stopped: record, peers, startup, grid saved as" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("program", ["false", "true"])
+def test_a_launch_that_fails_is_a_reason(program, tmp_path, monkeypatch):
+    bench = parts.Bench("", str(tmp_path), ["sgd"], [], 2, 0.01, True)
+    monkeypatch.setattr(sys, "executable", program)
+    monkeypatch.setattr(parts, "_launch", lambda *_: (1.0, 1.0, 1.0))
+    with pytest.raises(workers.Failed, match=r"ended with status 1|left no result\.json"):
+        parts.startup(bench)
+
+
 def test_the_chart_and_the_readme(tmp_path):
     pytest.importorskip("matplotlib")
     chart.draw(some_results(), tmp_path / "bench.svg")
@@ -246,6 +323,9 @@ def test_the_chart_and_the_readme(tmp_path):
         ("--parts=all", "'all' is none of record, peers"),
         ("--peers=numpy", "'numpy' is none of notebook"),
         ("--turns=-1", "must be 1 or more"),
+        ("--turns=0", "must be 1 or more"),
+        ("--out=missing/dir/x.json", "cannot write into missing/dir"),
+        ("--out=/dev/null", "is no file"),
         ("--turns=few", "invalid int value"),
         ("--part=record", "unrecognized arguments"),
     ],
