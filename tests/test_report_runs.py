@@ -10,8 +10,9 @@ import small_runs
 import tensorflow as tf
 
 from lab import data, errors
-from lab.report import accuracy
-from lab.report.runs import label, read_runs, read_scalars
+from lab.report import accuracy, page
+from lab.report.answers import tell
+from lab.report.runs import _DEFAULTS, _labels, _unique, label, read_runs, read_scalars
 
 
 @pytest.fixture(scope="module")
@@ -149,6 +150,53 @@ def test_a_folder_without_runs_and_no_folder(tmp_path):
     assert not found.groups and not found.problems
     with pytest.raises(errors.LabError, match="no such directory"):
         read_runs(str(tmp_path / "absent"))
+
+
+@pytest.mark.parametrize(
+    ("field", "values", "names"),
+    [
+        ("display_step", (20, 50), {"sgd 1 display_step=20", "sgd 1 display_step=50"}),
+        ("watch", ("norms", "weights"), {"sgd 1 watch=norms", "sgd 1 watch=weights"}),
+        ("deterministic", (True, False), {"sgd 1", "sgd 1 nodeterministic"}),
+        ("data_dir", ("/a/mnist", "/b/mnist"), {"data_dir=/a/mnist", "data_dir=/b/mnist"}),
+    ],
+)
+def test_labels_are_unique_whatever_differs(copy, field, values, names):
+    for path in copy.glob("*/result.json"):
+        result = json.loads(path.read_text())
+        seed = result["config"]["seed"]
+        config = result["config"] | {field: values[seed == 1]}
+        digest = str(seed == 1) if field == "data_dir" else result["data"]
+        _rewrite(path.parent, config=config, data=digest)
+    found = read_runs(str(copy))
+    assert len(set(found.labels)) == len(found.labels) == 4
+    groups = [group.label for group in found.groups]
+    assert len(set(groups)) == len(groups)
+    for name in names:
+        assert any(label.endswith(name) for label in found.labels), found.labels
+    story = tell(found, processes=0)
+    page.as_html(story)
+
+
+def test_labels_that_nothing_tells_apart_are_counted():
+    config = {**_DEFAULTS}
+    assert _unique(_labels([config, config, config], [])) == [
+        "sgd 0.01",
+        "sgd 0.01 (2)",
+        "sgd 0.01 (3)",
+    ]
+
+
+def test_of_two_runs_of_one_seed_the_other_is_told(copy):
+    first = next(copy.glob("sgd,lr=1,*seed=1"))
+    second = shutil.copytree(first, copy / "zz-again")
+    config = json.loads((first / "result.json").read_text())["config"]
+    _rewrite(second, config=config | {"display_step": 50})
+    found = read_runs(str(copy))
+    (line,) = found.problems
+    assert line == f"zz-again: left out, it repeats seed 1 of {first.name}"
+    (group,) = (group for group in found.groups if group.label == "sgd 1")
+    assert [run.seed for run in group.runs] == [0, 1, 2]
 
 
 def test_runs_on_several_replicas_are_a_group_of_their_own(copy):

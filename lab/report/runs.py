@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 import glob
+import itertools
 import json
 import logging
 import os
@@ -113,17 +114,40 @@ class Runs:
         ]
 
 
-def label(config: dict[str, Any], shown: Collection[str]) -> str:
-    """`sgd 0.01 128×64`: rule, rate, and what is not the recipe's among the fields `shown`."""
+def label(config: dict[str, Any], shown: Collection[str], always: Collection[str] = ()) -> str:
+    """`sgd 0.01 128×64`: rule, rate, and what is not the recipe's among the fields `shown`; of
+    those in `always` also what is in no label else, and folders in full."""
     words = [f"{config['optimizer']} {config['learning_rate']:g}"]
     unlike = [name for name in shown if config[name] != _DEFAULTS[name]]
     if {"n_hidden_1", "n_hidden_2"} & set(unlike):
         words.append(f"{config['n_hidden_1']}×{config['n_hidden_2']}")
-    for name in sorted({*unlike} - set(results.README_FIELDS) - _IN_NO_LABEL):
+    for name in sorted({*unlike} - set(results.README_FIELDS) - (_IN_NO_LABEL - {*always})):
         value = config[name]
-        value = os.path.basename(value.rstrip("/")) if name == "data_dir" else value
-        words.append(name if value is True else f"{name}={value}")
+        if name == "data_dir" and name not in always:
+            value = os.path.basename(value.rstrip("/"))
+        flags = {True: name, False: f"no{name}"}
+        words.append(flags[value] if isinstance(value, bool) else f"{name}={value}")
     return " ".join(words)
+
+
+def _labels(configs: list[dict[str, Any]], shown: Collection[str]) -> list[str]:
+    """A label each, those of different configs told apart by all that differs between them."""
+    short = [label(config, shown) for config in configs]
+    found = []
+    for name, config in zip(short, configs, strict=True):
+        alike = [other for other, one in zip(configs, short, strict=True) if one == name]
+        apart = {k for k in _DEFAULTS if k != "seed" and len({str(c[k]) for c in alike}) > 1}
+        found.append(label(config, {*shown, *apart}, apart))
+    return found
+
+
+def _unique(labels: Sequence[str]) -> list[str]:
+    """Labels with (2), (3), ... behind those that are there already."""
+    found: list[str] = []
+    for name in labels:
+        counted = (f"{name} ({k})" if k > 1 else name for k in itertools.count(1))
+        found.append(next(one for one in counted if one not in found))
+    return found
 
 
 def read_runs(logdir: str, progress: Progress | None = None) -> Runs:
@@ -148,8 +172,13 @@ def read_runs(logdir: str, progress: Progress | None = None) -> Runs:
     places, lost = _find_data(runs)
     configs = [_DEFAULTS | row.config for row in table.rows]
     differ = [k for k in _DEFAULTS if len({json.dumps(c[k]) for c in configs}) > 1]
-    labels = [label(config, differ) for config in configs]
-    groups = _group(runs, table, differ)
+    labels = _unique(_labels(configs, differ))
+    groups, repeats = _group(runs, table, differ)
+    problems += [
+        f"{os.path.relpath(run.path, logdir)}: left out, it repeats seed {run.seed} of"
+        f" {os.path.relpath(kept.path, logdir)}"
+        for run, kept in repeats
+    ]
     return Runs(logdir, groups, table, problems + lost, places, labels)
 
 
@@ -259,27 +288,39 @@ def _find_data(runs: list[Run]) -> tuple[dict[str, str], list[str]]:
     return places, lost
 
 
-def _group(runs: list[Run], table: results.Table, differ: Collection[str]) -> list[Group]:
-    """In the order of the table's rows; their labels are unique."""
+def _group(
+    runs: list[Run], table: results.Table, differ: Collection[str]
+) -> tuple[list[Group], list[tuple[Run, Run]]]:
+    """In the order of the table's rows; their labels are unique. And each run that repeats another
+    one, with that."""
     order: dict[str, int] = {}
     for place, row in enumerate(table.rows):
         order.setdefault(_key(row.config), place)
     groups: dict[tuple[str, str, int], dict[int, Run]] = {}
+    left: list[tuple[tuple[str, str, int], Run]] = []
     for run in runs:
         replicas = run.result.get("replicas") or 1
-        same = groups.setdefault((_key(run.config), run.result["data"], replicas), {})
-        # Of two runs of one trial, the one with more on record.
-        if run.seed not in same or len(run.scalars) > len(same[run.seed].scalars):
-            same[run.seed] = run
-    found: list[Group] = []
-    for (_, digest, replicas), same in groups.items():
-        config = next(iter(same.values())).config
-        name = label(config, differ) + f" on {replicas} replicas" * (replicas > 1)
-        if name in [group.label for group in found]:
-            name += f", data {digest[:6]}"
-        runs_by_seed = [run for _, run in sorted(same.items())]
-        found.append(Group(name, config, digest, runs_by_seed, replicas))
-    return sorted(found, key=lambda g: (order.get(_key(g.config), len(order)), g.replicas))
+        key = _key(run.config), run.result["data"], replicas
+        same = groups.setdefault(key, {})
+        kept = same.setdefault(run.seed, run)
+        if kept is not run:
+            # Of two runs of one trial, the one with more on record.
+            if len(run.scalars) > len(kept.scalars):
+                same[run.seed], run = run, kept
+            left.append((key, run))
+    configs = [next(iter(same.values())).config for same in groups.values()]
+    names: list[str] = []
+    for name, (_, digest, replicas) in zip(_labels(configs, differ), groups, strict=True):
+        name += f" on {replicas} replicas" * (replicas > 1)
+        names.append(name + f", data {digest[:6]}" * (name in names))
+    found = [
+        Group(name, config, digest, [run for _, run in sorted(same.items())], replicas)
+        for name, config, ((_, digest, replicas), same) in zip(
+            _unique(names), configs, groups.items(), strict=True
+        )
+    ]
+    repeats = [(run, groups[key][run.seed]) for key, run in left]
+    return sorted(found, key=lambda g: (order.get(_key(g.config), len(order)), g.replicas)), repeats
 
 
 def _key(config: dict[str, Any], without: Sequence[str] = ()) -> str:
