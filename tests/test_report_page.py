@@ -9,6 +9,7 @@ import io
 import json
 import math
 import os
+import pathlib
 import re
 import shutil
 import subprocess
@@ -418,6 +419,18 @@ def test_a_folder_that_no_report_wrote_is_left_alone(tmp_path, name):
     with pytest.raises(LabError, match=re.escape(name)):
         board.write(STORY, str(tmp_path))
     assert os.listdir(folder) == [name] and (folder / name).read_text() == "mine"
+
+
+def test_two_reports_at_once_are_told_in_one_line(tmp_path, monkeypatch):
+    def twice(story, path):
+        os.makedirs(path, exist_ok=True)
+        for name in ("1", "2"):
+            pathlib.Path(path, f"events.out.tfevents.{name}.report").write_text("")
+        return 0
+
+    monkeypatch.setattr(board, "_write_events", twice)
+    with pytest.raises(LabError, match=r"2 new event files .* again alone$"):
+        board.write(STORY, str(tmp_path))
 
 
 def test_a_full_disk_leaves_the_last_report():

@@ -44,7 +44,13 @@ def write(story: Story, logdir: str) -> None:
     gone: set[str] = set()
     try:
         events = _write_events(story, path)
-        (new,) = set(os.listdir(path)) - old
+        added = sorted(set(os.listdir(path)) - old)
+        if len(added) != 1:
+            raise LabError(
+                f"{path}: {len(added)} new event files where one was written: does another"
+                " bin/report run on the same folder? Run it again alone"
+            )
+        (new,) = added
         kept = _events_in(os.path.join(path, new))
         if kept != events + 1:  # the first one is the format's version
             raise OSError(f"{kept} of {events + 1} events are in {new}")
@@ -55,7 +61,8 @@ def write(story: Story, logdir: str) -> None:
         raise LabError(f"{path} cannot be written: make room ({reason})") from error
     finally:
         for name in gone:
-            os.remove(os.path.join(path, name))
+            with contextlib.suppress(FileNotFoundError):  # another report's work
+                os.remove(os.path.join(path, name))
 
 
 def _write_events(story: Story, path: str) -> int:
