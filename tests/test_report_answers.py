@@ -19,12 +19,14 @@ from lab.config import Config
 from lab.report import Network
 from lab.report.answers import tell
 from lab.report.measure import Evidence, measure
+from lab.report.questions.autopsy import _death
 from lab.report.questions.growth import growth
 from lab.report.runs import Group, Run, Runs, read_runs
 from lab.report.story import Bars, Chart, Figure, Tiles
 from lab.report.words import (
     above,
     across,
+    all_of,
     command,
     curve,
     listed,
@@ -104,7 +106,11 @@ def test_words_of_numbers():
     assert listed(["a"]) == "a" and listed(["a", "b", "c"]) == "a, b and c"
     assert above(Figure("", "", 1.0, 0.5, 1.5)) is True
     assert above(Figure("", "", 1.0, -0.5, 2.5)) is None
-    assert above(Figure("", "", 1.0), 2) is False and above(Figure("", "", 1.0), 0.95, 0.1) is None
+    assert above(Figure("", "", 1.0, 0.5, 1.5), 2) is False
+    assert above(Figure("", "", 1.0), 2) is above(Figure("", "", 1.0)) is None
+    assert all_of([True, True]) is True and all_of([True, None]) is None
+    assert all_of([True, None, False]) is False
+    assert across("", "", [0, 4]).low == 0 and across("", "", [0, -4]).low < -4
 
 
 def test_a_curve_has_an_interval_where_every_place_has_one():
@@ -122,6 +128,19 @@ def test_a_command_is_the_config_again():
     configs, settings = flags.parse(["train", *shlex.split(line)[1:]])
     assert settings.logdir == "some where"
     assert configs == [dataclasses.replace(config, seed=seed) for seed in (0, 1)]
+
+
+def test_a_command_puts_no_run_inside_a_run(tmp_path, monkeypatch):
+    (tmp_path / "logs" / "run").mkdir(parents=True)
+    (tmp_path / "logs" / "run" / "config.json").write_text("{}")
+    monkeypatch.chdir(tmp_path)
+    assert command("logs/run").endswith(" --logdir=logs")
+    assert command("logs/run/").endswith(" --logdir=logs")
+    assert command("logs").endswith(" --logdir=logs")
+    monkeypatch.chdir(tmp_path / "logs")
+    assert command("run").endswith(" --logdir=.")
+    monkeypatch.chdir(tmp_path / "logs" / "run")
+    assert command(".").endswith(" --logdir=..")
 
 
 # ------------------------------------------------------------------ real runs
@@ -187,7 +206,10 @@ def test_a_permutation_is_no_change_and_is_found_again(story):
 def test_the_dead_are_told_from_the_living(story):
     found = section(story, "autopsy")
     assert found.title.endswith("sgd 1000") and "died in 1 of 1 run" in found.answer
-    assert [control.passed for control in found.controls] == [True, True, None]
+    flat, crossing, *others = found.controls
+    assert flat.passed is True and [control.passed for control in others] == [True, None]
+    assert "crossing the clip" in crossing.claim and "of 3 living runs" in crossing.outcome
+    assert crossing.passed is ("example of 0 of" in crossing.outcome)
     assert value(story, "autopsy", "unmoved").value == 1
 
 
@@ -264,6 +286,18 @@ def walk(kind, seed, steps=400):
     networks = {step: Network.from_tensors(w, "sigmoid") for step, w in ((0, start), (steps, end))}
     result = {"status": "completed", "step": steps, "data": "none", "test_accuracy": 0.5}
     return Run(f"{kind}-{seed}", config, result, networks, scalars)
+
+
+@pytest.mark.parametrize(("still", "step"), [(0, 0.0), (1, 1.0), (7, 7.0), (400, 400.0)])
+def test_death_is_dated_by_the_norms_of_the_weights(still, step):
+    run = walk("straight", 0)
+    for name, start in run.initial.tensors().items():
+        times = np.arange(1, run.steps + 1)
+        norms = np.linalg.norm(start) + np.minimum(times, still) * name.endswith("weights")
+        run.scalars[f"{name}/norm"] = times, norms  # while the updates have norms to the end
+    assert _death(Group("sgd", run.config, "none", [run])) == [step]
+    del run.scalars["h1/bias/norm"]
+    assert _death(Group("sgd", run.config, "none", [run])) == []
 
 
 @pytest.mark.parametrize(

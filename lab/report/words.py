@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import os
 import shlex
 import statistics
 from collections.abc import Iterable, Mapping, Sequence
@@ -33,7 +34,10 @@ def across(key: str, name: str, values: Iterable[float], unit: str = "", note: s
         return Figure(key, name, None, runs=0, unit=unit, note=note)
     mean = statistics.fmean(kept)
     half = t_interval(kept)[1] - mean if len(kept) > 1 else None
-    return _figure(key, name, mean, half, len(kept), unit, note)
+    found = _figure(key, name, mean, half, len(kept), unit, note)
+    if found.low is not None and all(v >= 0 and v.is_integer() for v in kept):
+        found = dataclasses.replace(found, low=max(found.low, 0.0))  # a count ends at 0
+    return found
 
 
 def over_pairs(
@@ -119,7 +123,10 @@ def curve(name: str, x: Sequence[float], runs: Sequence[Any], unit: str = "") ->
 
 
 def command(logdir: str, config: Mapping[str, Any] | None = None, **more: Any) -> str:
-    """The bin/train command of a config, told by what is not the default, into `logdir`."""
+    """The bin/train command of a config, told by what is not the default, into `logdir`, or if
+    that is a run's own directory into the one that it lies in."""
+    if os.path.exists(os.path.join(logdir, "config.json")):
+        logdir = os.path.normpath(os.path.join(logdir, os.pardir))
     words = ["bin/train"]
     fields = {
         field.name: field.default
@@ -134,11 +141,13 @@ def command(logdir: str, config: Mapping[str, Any] | None = None, **more: Any) -
     return " ".join([*words, f"--logdir={shlex.quote(logdir)}"])
 
 
-def above(figure: Figure, limit: float = 0.0, margin: float = 0.0) -> bool | None:
-    """Whether the mean is above a limit; None where the interval or, without one, the value with
-    a margin to either side holds both."""
-    if figure.value is None:
+def above(figure: Figure, limit: float = 0.0) -> bool | None:
+    """Whether the mean is above a limit; None where the interval holds both, or there is none."""
+    if figure.low is None or figure.high is None:
         return None
-    low = figure.value - margin if figure.low is None else figure.low
-    high = figure.value + margin if figure.high is None else figure.high
-    return True if low > limit else False if high <= limit else None
+    return True if figure.low > limit else False if figure.high <= limit else None
+
+
+def all_of(found: Sequence[bool | None]) -> bool | None:
+    """Whether all are true, None if that cannot be said."""
+    return False if False in found else None if None in found else True

@@ -18,22 +18,28 @@ def _teaching(signs: VitalSigns) -> float:
     return max(round(1 - signs.on_clip - signs.certain, 9), 0.0)
 
 
-def _death(evidence: Evidence, group: Group) -> list[float]:
-    """By run, the last step that moved a weight, where every update is on record."""
+def _death(group: Group) -> list[float]:
+    """By run, the last step that changed the norm of any weights or biases, where every norm is on
+    record. (The norm of an update is no measure of it: that is taken before weights are rounded.)
+    """
     last = []
     for run in group.runs:
-        found = [run.every_step(f"{name}/update/norm") for name in run.final.tensors()]
-        norms = [norm for norm in found if norm is not None]
-        if len(norms) == len(found):
-            moved = np.flatnonzero(np.sum(norms, axis=0))
-            last.append(float(moved[-1] + 1 if len(moved) else 0))
+        found = {name: run.every_step(f"{name}/norm") for name in run.final.tensors()}
+        norms = {name: norm for name, norm in found.items() if norm is not None and len(norm)}
+        if len(norms) < len(found):
+            continue
+        changed = np.flatnonzero(np.any(np.diff(list(norms.values())) != 0, axis=0))
+        starts = {name: np.linalg.norm(w) for name, w in run.initial.tensors().items()}
+        first = any(not np.isclose(norms[name][0], starts[name], rtol=1e-5) for name in norms)
+        last.append(float(changed[-1] + 2 if len(changed) else first))
     return last
 
 
 def _death_figure(last: list[float]) -> list[Figure]:
     if not last:
         return []
-    name, note = "last step that moved a weight, median", f"{min(last):.0f} to {max(last):.0f}"
+    name = "the last step that changed a norm of the weights or biases, median"
+    note = f"{min(last):.0f} to {max(last):.0f}"
     return [Figure("death", name, float(np.median(last)), runs=len(last), note=note)]
 
 
@@ -73,19 +79,31 @@ def autopsy(evidence: Evidence) -> Section:
         spread, clip, certain, unmoved,
         across("zero_share", "gradient entries that are exactly 0, at the end",
                [signs.zero_share for signs in ends], "%"),
-        *_death_figure(_death(evidence, subject)),
+        *_death_figure(_death(subject)),
     ]  # fmt: skip
     figures = [figure for figure in figures if figure.value is not None]
     limit = f"the clip begins at ln(1e9) = {SPREAD_LIMIT:.1f}"
     alive = [run for g in rates for run in g.completed]
+    leaps = [
+        (g.label, after.spread)
+        for g in rates
+        for run in g.completed
+        if (pair := evidence.of(run).first_step) and (after := pair[1])
+    ]
+    beyond = [label for label, spread in leaps if spread > SPREAD_LIMIT]
     if dead:
         classes = Counter(run.result["collapsed"] for run in fallen)
         answer = (
-            f"{subject.label} died in {len(fallen)} of {many(len(subject.runs), 'run')}: its first"
-            f" step drives an example's logits {say(spread)} apart ({limit}), in the end"
+            f"{subject.label} died in {len(fallen)} of {many(len(subject.runs), 'run')}: in the end"
             f" {value(clip)} of a batch sits on the clip and {value(certain)} at p = 1, where the"
             f" loss is flat, one more step would leave {value(unmoved)} of the weights as they are,"
-            f" and every test image is taken for class {listed(sorted(map(str, classes)), 'or')}."
+            f" and every test image is taken for class {listed(sorted(map(str, classes)), 'or')};"
+            f" its first step had driven an example's logits {say(spread)} apart ({limit}"
+            + (
+                f", which {many(len(beyond), 'run')} that live had crossed too)."
+                if beyond
+                else ")."
+            )
         )
     else:
         answer = (
@@ -104,6 +122,18 @@ def autopsy(evidence: Evidence) -> Section:
                 f"At least {percent(min(lively))} of a batch in {many(len(lively), 'living run')},"
                 f" at most {percent(max(left))} in {many(len(left), 'dead one')}.",
                 min(lively) > max(left) and max(left) == 0,
+            )
+        )
+    if dead and leaps:
+        among = f" ({listed(list(dict.fromkeys(beyond)))})" if beyond else ""
+        controls.append(
+            Control(
+                "If crossing the clip in one step killed a run, rates that live would stay below it"
+                " after one step.",
+                f"The median example of {len(beyond)} of {many(len(leaps), 'living run')} is beyond"
+                f" ln(1e9) after one step{among}; the farthest is"
+                f" {number(max(spread for _, spread in leaps))} apart.",
+                not beyond,
             )
         )
     if dead:
@@ -145,8 +175,8 @@ def autopsy(evidence: Evidence) -> Section:
             if lowest and highest
             else "Where death begins: these runs are all on one side of it."
         )
-    if not _death(evidence, subject) and dead:
-        unknown.append("The step of death: the norms of the updates are not on record.")
+    if not _death(subject) and dead:
+        unknown.append("The step of death: the norms of the weights are not on record.")
     return Section(
         "autopsy", title, answer, figures, _cliff_pictures(evidence, rates), controls, unknown,
         commands,

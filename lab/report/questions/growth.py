@@ -11,7 +11,19 @@ from lab.report.measure import Evidence, plain_sgd
 from lab.report.questions.common import seeds_missing, windows, without_runs
 from lab.report.runs import Group, Run
 from lab.report.story import Bars, Chart, Control, Figure, Mark, Picture, Section, Series
-from lab.report.words import above, across, command, curve, listed, many, number, points, say, value
+from lab.report.words import (
+    above,
+    across,
+    all_of,
+    command,
+    curve,
+    listed,
+    many,
+    number,
+    points,
+    say,
+    value,
+)
 
 _FIT_POINTS = 20  # distances on record, for a fit of their law
 _FITTED = 0.99  # of the last batches' examples right: the training error is near 0
@@ -66,7 +78,7 @@ def growth(evidence: Evidence) -> Section:
     far = max(figures[len(known) :], key=lambda f: f.value or 0)
     going = f"the weights of {far.key.partition(':')[2]} go {say(far)} times their first norm away"
     if known:
-        said = {f.key[6:]: above(f, 1, margin=0.1) for f in known}
+        said = {f.key[6:]: above(f, 1) for f in known}
         by = {v: listed([n for n, one in said.items() if one is v]) for v in set(said.values())}
         forms = {
             True: "by drift, straighter than a random walk, in {}",
@@ -228,7 +240,7 @@ def _late(group: Group) -> tuple[list[Figure], str]:
     by_key = {figure.key: figure for figure in figures}
     words = ""
     if grown := by_key.get("late_norm"):
-        rises = (grown.low if grown.low is not None else grown.value or 0) > 0
+        rises = above(grown)
         words = (
             f"; in the last third the weights' norm {'still rises' if rises else 'changes'} by a"
             f" share of {say(grown)}, with {value(right)} of the batches' examples right"
@@ -307,20 +319,13 @@ def _growth_controls(evidence: Evidence, group: Group) -> list[Control]:
                 max(still) == 0 if still else None,
             )
         )
-    for field, claim, wanted in (
-        (
-            "shuffle_labels",
-            "If the data's order pulls the weights, with shuffled labels they go another distance.",
-            lambda config: config.get("shuffle_labels"),
-        ),
-        (
-            "learning_rate_decay",
-            "If the steps' noise carries the weights away, a rate that decays leaves them nearer.",
-            lambda config: config.get("learning_rate_decay", "none") != "none",
-        ),
-    ):
-        others = [g for g in evidence.runs.sweep(group, field) if wanted(g.config)]
-        controls.append(_compared(group, others, claim, field == "learning_rate_decay"))
+    shuffled = evidence.runs.sweep(group, "shuffle_labels")
+    controls.append(_shuffled(group, [g for g in shuffled if g.config.get("shuffle_labels")]))
+    rates = evidence.runs.sweep(group, "learning_rate_decay")
+    fixed = ("none", group.config.get("learning_rate_decay", "none"))
+    controls.append(
+        _decayed([g for g in rates if g.config.get("learning_rate_decay", "none") not in fixed])
+    )
     return controls
 
 
@@ -330,20 +335,42 @@ def _total(run: Run) -> float:
     return float(np.linalg.norm(ends))
 
 
-def _compared(group: Group, others: list[Group], claim: str, nearer: bool) -> Control:
+def _shuffled(group: Group, others: list[Group]) -> Control:
+    """Compares those that completed: what collapsed stood still for another reason."""
+    claim = "If the data's order pulls the weights, with shuffled labels they go another distance."
     if not others:
         return Control(claim, "No such run is here.", None)
     own = across("", "", [_total(run) for run in group.completed])
     words = [f"{group.label}: {say(own)}"]
     passed: list[bool | None] = []
     for other in others:
-        figure = across("", "", [_total(run) for run in other.runs])
-        words.append(f"{other.label}: {say(figure)}")
-        ends = (own.low, own.high, figure.low, figure.high)
-        if None in ends:
+        figure = across("", "", [_total(run) for run in other.completed])
+        dead = len(other.runs) - len(other.completed)
+        fate = f", {dead} of {many(len(other.runs), 'run')} collapsed" if dead else ""
+        words.append(f"{other.label}: {say(figure)}{fate}")
+        if own.low is None or own.high is None or figure.low is None or figure.high is None:
             passed.append(None)
         else:
-            below, above = figure.high < own.low, figure.low > own.high  # type: ignore[operator]
-            passed.append(below if nearer else below or above)
-    outcome = None if None in passed else all(passed)
-    return Control(claim, f"Distance from the start: {'; '.join(words)}.", outcome)
+            passed.append(figure.high < own.low or figure.low > own.high)
+    return Control(claim, f"Distance from the start: {'; '.join(words)}.", all_of(passed))
+
+
+def _decayed(others: list[Group]) -> Control:
+    claim = (
+        "If it were the steps' noise alone that carries the weights away, the ratio to a random"
+        " walk of the same steps would be 1 or less where the rate decays, too."
+    )
+    ratios = {
+        (g.label, name): f
+        for g in others
+        for name in (g.completed[0].final.names if g.completed else ())
+        if (f := _drifts(g, name)).value is not None
+    }
+    if not ratios:
+        return Control(claim, "No such run is here that has its updates on record.", None)
+    words = [
+        f"{label}: "
+        + listed([f"{say(f)} in {n}" for (one, n), f in ratios.items() if one == label])
+        for label in dict.fromkeys(label for label, _ in ratios)
+    ]
+    return Control(claim, "; ".join(words) + ".", all_of([above(f, 1) for f in ratios.values()]))

@@ -8,7 +8,18 @@ from lab.report.measure import Evidence, Paired
 from lab.report.questions.common import NO_IMAGES, seeds_missing, without_runs
 from lab.report.runs import Group
 from lab.report.story import Bars, Chart, Control, Figure, Picture, Section
-from lab.report.words import above, across, many, number, over_pairs, percent, points, say, value
+from lab.report.words import (
+    above,
+    across,
+    all_of,
+    many,
+    number,
+    over_pairs,
+    percent,
+    points,
+    say,
+    value,
+)
 
 _ALIGNED = 0.01  # a barrier, in accuracy: pairs below it count as aligned
 
@@ -95,21 +106,34 @@ def sameness(evidence: Evidence) -> Section:
                    len(aligned), runs=len(group.completed), note=f"of {len(pairs)}")
         )  # fmt: skip
         more = of("", "", lambda p: p.disagreement.share - p.disagreement.independent)
+        half = of("", "", lambda p: p.disagreement.share - p.disagreement.independent / 2)
+        most = of("", "", lambda p: p.before.cross_entropy_barrier / 2
+                  - p.after.cross_entropy_barrier)  # fmt: skip
+        drop = of("", "", lambda p: p.before.cross_entropy_barrier - p.after.cross_entropy_barrier)
         answer = (
-            {
-                False: "They are nearly the same function",
-                True: "They are not the same function",
-                None: "Whether they are the same function these runs cannot tell",
-            }[above(more)]
+            (
+                "They are nearly the same function"
+                if above(half) is False
+                else {
+                    False: "Their errors coincide in part",
+                    True: "They are not the same function",
+                    None: "Whether they are the same function these runs cannot tell",
+                }[above(more)]
+            )
             + f": two seeds of {group.label} disagree on {say(share)} of the test images, where"
             f" independent errors would on {value(independent)}; and"
             + (
-                f" most of the way between them is the order of the hidden units: matched, the"
-                f" barrier on the straight line falls from {say(before)} to {say(after)} nats, and"
-                if (after.value or 0) < (before.value or 0) / 2
-                else f" the order of the hidden units does not explain the way between them: the"
-                f" barrier goes from {say(before)} to {say(after)} nats, and"
+                " most of the way between them is the order of the hidden units"
+                if above(most)
+                else {
+                    True: " a part of the way between them is the order of the hidden units",
+                    False: " the order of the hidden units does not explain the way between them",
+                    None: " how much of the way between them is the order of the hidden units"
+                    " these runs cannot tell",
+                }[above(drop)]
             )
+            + f": matched, the barrier on the straight line goes from {say(before)} to {say(after)}"
+            " nats, and"
             + f" {len(aligned)} of {many(len(pairs), 'pair')} lie within a point of accuracy."
         )
         pictures += [_disagreement_picture(evidence), _barrier_picture(group, pairs)]
@@ -136,7 +160,7 @@ def sameness(evidence: Evidence) -> Section:
                     for n, a, b in zip(hidden, cka, untrained, strict=True)
                 )
                 + ".",
-                _all([above(gain) for gain in gains]),
+                all_of([above(gain) for gain in gains]),
             )
         )
         if 0 < len(aligned) < len(pairs):
@@ -183,11 +207,6 @@ def sameness(evidence: Evidence) -> Section:
         " within one configuration only."
     )
     return Section(slug, title, answer, figures, pictures, controls, unknown, commands)
-
-
-def _all(found: list[bool | None]) -> bool | None:
-    """Whether all are true, None if that cannot be said."""
-    return False if False in found else None if None in found else True
 
 
 def _disagreement_picture(evidence: Evidence) -> Picture:

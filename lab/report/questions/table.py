@@ -2,15 +2,33 @@
 
 from __future__ import annotations
 
+import re
+
 from lab.report.measure import Evidence
 from lab.report.story import Bars, Control, Figure, Picture, Section, Series, Table
 from lab.report.words import command, listed, many, percent, points, say
+from lab.results import Row
 
 
 def _some(labels: list[str], most: int = 6) -> str:
     """The first labels, and how many more there are."""
     more = len(labels) - most
     return listed([*labels[:most], f"{more} more"] if more > 1 else labels)
+
+
+def _best(which: str, compared: list[tuple[str, Row]]) -> str:
+    """The best of these rows, and those among them that share the first of its letters."""
+    top, row = max(compared, key=lambda pair: pair[1].mean or 0)
+    letter = (re.findall(r"\(\d+\)|\w", row.groups) or [""])[0]
+    group = {n: r.mean or 0 for n, r in compared if letter in r.groups}
+    start = f"{which.format(len(compared))} that were compared"
+    if len(group) == 1:
+        return f"{start} {top} is the best, at {percent(row.mean or 0)}"
+    return (
+        f"{start} the best group holds {len(group)} that cannot be told apart"
+        f" ({_some(list(group))}), at {percent(min(group.values()))} to"
+        f" {percent(max(group.values()))}"
+    )
 
 
 def table(evidence: Evidence) -> Section:
@@ -60,7 +78,6 @@ def table(evidence: Evidence) -> Section:
             Bars("errors", "Test error by configuration", see, "share of test images wrong",
                  series, y_scale="log")
         )  # fmt: skip
-    letters = [n for n, r in shown if "a" in r.groups]
     if not shown:
         answer = "There is no finished run to make a table of."
     elif not found.pairs:
@@ -74,14 +91,17 @@ def table(evidence: Evidence) -> Section:
             " no two of them have two seeds in common, so none can be told from another."
         )
     else:
-        means = [f.value for f in figures if f.key.partition(":")[2] in letters and f.value]
+        compared = [(n, r) for n, r in shown if r.groups]
+        rows_of_readme = [(n, r) for n, r in compared if r.readme is not None]
+        parts = []
+        if 1 < len(rows_of_readme) < len(compared):
+            parts.append(_best("Of the README's {} configurations", rows_of_readme))
+        parts.append(_best("of all {}" if parts else "Of {} configurations", compared))
+        seeds = sorted({pair.n for pair in found.pairs})
+        common = str(seeds[0]) + (f" to {seeds[-1]}" if len(seeds) > 1 else "")
         answer = (
-            f"Of {many(len(shown), 'configuration')} the best group holds {len(letters)} that"
-            f" cannot be told apart ({_some(letters)}), at {percent(min(means))} to"
-            f" {percent(max(means))}."
-            if len(letters) > 1
-            else f"Of {many(len(shown), 'configuration')} {letters[0]} is the best,"
-            f" at {percent(means[0])}."
+            f"{'; '.join(parts)}; {many(len(found.pairs), 'pair')} of {len(shown)} configurations"
+            f" were compared, on {common} common seeds."
         )
     dead = sum(r.averaged for _, r in shown if r.averaged_status == "collapsed")
     if dead:

@@ -87,7 +87,8 @@ def zeros(evidence: Evidence) -> Section:
     if still:
         equal = [run for run, one in still if one.unmoved == one.never_lit]
         ours = [run for run in equal if run in runs]
-        figures.append(across("never_lit", "inputs that are 0 in every training image",
+        figures.append(across("never_lit", "inputs that are 0 in every training image that"
+                              " the run was shown",
                               [one.never_lit or 0 for one in found]))  # fmt: skip
         figures.append(across("unmoved", "rows of h1's weights that never moved",
                               [one.unmoved for one in found]))  # fmt: skip
