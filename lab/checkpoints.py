@@ -27,9 +27,9 @@ import numpy as np
 import tensorflow as tf
 
 from lab.errors import LabError
+from lab.rundir import event_files
 
 KEEP = 2  # of the checkpoints after the first, the newest ones
-EVENTS = "events.out.tfevents.*"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -46,6 +46,23 @@ class Checkpoint:
     tensors: dict[str, np.ndarray]
     state: dict[str, Any]
     events: dict[str, int]
+
+
+def find(run: str) -> list[tuple[int, str]]:
+    """(step, path) of every checkpoint in a run directory, oldest first."""
+    pattern = os.path.join(glob.escape(run), "checkpoints", "step-" + "[0-9]" * 9)
+    return [(int(path[-9:]), path) for path in sorted(glob.glob(pattern))]
+
+
+def read_tensors(path: str, wanted: Callable[[str], Any]) -> dict[str, np.ndarray]:
+    """The tensors of a checkpoint, by name, whose names are `wanted`."""
+    # TensorFlow takes [ ] * ? in a path for a pattern: it gets one that has none.
+    with tempfile.TemporaryDirectory() as folder:
+        plain = os.path.join(folder, "checkpoint")
+        os.symlink(os.path.abspath(path), plain)
+        reader = tf.train.load_checkpoint(os.path.join(plain, "variables"))
+        names = filter(wanted, reader.get_variable_to_shape_map())
+        return {name: reader.get_tensor(name) for name in names}
 
 
 class Checkpoints:
@@ -87,19 +104,20 @@ class Checkpoints:
                     name: _sum(os.path.join(temporary, name)) for name in os.listdir(temporary)
                 },
                 "events": {
-                    os.path.basename(path): os.path.getsize(path) for path in self._events()
+                    os.path.basename(path): os.path.getsize(path) for path in event_files(self._run)
                 },
                 "state": state,
             }
             with open(os.path.join(temporary, "manifest.json"), "w") as file:
                 json.dump(manifest | {"sha256": _sum_of(manifest)}, file, indent=1)
-            for path in [*glob.glob(os.path.join(temporary, "*")), *self._events(), temporary]:
+            made = glob.glob(os.path.join(temporary, "*"))
+            for path in [*made, *event_files(self._run), temporary]:
                 _sync(path)
             if os.path.exists(target):  # it was found damaged when the run went on
                 shutil.rmtree(target)
             os.rename(temporary, target)
             _sync(self._folder)
-            for _, path in self._all()[1:-KEEP]:
+            for _, path in find(self._run)[1:-KEEP]:
                 shutil.rmtree(path)
         except (OSError, tf.errors.OpError) as error:
             why = str(error.strerror if isinstance(error, OSError) else error.message)
@@ -120,7 +138,7 @@ class Checkpoints:
           LabError: the run has begun, but no checkpoint of it is whole.
         """
         tried = []
-        for step, path in reversed(self._all()):
+        for step, path in reversed(find(self._run)):
             try:
                 found = self._load(path)
             except (OSError, ValueError, KeyError, TypeError, tf.errors.OpError) as error:
@@ -131,7 +149,7 @@ class Checkpoints:
             if tried:
                 say(f"going on from the checkpoint of step {step} instead")
             return found
-        if tried or self._events():
+        if tried or event_files(self._run):
             why = "; ".join(tried) or "none is there"
             raise LabError(
                 f"{self._run} has no checkpoint to go on from ({why}): --overwrite deletes the run "
@@ -141,7 +159,7 @@ class Checkpoints:
 
     def cut_events(self, checkpoint: Checkpoint) -> None:
         """Takes from the record what was written after the checkpoint."""
-        for path in self._events():
+        for path in event_files(self._run):
             size = checkpoint.events.get(os.path.basename(path))
             if size is None:
                 os.remove(path)
@@ -161,30 +179,15 @@ class Checkpoints:
         for name, size in manifest["events"].items():
             if os.path.getsize(os.path.join(self._run, name)) < size:
                 raise ValueError(f"the event file {name} is shorter than it was then")
-        # TensorFlow takes [ ] * ? in a path for a pattern: it gets one that has none.
-        with tempfile.TemporaryDirectory() as folder:
-            plain = os.path.join(folder, "checkpoint")
-            os.symlink(os.path.abspath(path), plain)
-            reader = tf.train.load_checkpoint(os.path.join(plain, "variables"))
-            names = reader.get_variable_to_shape_map().keys() - {"step"}
-            tensors = {name: reader.get_tensor(name) for name in names}
         return Checkpoint(
             step=manifest["step"],
-            tensors=tensors,
+            tensors=read_tensors(path, lambda name: name != "step"),
             state=manifest["state"],
             events=manifest["events"],
         )
 
     def _path(self, step: int) -> str:
         return os.path.join(self._folder, f"step-{step:09d}")
-
-    def _all(self) -> list[tuple[int, str]]:
-        """(step, path) of every checkpoint, oldest first."""
-        paths = sorted(glob.glob(os.path.join(glob.escape(self._folder), "step-" + "[0-9]" * 9)))
-        return [(int(path[-9:]), path) for path in paths]
-
-    def _events(self) -> list[str]:
-        return sorted(glob.glob(os.path.join(glob.escape(self._run), EVENTS)))
 
     def _clean(self) -> None:
         """Removes what a save left that did not come to its end."""

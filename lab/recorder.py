@@ -11,7 +11,6 @@ holds both ends exactly as they were and counts up to 2^24; float64 for tensors 
 from __future__ import annotations
 
 import concurrent.futures
-import glob
 import json
 import os
 import time
@@ -27,6 +26,7 @@ from tensorboard.plugins.hparams import summary as hparams_summary
 from tensorboard.plugins.scalar import metadata as scalar_metadata
 
 from lab.errors import LabError
+from lab.rundir import event_files
 
 _EXACT_IN_FLOAT32 = 2**24
 
@@ -59,7 +59,7 @@ class Recorder:
             self._writer = tf.summary.create_file_writer(directory)
         except tf.errors.OpError as error:
             raise _unwritable(error) from error
-        self._path = max(_event_files(directory), key=os.path.getmtime)
+        self._path = max(event_files(directory), key=os.path.getmtime)
         # One thread, so events come in the order of the calls.
         self._thread = concurrent.futures.ThreadPoolExecutor(1, "recorder")
         self._pending: list[concurrent.futures.Future] = []
@@ -186,10 +186,6 @@ def _unwritable(error: tf.errors.OpError) -> LabError:
     )
 
 
-def _event_files(directory: str) -> list[str]:
-    return glob.glob(os.path.join(glob.escape(directory), "events.out.tfevents.*"))
-
-
 class NullRecorder:
     """Takes all that a Recorder takes, and records nothing."""
 
@@ -204,7 +200,7 @@ class NullRecorder:
 def _wait_for_a_later_name(directory: str) -> None:
     """TensorBoard reads the event files of a run by their names, which begin with the second that
     they were made in: a run that goes on must not begin its next file within the same one."""
-    seconds = [int(p.rsplit(".tfevents.")[1].split(".")[0]) for p in _event_files(directory)]
+    seconds = [int(p.rsplit(".tfevents.")[1].split(".")[0]) for p in event_files(directory)]
     while seconds and time.time() < max(seconds) + 1:
         time.sleep(0.05)
 

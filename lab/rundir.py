@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import fcntl
 import fnmatch
+import glob
 import json
 import os
 import shutil
@@ -18,8 +19,14 @@ from typing import Any
 from lab.errors import LabError
 
 CONFIG, RESULT, LOCK = "config.json", "result.json", "lock"
+EVENTS = "events.out.tfevents.*"
 _REPORT = ("report", "report.html", "report.json")  # of bin/report on this one run
-_OURS = (CONFIG, RESULT, LOCK, "*.tmp", "events.out.tfevents.*", "checkpoints", "plugins", *_REPORT)
+_OURS = (CONFIG, RESULT, LOCK, "*.tmp", EVENTS, "checkpoints", "plugins", *_REPORT)
+
+
+def event_files(directory: str) -> list[str]:
+    """The paths of a run's event files, in the order in which TensorBoard reads them."""
+    return sorted(glob.glob(os.path.join(glob.escape(directory), EVENTS)))
 
 
 class RunDirectory:

@@ -423,7 +423,8 @@ class _Trial:
         config, earlier = self.config, self.state["figures"]
         loss, predicted = (tensor.numpy() for tensor in self.evaluator.run())
         figures = diagnosis.figures(loss, predicted, self.dataset.test_labels)
-        before, now = self.state["digests"], diagnosis.digests(self._weights())
+        weights = self._weights()
+        before, now = self.state["digests"], diagnosis.digests(weights)
         figures["frozen"] = [tag for tag in now if now[tag] == before[tag]]
         self.state |= {"figures": figures, "digests": now}
         for key, course in self.state["evaluations"].items():
@@ -443,8 +444,9 @@ class _Trial:
         test["test-accuracy"] = figures["test_accuracy"]
         distances = {}
         if "norms" in config.watch:
-            weights = self._weights()
-            distances = {f"{n}/distance": distance(weights[n], w) for n, w in self._initial.items()}
+            for name, start in self._initial.items():
+                way = weights[name].astype(np.float64) - start
+                distances[f"{name}/distance"] = float(np.linalg.norm(way))
         noise = self.state["noise"]
         scales = {
             f"{p}gradient/noise/scale": replicas.noise_scale(*sums) for p, sums in noise.items()
@@ -497,11 +499,6 @@ def make_model(config: Config, dataset: Dataset) -> layers.MLP:
         layers.INITIALIZERS[config.initializer](config.init_stddev),
         config.seed,
     )
-
-
-def distance(a: np.ndarray, b: np.ndarray) -> float:
-    """Euclidean, of two arrays of one shape."""
-    return float(np.linalg.norm(a.astype(np.float64) - b))
 
 
 def make_rule(config: Config) -> Any:

@@ -6,6 +6,7 @@ No test module makes a tensor while it is imported: the devices are fixed before
 import gzip
 import os
 
+import forks
 import numpy as np
 import pytest
 
@@ -74,3 +75,26 @@ def idx_folder(tmp_path, tiny):
         content = idx_bytes(array)
         (folder / name).write_bytes(gzip.compress(content) if name.endswith(".gz") else content)
     return folder
+
+
+# A program in forked processes, and runs of it that several modules compare with.
+
+
+@pytest.fixture(scope="module")
+def program(tmp_path_factory, tiny):
+    return forks.program(tmp_path_factory.mktemp, tiny)
+
+
+@pytest.fixture(scope="module")
+def whole(program):
+    return program.undisturbed(forks.RUN)
+
+
+@pytest.fixture(scope="module")
+def long(program):
+    return program.undisturbed(forks.LONG)
+
+
+@pytest.fixture
+def killed_at_24(program):
+    return program.killed_at_24()

@@ -31,26 +31,6 @@ from lab import data
 AS_ROOT = os.geteuid() == 0
 
 
-@pytest.fixture(scope="module")
-def program(tmp_path_factory, tiny):
-    return forks.program(tmp_path_factory.mktemp, tiny)
-
-
-@pytest.fixture(scope="module")
-def whole(program):
-    return program.undisturbed(RUN)
-
-
-@pytest.fixture(scope="module")
-def long(program):
-    return program.undisturbed(LONG)
-
-
-@pytest.fixture
-def killed_at_24(program):
-    return program.killed_at_24()
-
-
 # ------------------------------------------------------------------ no room
 
 

@@ -12,7 +12,6 @@ import json
 import logging
 import os
 import re
-import tempfile
 from collections.abc import Callable, Collection, Sequence
 from typing import Any
 
@@ -22,6 +21,7 @@ from lab import data, results
 from lab.config import Config
 from lab.errors import LabError
 from lab.report.network import Network
+from lab.rundir import event_files
 
 Progress = Callable[[int, int], None]  # (done, total)
 
@@ -215,22 +215,17 @@ def _read_run(folder: str) -> Run:
 def _read_networks(folder: str, activation: str) -> dict[int, Network]:
     import tensorflow as tf
 
+    from lab import checkpoints  # loads TensorFlow, which the processes that measure do without
+
     networks = {}
-    pattern = os.path.join(glob.escape(folder), "checkpoints", "step-" + "[0-9]" * 9)
-    with tempfile.TemporaryDirectory() as plain:
-        for path in sorted(glob.glob(pattern)):
-            # TensorFlow takes [ ] * ? in a path for a pattern: it gets one that has none.
-            link = os.path.join(plain, os.path.basename(path))
-            os.symlink(os.path.abspath(path), link)
-            try:
-                reader = tf.train.load_checkpoint(os.path.join(link, "variables"))
-                wanted = re.compile(r"(h\d+|logits)/(weights|bias)")
-                names = filter(wanted.fullmatch, reader.get_variable_to_shape_map())
-                tensors = {name: reader.get_tensor(name) for name in names}
-                networks[int(path[-9:])] = Network.from_tensors(tensors, activation)
-            except (ValueError, LookupError, RuntimeError, tf.errors.OpError) as error:
-                why = " ".join(str(error).split())
-                raise _Unusable(f"{os.path.basename(path)} cannot be read: {why}") from None
+    wanted = re.compile(r"(h\d+|logits)/(weights|bias)").fullmatch
+    for step, path in checkpoints.find(folder):
+        try:
+            tensors = checkpoints.read_tensors(path, wanted)
+            networks[step] = Network.from_tensors(tensors, activation)
+        except (ValueError, LookupError, RuntimeError, tf.errors.OpError) as error:
+            why = " ".join(str(error).split())
+            raise _Unusable(f"{os.path.basename(path)} cannot be read: {why}") from None
     return networks
 
 
@@ -247,7 +242,7 @@ def read_scalars(folder: str) -> dict[str, tuple[np.ndarray, np.ndarray]]:
     found: dict[str, list[tuple[int, float]]] = {}
     numbers: dict[str, list[bytes]] = {}  # float32, by tag, of the steps in `places`
     places: dict[str, list[int]] = {}
-    for path in sorted(glob.glob(os.path.join(glob.escape(folder), "events.out.tfevents.*"))):
+    for path in event_files(folder):
         for record in event_file_loader.RawEventFileLoader(path).Load():
             event = Event.FromString(record)
             step = event.step
