@@ -13,6 +13,8 @@ from collections.abc import Callable, Sequence
 
 import tensorflow as tf
 
+from lab import compiled
+
 Initializer = Callable[[Sequence[int], Sequence[int]], tf.Tensor]
 
 
@@ -78,7 +80,7 @@ class Dense(tf.Module):
     def __call__(self, x: tf.Tensor) -> tf.Tensor:
         """float32 [batch, n_in] -> float32 [batch, n_out]."""
         with tf.name_scope(self.name):
-            return self.activation(tf.matmul(x, self.weights) + self.bias)
+            return self.activation(compiled.matmul(x, self.weights) + self.bias)
 
 
 class MLP(tf.Module):

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import tensorflow as tf
 
-from lab import histograms, losses, replicas
+from lab import compiled, histograms, losses, replicas
 from lab.optimizers import Optimizer
 
 
@@ -49,8 +49,12 @@ class TrainLoop:
         there are several. With norms, the Euclidean norms of each weight, gradient and update
         are scalars of every step.
       histogram_every: histograms are counted at the steps that this divides.
+      steps_per_loop: the most steps that a call of `run` may do.
 
     Attributes:
+      function: the tf.function that `run` calls. On a CPU, for one replica, it is one program of
+        XLA's; several replicas exchange their gradients between programs, and on a GPU an
+        addition in the wrong order would make runs differ.
       replicas: how many there are, on all workers.
       scalar_tags: of the scalars, in the order of the columns that `run` returns: loss and
         accuracy, the norms and, with several replicas, what replicas.py says of their gradients.
@@ -74,6 +78,7 @@ class TrainLoop:
         batch_size: int,
         watch: Sequence[str] = (),
         histogram_every: int = 1,
+        steps_per_loop: int = 100,
     ) -> None:
         if "activations" in watch and not hasattr(model, "activations"):
             raise ValueError(
@@ -93,7 +98,7 @@ class TrainLoop:
         self._bounds = [batch_size * r // count for r in range(count + 1)]
         if batch_size < count:
             raise ValueError(f"a batch of {batch_size} cannot be shared by {count} replicas")
-        self._compiled = all("GPU" not in images.device for images in self._images)
+        self._xla = all("GPU" not in images.device for images in self._images)
         self.scalar_tags = ["loss", "accuracy"]
         self._normed: list[str] = []
         if "norms" in watch:
@@ -104,12 +109,17 @@ class TrainLoop:
         if count > 1:
             self.scalar_tags += replicas.tags(self._names, count)
         self.tags, self.sizes = self._watched()
-        self.run = tf.function(
+        self._most = steps_per_loop
+        self._one_program = self._xla and count == 1
+        self.function = tf.function(
             self._run,
             input_signature=[
-                tf.TensorSpec([None, batch_size], tf.int32, "indices"),
+                tf.TensorSpec([steps_per_loop, batch_size], tf.int32, "indices"),
+                tf.TensorSpec([], tf.int32, "steps"),
                 tf.TensorSpec([], tf.int64, "first_step"),
             ],
+            jit_compile=self._one_program or None,
+            autograph=False,
         )
         self._step = tf.function(
             self._one_step,
@@ -117,6 +127,7 @@ class TrainLoop:
                 tf.TensorSpec([batch_size], tf.int32, "indices"),
                 tf.TensorSpec([], tf.int64, "step"),
             ],
+            autograph=False,
         )
 
     def watching(self, watch: Sequence[str]) -> TrainLoop:
@@ -131,6 +142,7 @@ class TrainLoop:
             self._labels,
             self._batch_size,
             watch,
+            steps_per_loop=self._most,
         )
 
     def gradient_at_rest(self, indices: np.ndarray) -> tuple[float, float]:
@@ -172,31 +184,52 @@ class TrainLoop:
                 sizes |= {f"{n}/gradient/replica_{r}": int(np.prod(w.shape)) for n, w in names}
         return list(sizes), list(sizes.values())
 
-    def _run(self, indices: tf.Tensor, first_step: tf.Tensor) -> dict[str, tf.Tensor]:
+    def run(self, indices: np.ndarray, first_step: int) -> dict[str, tf.Tensor]:
         """Runs one step for each row of `indices`.
+
+        The first call compiles, also one of no steps, and no other does.
 
         Args:
           indices: int32 [steps, batch_size], rows of the training data.
-          first_step: int64, the number of the first of these steps, from 1.
+          first_step: the number of the first of these steps, from 1.
 
         Returns:
           What was recorded, each with the steps as its first axis: `scalars` float32 [steps,
           scalar_tags] (loss and accuracy are the batch's, before the update) and, where something
           is watched, the fields of histograms.Histograms. At steps without histograms their rows
           are 0.
+
+        Raises:
+          ValueError: these are more than `steps_per_loop` steps.
         """
-        steps = tf.shape(indices)[0]
+        steps = len(indices)
+        if steps > self._most:
+            raise ValueError(f"{steps} steps: make the loop with steps_per_loop={steps}, or more")
+        # One program serves calls of all lengths.
+        padded = np.zeros([self._most, self._batch_size], np.int32)
+        padded[:steps] = indices
+        recorded = self.function(padded, tf.constant(steps), tf.constant(first_step, tf.int64))
+        return {name: tensor[:steps] for name, tensor in recorded.items()}
+
+    def _run(
+        self, indices: tf.Tensor, steps: tf.Tensor, first_step: tf.Tensor
+    ) -> dict[str, tf.Tensor]:
         arrays = {
-            name: tf.TensorArray(spec.dtype, steps, element_shape=spec.shape)
+            name: tf.TensorArray(spec.dtype, self._most, element_shape=spec.shape)
             for name, spec in self._step.get_concrete_function().structured_outputs.items()
         }
-        for i in tf.range(steps):
+
+        def body(i: tf.Tensor, arrays: dict[str, tf.TensorArray]) -> tuple:
             recorded = self._step(indices[i], first_step + tf.cast(i, tf.int64))
-            arrays = {name: array.write(i, recorded[name]) for name, array in arrays.items()}
+            return i + 1, {name: array.write(i, recorded[name]) for name, array in arrays.items()}
+
+        # (With a maximum number of iterations XLA would compile for each number of steps anew.)
+        _, arrays = tf.while_loop(lambda i, _: i < steps, body, (0, arrays))
         return {name: array.stack() for name, array in arrays.items()}
 
     def _one_step(self, indices: tf.Tensor, step: tf.Tensor) -> dict[str, tf.Tensor]:
-        outputs = self._strategy.run(self._replica_step, args=(indices, step))
+        with compiled.one_program(self._one_program):
+            outputs = self._strategy.run(self._replica_step, args=(indices, step))
         # What comes out of the replicas was reduced or assigned: it is the same on all of them.
         first = tf.nest.map_structure(
             lambda value: self._strategy.experimental_local_results(value)[0], outputs
@@ -204,9 +237,11 @@ class TrainLoop:
         with tf.name_scope("record"):
             scalars = first["totals"] * [self._scale, 1 / self._batch_size]
             if self._normed:
-                # (tf.norm and tf.nn.l2_loss take two to three times as long.)
                 normed = [first["tensors"][tag] for tag in self._normed]
-                squares = tf.stack([tf.reduce_sum(x * x) for x in normed])
+                if self._xla:
+                    squares = compiled.squares(normed)
+                else:
+                    squares = tf.stack([tf.reduce_sum(x * x) for x in normed])
                 scalars = tf.concat([scalars, tf.sqrt(squares)], 0)
             if "products" in first:
                 said = replicas.scalars(first["products"], self._bounds, self._scale)
@@ -225,7 +260,7 @@ class TrainLoop:
         def count() -> dict[str, tf.Tensor]:
             # A kind at a time: they run side by side, and as one compiled program.
             parts = [
-                histograms.histograms([tensors[tag] for tag in kind], self._compiled)
+                histograms.histograms([tensors[tag] for tag in kind], self._xla)
                 for kind in self._kinds
             ]
             if local:
@@ -289,7 +324,7 @@ class TrainLoop:
                     # One by one: integers cannot be reduced in a list.
                     rows = [
                         replica.all_reduce("SUM", self._row(index, part))
-                        for part in histograms.histograms(local, self._compiled)
+                        for part in histograms.histograms(local, self._xla)
                     ]
                     rows = [tf.reshape(row, [-1, *row.shape[2:]]) for row in rows]
                     outputs["local"] = rows
@@ -323,7 +358,7 @@ class Evaluator:
         self._model, self._loss, self._chunk = model, loss, chunk
         self._images = _resident(strategy, images)[0]
         self._labels = _resident(strategy, labels)[0]
-        self.run = tf.function(self._run, input_signature=[])
+        self.run = tf.function(self._run, input_signature=[], autograph=False)
 
     def _run(self) -> tuple[tf.Tensor, tf.Tensor]:
         """The loss, float32 [examples], and the predicted class, int32 [examples]."""
@@ -331,11 +366,16 @@ class Evaluator:
         chunks = -(-examples // self._chunk)
         all_losses = tf.TensorArray(tf.float32, chunks, infer_shape=False, element_shape=[None])
         classes = tf.TensorArray(tf.int32, chunks, infer_shape=False, element_shape=[None])
-        for i in tf.range(chunks):
+
+        def body(i: tf.Tensor, all_losses: tf.TensorArray, classes: tf.TensorArray) -> tuple:
             part = slice(i * self._chunk, tf.minimum((i + 1) * self._chunk, examples))
             logits = self._model(tf.cast(self._images[part], tf.float32) / 255.0)
             all_losses = all_losses.write(i, self._loss(self._labels[part], logits))
-            classes = classes.write(i, losses.predictions(logits))
+            return i + 1, all_losses, classes.write(i, losses.predictions(logits))
+
+        _, all_losses, classes = tf.while_loop(
+            lambda i, *_: i < chunks, body, (0, all_losses, classes)
+        )
         return all_losses.concat(), classes.concat()
 
 

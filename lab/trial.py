@@ -85,7 +85,7 @@ def run(
         if desk.result:
             reporter.say(f"{desk.path} is there already; --overwrite trains it again")
             return desk.result
-        trial = _Trial(config, dataset, strategy, group, reporter)
+        trial = _Trial(config, settings, dataset, strategy, group, reporter)
         desk.take_up(trial, reporter.say)
         recorder = desk.recorder(trial.loop)
         recorder.nonfinite.update(trial.state["nonfinite"])
@@ -251,12 +251,16 @@ class _Trial:
     def __init__(
         self,
         config: Config,
+        settings: Settings,
         dataset: Dataset,
         strategy: tf.distribute.Strategy,
         group: devices.Group,
         reporter: Reporter,
     ) -> None:
         self.config, self.dataset, self.reporter, self._group = config, dataset, reporter, group
+        # Loops end at evaluations and checkpoints.
+        self._ends = (config.display_step, settings.checkpoint_every)
+        self._most = min(settings.steps_per_loop, config.training_steps, *self._ends)
         self.rule = make_rule(config)
         with strategy.scope():
             self.model = make_model(config, dataset)
@@ -278,12 +282,13 @@ class _Trial:
             config.batch_size,
             config.watch,
             config.histogram_every,
+            self._most,
         )
         self.evaluator = Evaluator(
             strategy, self.model, loss, dataset.test_images, dataset.test_labels
         )
         # Compiled here, so that `seconds` is training alone.
-        self.loop.run.get_concrete_function()
+        self.loop.run(np.zeros([0, config.batch_size], np.int32), 1)
         self.evaluator.run.get_concrete_function()
         self.batches = Batches(config.seed, len(dataset.train_images), config.batch_size)
         self._tags = self.loop.scalar_tags
@@ -345,7 +350,7 @@ class _Trial:
         begun = time.monotonic() - state["seconds"]
         saved, loops, finite = self.step, 0, True
         while self.step < config.training_steps and not stop.signal and finite:
-            steps = self._steps_of_loop(config.display_step, settings)
+            steps = self._steps_of_loop()
             loops += 1
             profiled = profile and (loops == 2 or steps == config.training_steps)
             if profiled:
@@ -384,11 +389,10 @@ class _Trial:
             return "nonfinite"
         return "completed" if state["figures"]["collapsed"] is None else "collapsed"
 
-    def _steps_of_loop(self, display_step: int, settings: Settings) -> int:
+    def _steps_of_loop(self) -> int:
         """As many as asked for, but up to the next evaluation or checkpoint at most."""
-        ends = [self.config.training_steps, self.step + settings.steps_per_loop]
-        ends += [(self.step // n + 1) * n for n in (display_step, settings.checkpoint_every)]
-        return min(ends) - self.step
+        ends = [(self.step // n + 1) * n for n in self._ends]
+        return min(self.config.training_steps, self.step + self._most, *ends) - self.step
 
     def _run_loop(self, steps: int) -> tuple[dict[str, tf.Tensor], bool]:
         """Runs a loop; returns what it recorded, and False if NaN or infinity is to end the run.
@@ -396,7 +400,7 @@ class _Trial:
         In that case what it recorded ends with the step in which they came up.
         """
         first = self.step + 1
-        arguments = self.batches.indices(first, steps), tf.constant(first, tf.int64)
+        arguments = self.batches.indices(first, steps), first
         before = self.tensors()
         recorded = self.loop.run(*arguments)
         loss, notes = recorded["scalars"][:, 0].numpy(), self.state["nonfinite"]

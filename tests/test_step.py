@@ -362,7 +362,7 @@ def test_any_length_of_loop_gives_the_same_bits(tiny):
     for other in runs[1:]:
         for a, b in zip(runs[0], other, strict=True):
             np.testing.assert_array_equal(a, b)
-    assert under.loop.run.experimental_get_tracing_count() == 1
+    assert under.loop.function.experimental_get_tracing_count() == 1
 
 
 def test_the_same_seed_gives_the_same_bits(tiny):
@@ -391,7 +391,7 @@ def test_traced_once(tiny):
     under = Under(tiny, make_model=Counting, watch=("weights", "gradients"))
     under.run(3, 1, 8, 8)
     assert under.loop.step_graph is under.loop.step_graph
-    assert under.loop.run.experimental_get_tracing_count() == 1
+    assert under.loop.function.experimental_get_tracing_count() == 1
     assert under.model.calls == 1
 
 

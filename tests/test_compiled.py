@@ -1,0 +1,58 @@
+"""Reductions and counts against NumPy's, in float64."""
+
+import numpy as np
+import pytest
+import tensorflow as tf
+
+from lab import compiled
+
+random = np.random.default_rng(8)
+SIZES = [1, 2, 31, 32, 33, 255, 256, 384, 385, 1000, 4095, 4096, 4097, 12544, 99991, 100352]
+
+
+@pytest.mark.parametrize("size", SIZES)
+def test_every_entry_is_reduced_once(size):
+    """The extremes stand at each end in turn, and no sum misses one entry."""
+    x = random.permutation(size).astype(np.float32) + 1
+    tensors = [x, np.roll(x, -int(x.argmax())), np.roll(x, -int(x.argmin()) - 1), -x]
+
+    @tf.function(jit_compile=True)
+    def reductions(tensors):
+        return compiled.smallest(tensors), compiled.largest(tensors), compiled.squares(tensors)
+
+    low, high, squares = (part.numpy() for part in reductions([tf.constant(x) for x in tensors]))
+    np.testing.assert_array_equal(low, [np.min(x) for x in tensors])
+    np.testing.assert_array_equal(high, [np.max(x) for x in tensors])
+    expected = [np.sum(x.astype(np.float64) ** 2) for x in tensors]
+    np.testing.assert_allclose(squares, expected, rtol=1e-5 if size > 4000 else 2e-7)
+    one = np.zeros(size, np.float32)
+    for place in {0, size // 2, size - 1}:
+        one[:] = 0
+        one[place] = 3
+        np.testing.assert_array_equal(compiled.squares([tf.constant(one)]), [9])
+
+
+def test_of_finite_entries_only():
+    tensors = [np.array(x, np.float32) for x in ([np.nan, 2, np.inf, -3], [np.nan], [-np.inf])]
+    low, high = (
+        tf.function(function, jit_compile=True)([tf.constant(x) for x in tensors])
+        for function in (compiled.smallest, compiled.largest)
+    )
+    np.testing.assert_array_equal(low, [-3, np.inf, np.inf])
+    np.testing.assert_array_equal(high, [2, -np.inf, -np.inf])
+
+
+def test_squares_of_nan_and_beyond_float32():
+    tensors = [np.array(x, np.float32) for x in ([1, np.nan], [3e38, 1], [np.inf, 0])]
+    squares = compiled.squares([tf.constant(x) for x in tensors]).numpy()
+    np.testing.assert_array_equal(squares, [np.nan, np.inf, np.inf])
+
+
+@pytest.mark.parametrize("size", SIZES)
+@pytest.mark.parametrize("buckets", [1, 32, 64])
+def test_bincount(size, buckets):
+    values = random.integers(0, buckets, size)
+    counts = tf.function(lambda x: compiled.bincount(x, buckets), jit_compile=True)(
+        tf.constant(values.astype(np.float32))
+    )
+    np.testing.assert_array_equal(counts, np.bincount(values, minlength=buckets))
