@@ -48,6 +48,7 @@ def make(task: Task) -> Made:
         task.labels,
         task.batch,
         watch or (),
+        steps_per_loop=task.chunk,
     )
     recorder = None
     if watch is not None:
@@ -59,7 +60,7 @@ def make(task: Task) -> Made:
         scalars = []
         for start in range(0, len(indices), task.chunk):
             rows = indices[start : start + task.chunk]
-            recorded = loop.run(rows, tf.constant(done + 1, tf.int64))
+            recorded = loop.run(rows, done + 1)
             if recorder:
                 recorder.steps(done + 1, recorded)
             scalars.append(recorded["scalars"])

@@ -51,8 +51,9 @@ def train(*arguments: str) -> Outcome:
 
 def start(*arguments: str, cwd: str | os.PathLike, **options: Any) -> subprocess.Popen:
     """The training program in a process of its own, its output in pipes."""
-    options = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True} | options
-    return subprocess.Popen([*TRAIN, *map(str, arguments)], cwd=cwd, env=ENVIRONMENT, **options)
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+    options = pipes | {"env": ENVIRONMENT} | options
+    return subprocess.Popen([*TRAIN, *map(str, arguments)], cwd=cwd, **options)
 
 
 def finish(process: subprocess.Popen) -> Outcome:

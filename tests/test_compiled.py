@@ -7,7 +7,7 @@ import tensorflow as tf
 from lab import compiled
 
 random = np.random.default_rng(8)
-SIZES = [1, 2, 31, 32, 33, 255, 256, 384, 385, 1000, 4095, 4096, 4097, 12544, 99991, 100352]
+SIZES = [1, 31, 32, 33, 256, 385, 4095, 4096, 4097, 99991, 100352]
 
 
 @pytest.mark.parametrize("size", SIZES)
@@ -49,7 +49,7 @@ def test_squares_of_nan_and_beyond_float32():
 
 
 @pytest.mark.parametrize("size", SIZES)
-@pytest.mark.parametrize("buckets", [1, 32, 64])
+@pytest.mark.parametrize("buckets", [1, 64])
 def test_bincount(size, buckets):
     values = random.integers(0, buckets, size)
     counts = tf.function(lambda x: compiled.bincount(x, buckets), jit_compile=True)(

@@ -649,6 +649,7 @@ def assert_goes_on(home, whole):
     assert table(outcome.out) == table(whole.outcome.out)
 
 
+@pytest.mark.slow
 @linux
 def test_a_killed_grid_leaves_no_worker_and_goes_on_later(whole, other):
     with other.start("--jobs=2") as process:

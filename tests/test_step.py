@@ -363,6 +363,8 @@ def test_any_length_of_loop_gives_the_same_bits(tiny):
         for a, b in zip(runs[0], other, strict=True):
             np.testing.assert_array_equal(a, b)
     assert under.loop.function.experimental_get_tracing_count() == 1
+    with pytest.raises(ValueError, match="steps_per_loop=101"):
+        under.run(101)
 
 
 def test_the_same_seed_gives_the_same_bits(tiny):

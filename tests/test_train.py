@@ -720,3 +720,17 @@ def test_the_recipe_with_rmsprop_learns_as_the_readme_says(tmp_path):
     home = full_run(tmp_path, "--optimizer=rmsprop")
     assert home.result["status"] == "completed"
     assert home.result["test_accuracy"] == pytest.approx(0.978, abs=0.005)
+
+
+def test_one_program_serves_loops_of_all_lengths(idx_folder, tmp_path):
+    """XLA writes down each program that it compiles: the loop's is there once."""
+    process = programs.start(
+        *(f"--data_dir={idx_folder}", "--training_steps=23", "--display_step=9"),
+        *("--steps_per_loop=5", "--checkpoint_every=13", "--run_name=run"),
+        cwd=tmp_path,
+        env=programs.ENVIRONMENT | {"XLA_FLAGS": f"--xla_dump_to={tmp_path}/programs"},
+    )
+    outcome = programs.finish(process)
+    assert outcome.status == 0, outcome.err
+    written = [path.name for path in (tmp_path / "programs").glob("*before_optimizations.txt")]
+    assert len([name for name in written if "inference__run_" in name]) == 1, written
