@@ -2,8 +2,8 @@
 
 XLA reduces one entry after the other, and adds to a table one entry after the other. So here a
 reduction folds slices of a tensor onto each other, which is done in vectors, and a table is of
-pairs of entries. All functions take tensors of known shapes; but for `matmul` they belong into a
-function that is compiled.
+pairs of entries. All functions take tensors of known shapes; but for `matmul` and `squares` they
+belong into a function that is compiled.
 """
 
 from __future__ import annotations
@@ -28,7 +28,8 @@ Operation = Callable[[tf.Tensor, tf.Tensor], tf.Tensor]
 
 @contextlib.contextmanager
 def one_program(whether: bool) -> Iterator[None]:
-    """Says whether what is traced in here, in all threads, becomes a part of one program."""
+    """Says whether what is traced in here becomes a part of one program: to `matmul`, which has
+    no other way to know. In all threads, since tf.distribute traces replicas in their own."""
     global _one_program
     before, _one_program = _one_program, whether
     try:
@@ -39,7 +40,7 @@ def one_program(whether: bool) -> Iterator[None]:
 
 def matmul(x: tf.Tensor, w: tf.Tensor) -> tf.Tensor:
     """float32 [batch, n], [n, m] -> the product, [batch, m]."""
-    if _one_program and w.shape[1] <= _NARROW:
+    if _one_program and x.shape.rank == 2 and w.shape[1] <= _NARROW:
         return _narrow(x, tf.convert_to_tensor(w))
     return tf.matmul(x, w)
 
@@ -95,7 +96,7 @@ def _lanes(
     rests = []
     while x.shape[0] > _LANES:
         rows = x.shape[0] // _LANES
-        # Many slices of a large tensor would share the same few places of the cache.
+        # As measured: many slices of a large tensor would share the same few places of the cache.
         some = range(8, 15 if x.shape[0] < 16384 else 13)
         parts = min(max(some, key=lambda parts: (rows % parts == 0, parts)), rows)
         length = rows // parts * _LANES
@@ -121,7 +122,7 @@ def bincount(values: tf.Tensor, size: int) -> tf.Tensor:
 
     Args:
       values: float32 [n], whole numbers.
-      size: at most 64.
+      size: at most 64, so that the tables stay in the cache.
     """
     n = values.shape[0]
     if n < _LARGE:
@@ -143,6 +144,6 @@ def _add(values: tf.Tensor, size: int) -> tf.Tensor:
 
 @functools.cache
 def _ones(size: int) -> tf.Tensor:
-    # Not made where it is needed: XLA would write it again at every step.
+    # Kept, and not made where it is needed: XLA would write it again at every step.
     with tf.init_scope(), tf.device("/cpu:0"):
         return tf.ones([size], tf.int32)

@@ -44,7 +44,7 @@ def histograms(tensors: Sequence[tf.Tensor], xla: bool = True) -> Histograms:
     """
     flat = [tf.cast(tf.reshape(tensor, [-1]), tf.float32) for tensor in tensors]
     if xla and all(x.shape.is_fully_defined() for x in flat):
-        return Histograms(*_in_one_program(flat))
+        return Histograms(*_by_xla(flat))
     low = tf.stack([tf.reduce_min(x) for x in flat])
     high = tf.stack([tf.reduce_max(x) for x in flat])
     # A sum is finite only if every entry is. (An overflow only costs the slower count.)
@@ -63,7 +63,7 @@ def histograms(tensors: Sequence[tf.Tensor], xla: bool = True) -> Histograms:
 
 
 @tf.function(jit_compile=True, autograph=False)
-def _in_one_program(flat: list[tf.Tensor]) -> tuple[tf.Tensor, ...]:
+def _by_xla(flat: list[tf.Tensor]) -> tuple[tf.Tensor, ...]:
     """The fields of the Histograms of tensors float32 [n]."""
     low, high = compiled.smallest(flat), compiled.largest(flat)
     some = low <= high

@@ -137,7 +137,10 @@ class Recorder:
             self.flush()
         finally:
             self._thread.shutdown()
-            self._writer.close()
+            try:
+                self._writer.close()
+            except tf.errors.OpError as error:
+                raise _unwritable(error) from error
 
     def _submit(self, call: Callable[..., Any], *arguments: Any) -> None:
         # A loop that is still being written when the next but one arrives holds that one up:

@@ -33,7 +33,8 @@ class TrainLoop:
 
     Args:
       strategy: a tf.distribute strategy; model and optimizer were made under its scope.
-      model: a tf.Module that maps float32 [batch, inputs] to logits [batch, classes]. To watch
+      model: a tf.Module that maps float32 [batch, inputs] to logits [batch, classes], of operations
+        that XLA compiles; random ones stateless, or runs do not repeat. To watch
         activations it needs a method `activations` from the same argument to a dict of tensors
         [batch, ...] by name, the logits last.
       optimizer: of the model's trainable variables.
@@ -187,7 +188,7 @@ class TrainLoop:
     def run(self, indices: np.ndarray, first_step: int) -> dict[str, tf.Tensor]:
         """Runs one step for each row of `indices`.
 
-        The first call compiles, also one of no steps, and no other does.
+        The first call compiles, also one of no steps; no other compiles the whole loop again.
 
         Args:
           indices: int32 [steps, batch_size], rows of the training data.
@@ -208,7 +209,9 @@ class TrainLoop:
         # One program serves calls of all lengths.
         padded = np.zeros([self._most, self._batch_size], np.int32)
         padded[:steps] = indices
-        recorded = self.function(padded, tf.constant(steps), tf.constant(first_step, tf.int64))
+        # A program of XLA's sees the variables of the device that it runs on, and no others.
+        with tf.device(self._images[0].device if self._one_program else None):
+            recorded = self.function(padded, tf.constant(steps), tf.constant(first_step, tf.int64))
         return {name: tensor[:steps] for name, tensor in recorded.items()}
 
     def _run(
@@ -258,7 +261,7 @@ class TrainLoop:
         step: tf.Tensor,
     ) -> dict[str, tf.Tensor]:
         def count() -> dict[str, tf.Tensor]:
-            # A kind at a time: they run side by side, and as one compiled program.
+            # A kind at a time: with several replicas each is a program of its own.
             parts = [
                 histograms.histograms([tensors[tag] for tag in kind], self._xla)
                 for kind in self._kinds

@@ -407,13 +407,16 @@ class _Trial:
         weights = self._weights().values()
         if (np.isfinite(loss).all() and all(np.isfinite(w).all() for w in weights)) or notes:
             return recorded, True
-        # The same steps once more, with an eye on everything: they repeat bit for bit.
+        # The same steps once more, with an eye on everything.
         after = self.tensors()
         self._assign(before)
         watching = self.loop.watching(("weights", "gradients"))
         counts = watching.run(*arguments)["nonfinite"].numpy()
         self._assign(after)
         row, found = diagnosis.first_nonfinite(watching.tags, counts, loss)
+        if not found:  # another program, whose last bits may differ: it did not get that far
+            bad = {tag: int((~np.isfinite(w)).sum()) for tag, w in self._weights().items()}
+            found = {tag: count for tag, count in bad.items() if count}
         for tag, count in found.items():
             notes[tag] = {"first_step": first + row, "count": count}
         what = ", ".join(f"{tag} ({count})" for tag, count in found.items())

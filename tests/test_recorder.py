@@ -64,7 +64,7 @@ class Bench:
 
     def run(self, first, steps):
         rows = self.indices[first - 1 : first - 1 + steps]
-        return self.loop.run(rows, tf.constant(first, tf.int64))
+        return self.loop.run(rows, first)
 
     def record(self, recorder, loops, every=1):
         """Runs all steps in loops of these lengths; returns the scalars as the loop gave them."""

@@ -84,9 +84,7 @@ class Under:
         """What was recorded over all the loops, as arrays with the steps in front."""
         parts = []
         for length in lengths:
-            recorded = self.loop.run(
-                self.batches.indices(self.step + 1, length), tf.constant(self.step + 1, tf.int64)
-            )
+            recorded = self.loop.run(self.batches.indices(self.step + 1, length), self.step + 1)
             parts.append({name: value.numpy() for name, value in recorded.items()})
             self.step += length
         return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
