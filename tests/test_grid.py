@@ -594,6 +594,7 @@ def test_a_grid_that_is_finished_is_only_shown_again(whole, other):
     assert whole.outcome.out.endswith(shown)
 
 
+@pytest.mark.slow
 def test_shards_and_a_single_run_give_the_figures_of_the_grid(whole, other):
     """Also one trial at a time where `whole` had two: they depend on nothing beside them."""
     started = [other.start(f"--shard={i}/2", "--jobs=1") for i in range(2)]
