@@ -134,7 +134,8 @@ def curve(tiny, count, optimizer, steps, batch=250, make_strategy=strategy_over)
     """The losses of each step. A batch of 250 gives four replicas 62, 63, 62 and 63 examples."""
     rate = {"sgd": 0.5, "adam": 0.01, "adagrad": 0.05}[optimizer]
     rule = RULES[optimizer](rate)
-    under = Under(tiny, rule, strategy=make_strategy(count), batch=batch, mean=True)
+    strategy = make_strategy(count)
+    under = Under(tiny, rule, strategy=strategy, batch=batch, mean=True, steps_per_loop=steps)
     assert under.loop.replicas == count
     return under.run(steps)["scalars"][:, 0]
 
