@@ -8,15 +8,14 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
-import math
 import os
 import re
 from typing import Any
 
-from lab.errors import LabError
+from lab.fields import Checked, field
 
 # Raised by one whenever a change of code changes the numbers of an unchanged config.
-NUMERICS = 3
+NUMERICS = 4
 
 TABLE_FORMATS = ("text", "markdown", "csv", "json")
 WATCHABLE = ("weights", "gradients", "norms", "updates", "activations", "replicas")
@@ -25,141 +24,78 @@ WATCHABLE = ("weights", "gradients", "norms", "updates", "activations", "replica
 _IN_EVERY_NAME = ("optimizer", "learning_rate", "n_hidden_1", "n_hidden_2", "seed")
 
 
-def _field(default: Any, group: str, help: str, **limits: Any) -> Any:
-    """A dataclass field with what flags, --help and the checks need to know of it.
-
-    Limits: `choices`, `least` (inclusive), `below` (exclusive). `single`: the flag takes no list.
-    """
-    return dataclasses.field(default=default, metadata={"group": group, "help": help, **limits})
-
-
-class _Checked:
-    """Checks every field against its type and limits when it is made."""
-
-    def __post_init__(self) -> None:
-        for field in dataclasses.fields(self):  # type: ignore[arg-type]
-            value = getattr(self, field.name)
-            check(field, value)
-            if field.type == "float":  # 1 and 1.0 are one learning rate, and one fingerprint
-                object.__setattr__(self, field.name, float(value))
-
-
-def check(field: dataclasses.Field, value: Any) -> None:
-    """Raises LabError, naming flag, value and what is allowed, where `value` does not fit."""
-    limits = field.metadata
-    number = isinstance(value, (int, float)) and not isinstance(value, bool)
-    fits = {
-        "int": number and isinstance(value, int),
-        "float": number and math.isfinite(value),
-        "bool": isinstance(value, bool),
-        "str": isinstance(value, str),
-        "tuple[str, ...]": isinstance(value, tuple),
-    }[str(field.type)]
-    if fits and "choices" in limits:
-        chosen = value if isinstance(value, tuple) else (value,)
-        fits = all(one in limits["choices"] for one in chosen) and len(set(chosen)) == len(chosen)
-    if fits and number:
-        fits = value >= limits.get("least", value) and value < limits.get("below", math.inf)
-    if not fits:
-        raise refusal(field, value)
-
-
-def refusal(field: dataclasses.Field, value: Any) -> LabError:
-    """The error that names flag, value and what is allowed."""
-    given = ",".join(map(str, value)) if isinstance(value, (tuple, list)) else str(value)
-    return LabError(f"--{field.name}={' '.join(given.split())}: must be {allowed(field)}")
-
-
-def allowed(field: dataclasses.Field) -> str:
-    """The values that a field takes, in words."""
-    limits = field.metadata
-    if "choices" in limits:
-        several = str(field.type).startswith("tuple")
-        names = ", ".join(limits["choices"])
-        return f"none or some of {names}, each once" if several else f"one of {names}"
-    kind = {"int": "an integer", "float": "a number", "bool": "true or false", "str": "a text"}
-    words = [kind[str(field.type)]]
-    if "least" in limits:
-        words.append(f"at least {limits['least']}")
-    if "below" in limits:
-        words.append(f"below {limits['below']}")
-    return ", ".join(words[:1] + [" and ".join(words[1:])] * bool(words[1:]))
-
-
 @dataclasses.dataclass(frozen=True)
-class Config(_Checked):
+class Config(Checked):
     """One run's hyperparameters and what it records. The defaults are the reference recipe."""
 
-    n_hidden_1: int = _field(128, "Model", "units of the first hidden layer", least=1)
-    n_hidden_2: int = _field(256, "Model", "units of the second hidden layer", least=1)
-    activation: str = _field(
+    n_hidden_1: int = field(128, "Model", "units of the first hidden layer", least=1, below=2**31)
+    n_hidden_2: int = field(256, "Model", "units of the second hidden layer", least=1, below=2**31)
+    activation: str = field(
         "sigmoid", "Model", "of the hidden layers", choices=("sigmoid", "tanh", "relu")
     )
-    initializer: str = _field(
+    initializer: str = field(
         "normal",
         "Model",
         "law of the initial weights; biases start at 0",
         choices=("normal", "glorot", "he"),
     )
-    init_stddev: float = _field(
-        0.05, "Model", "standard deviation of --initializer=normal", least=0
-    )
+    init_stddev: float = field(0.05, "Model", "standard deviation of --initializer=normal", least=0)
 
-    loss: str = _field(
+    loss: str = field(
         "clipped_cross_entropy",
         "Loss",
         "clipped: -log of the softmax in [1e-9, 1], the recipe's; softmax: from logits, stable",
         choices=("clipped_cross_entropy", "softmax_cross_entropy"),
     )
-    reduction: str = _field(
+    reduction: str = field(
         "sum",
         "Loss",
         "over the batch; sum multiplies every gradient by the batch size",
         choices=("sum", "mean"),
     )
 
-    optimizer: str = _field(
+    optimizer: str = field(
         "sgd",
         "Optimizer",
         "update rule",
         choices=("sgd", "adam", "rmsprop", "adagrad", "adadelta"),
     )
-    learning_rate: float = _field(0.01, "Optimizer", "of the update rule", least=0)
-    learning_rate_decay: str = _field(
+    learning_rate: float = field(0.01, "Optimizer", "of the update rule", least=0)
+    learning_rate_decay: str = field(
         "none",
         "Optimizer",
         "from the learning rate at the first step towards 0 after the last",
         choices=("none", "linear", "cosine"),
     )
-    epsilon: float = _field(1e-7, "Optimizer", "keeps the divisor from 0; unused by sgd", least=0)
-    epsilon_inside_root: bool = _field(
+    epsilon: float = field(1e-7, "Optimizer", "keeps the divisor from 0; unused by sgd", least=0)
+    epsilon_inside_root: bool = field(
         False,
         "Optimizer",
         "sqrt(a + epsilon) as in Keras 3, not sqrt(a) + epsilon; adadelta's always is",
     )
-    adam_beta_1: float = _field(0.9, "Optimizer", "decay of the first moment", least=0, below=1)
-    adam_beta_2: float = _field(0.999, "Optimizer", "decay of the second moment", least=0, below=1)
-    rmsprop_rho: float = _field(
+    adam_beta_1: float = field(0.9, "Optimizer", "decay of the first moment", least=0, below=1)
+    adam_beta_2: float = field(0.999, "Optimizer", "decay of the second moment", least=0, below=1)
+    rmsprop_rho: float = field(
         0.9, "Optimizer", "decay of the mean square gradient", least=0, below=1
     )
-    adagrad_initial_accumulator: float = _field(
+    adagrad_initial_accumulator: float = field(
         0.1, "Optimizer", "start of the sum of squared gradients", least=0
     )
-    adadelta_rho: float = _field(0.95, "Optimizer", "decay of both accumulators", least=0, below=1)
+    adadelta_rho: float = field(0.95, "Optimizer", "decay of both accumulators", least=0, below=1)
 
-    data_dir: str = _field(
+    data_dir: str = field(
         "",
         "Data",
         "folder with four IDX files named as MNIST's, gzipped or not; empty: MNIST",
         single=True,
     )
-    shuffle_labels: bool = _field(
+    shuffle_labels: bool = field(
         False,
         "Data",
         "train on labels in a random order: nothing to learn but by heart",
     )
-    batch_size: int = _field(256, "Data", "examples a step, over all replicas", least=1)
-    seed: int = _field(
+    batch_size: int = field(256, "Data", "examples a step, over all replicas", least=1, below=2**31)
+    seed: int = field(
         0,
         "Data",
         "of the initial weights and of the order of the examples",
@@ -167,21 +103,34 @@ class Config(_Checked):
         below=2**63,
         single=True,
     )
-    training_steps: int = _field(3000, "Training", "updates, one batch each", least=1)
-    deterministic: bool = _field(
+    training_steps: int = field(3000, "Training", "updates, one batch each", least=1, below=2**31)
+    threads: int = field(
+        2,
+        "Training",
+        "that compute one operation on a CPU; they decide its last bits, the cores do not",
+        least=1,
+        below=1025,
+        single=True,
+    )
+    deterministic: bool = field(
         True,
         "Training",
         "the same bits every time on the same devices; without, a GPU may be faster",
         single=True,
     )
 
-    display_step: int = _field(
-        100, "Record", "steps between two evaluations on the test set", least=1, single=True
+    display_step: int = field(
+        100,
+        "Record",
+        "steps between two evaluations on the test set",
+        least=1,
+        below=2**31,
+        single=True,
     )
-    histogram_every: int = _field(
-        1, "Record", "steps between two sets of histograms", least=1, single=True
+    histogram_every: int = field(
+        1, "Record", "steps between two sets of histograms", least=1, below=2**31, single=True
     )
-    watch: tuple[str, ...] = _field(
+    watch: tuple[str, ...] = field(
         ("weights", "gradients", "norms"),
         "Record",
         "what has histograms, separated by commas, and the norms; --watch= for none",
@@ -189,7 +138,7 @@ class Config(_Checked):
         single=True,
     )
 
-    on_nonfinite: str = _field(
+    on_nonfinite: str = field(
         "stop",
         "Record",
         "when NaN or infinity comes up in the loss, a gradient or a weight",
@@ -201,9 +150,9 @@ class Config(_Checked):
     def hparams(self) -> dict[str, int | float | str]:
         """For the HParams page, which shows few columns: the README's, and what is not default."""
         chosen = {
-            field.name: getattr(self, field.name)
-            for field in dataclasses.fields(self)
-            if field.name in _IN_EVERY_NAME or getattr(self, field.name) != field.default
+            one.name: getattr(self, one.name)
+            for one in dataclasses.fields(self)
+            if one.name in _IN_EVERY_NAME or getattr(self, one.name) != one.default
         }
         return {k: ",".join(v) if isinstance(v, tuple) else v for k, v in chosen.items()}
 
@@ -217,16 +166,16 @@ class Config(_Checked):
             else f"lr={self.learning_rate!r}",
             f"{self.n_hidden_1}x{self.n_hidden_2}",
         ]
-        for field in dataclasses.fields(self):
-            value = getattr(self, field.name)
-            if field.name in _IN_EVERY_NAME or value == field.default:
+        for one in dataclasses.fields(self):
+            value = getattr(self, one.name)
+            if one.name in _IN_EVERY_NAME or value == one.default:
                 continue
-            if field.name == "data_dir":
+            if one.name == "data_dir":
                 path = os.path.abspath(value)
                 value = f"{os.path.basename(path)}-{_digest(path)[:6]}"
             if isinstance(value, tuple):
                 value = "+".join(value) or "none"
-            parts.append(f"{field.name}={re.sub(r'[^A-Za-z0-9._+-]', '_', str(value))}")
+            parts.append(f"{one.name}={re.sub(r'[^A-Za-z0-9._+-]', '_', str(value))}")
         name = ",".join([*parts, f"seed={self.seed}"])
         # File systems take 255 bytes a name; a digest keeps a longer one unique.
         return name if len(name) <= 200 else f"{name[:180]},{_digest(name)[:12]}"
@@ -242,31 +191,37 @@ class Config(_Checked):
 
 
 @dataclasses.dataclass(frozen=True)
-class Settings(_Checked):
+class Settings(Checked):
     """Which runs, where and how: nothing here changes the numbers of a run."""
 
-    grid: str = _field(
+    grid: str = field(
         "", "Grid", "many runs: the name of a grid, or a file with the flags of one run a line"
     )
-    seeds: str = _field(
+    seeds: str = field(
         "", "Grid", "every run with each of these seeds: how many, or a list; empty: --seed"
     )
-    jobs: int = _field(0, "Grid", "runs at a time; 0: what is fastest here", least=0)
-    shard: str = _field("0/1", "Grid", "I/N: only every N-th run, from the I-th on, counted from 0")
+    jobs: int = field(0, "Grid", "runs at a time; 0: what is fastest here", least=0)
+    shard: str = field("0/1", "Grid", "I/N: only every N-th run, from the I-th on, counted from 0")
 
-    logdir: str = _field("logs", "Run", "folder that the run directory is made in")
-    run_name: str = _field("", "Run", "name of the run directory; empty: from the hyperparameters")
-    overwrite: bool = _field(False, "Run", "delete a run of that name first")
-    devices: str = _field(
+    logdir: str = field("logs", "Run", "folder that the run directory is made in")
+    run_name: str = field("", "Run", "name of the run directory; empty: from the hyperparameters")
+    overwrite: bool = field(False, "Run", "delete a run of that name first")
+    devices: str = field(
         "auto",
         "Run",
         "auto: all GPUs, else one CPU; gpu:N; cpu:N, logical devices; or names, GPU:0,GPU:2",
     )
-    checkpoint_every: int = _field(
-        1000, "Run", "steps between two checkpoints; there is one at the start and the end", least=1
+    checkpoint_every: int = field(
+        1000,
+        "Run",
+        "steps between two checkpoints; there is one at the start and the end",
+        least=1,
+        below=2**31,
     )
-    steps_per_loop: int = _field(100, "Run", "steps a call of the compiled function", least=1)
-    profile: bool = _field(False, "Run", "record a profile of one loop, for TensorBoard")
+    steps_per_loop: int = field(
+        100, "Run", "steps a call of the compiled function", least=1, below=2**31
+    )
+    profile: bool = field(False, "Run", "record a profile of one loop, for TensorBoard")
 
     def directory(self, config: Config) -> str:
         """The run directory of a config."""
@@ -274,21 +229,21 @@ class Settings(_Checked):
 
 
 @dataclasses.dataclass(frozen=True)
-class ReportSettings(_Checked):
+class ReportSettings(Checked):
     """What bin/report is asked for."""
 
-    logdir: str = _field("logs", "Report", "folder that the run directories lie in")
-    format: str = _field("text", "Report", "of the table", choices=TABLE_FORMATS)
-    page: bool = _field(
+    logdir: str = field("logs", "Report", "folder that the run directories lie in")
+    format: str = field("text", "Report", "of the table", choices=TABLE_FORMATS)
+    page: bool = field(
         True, "Report", "answer the questions: report.html, report.json, TensorBoard's run report"
     )
 
 
 @dataclasses.dataclass(frozen=True)
-class LaunchSettings(_Checked):
+class LaunchSettings(Checked):
     """What bin/launch is asked for."""
 
-    workers: int = _field(2, "Launch", "processes, each with one share of every batch", least=1)
+    workers: int = field(2, "Launch", "processes, each with one share of every batch", least=1)
 
 
 def _digest(text: str) -> str:

@@ -16,8 +16,33 @@ from typing import Any
 import numpy as np
 import tensorflow as tf
 
+from lab import machine
 from lab.cluster import Cluster, patience
 from lab.errors import LabError
+
+
+def set_threads(count: int) -> None:
+    """Has TensorFlow compute each operation with so many threads, on however many cores.
+
+    A product of matrices is cut for the threads, and on some CPUs the last bits depend on the cut.
+
+    Raises:
+      LabError: TensorFlow runs in this process already, with another number.
+    """
+    if count > len(machine.cores()):
+        # A thread that waits for work by spinning would keep a core from one that has some.
+        options = tf.compat.v1.ConfigProto()
+        options.experimental.disable_thread_spinning = True
+        with contextlib.suppress(ValueError):  # TensorFlow has begun: it costs time alone
+            tf.compat.v1.enable_eager_execution(options)
+    try:
+        tf.config.threading.set_intra_op_parallelism_threads(count)
+    except RuntimeError:
+        now = tf.config.threading.get_intra_op_parallelism_threads()
+        raise LabError(
+            f"--threads={count}: in this process TensorFlow has begun already, with "
+            f"{now or 'its own number of'} threads: start another process"
+        ) from None
 
 
 def make_strategy(devices: str = "auto", cluster: Cluster | None = None) -> tf.distribute.Strategy:
@@ -177,13 +202,13 @@ class Group:
             padded[:length] = np.frombuffer(message, np.uint8)
         return self.sum(padded.view(np.int32)).tobytes()[:length]
 
-    def any(self, flag: int) -> int:
-        """The largest of the workers' flags, each at least 0."""
+    def largest(self, *numbers: int) -> list[int]:
+        """Of each number, each at least 0, the largest that a worker gives."""
         if self._cluster is None:
-            return flag
-        flags = np.zeros(len(self._cluster.workers), np.int32)
-        flags[self._cluster.index] = flag
-        return int(self.sum(flags).max())
+            return list(numbers)
+        given = np.zeros([len(self._cluster.workers), len(numbers)], np.int32)
+        given[self._cluster.index] = numbers
+        return [int(number) for number in self.sum(given).max(axis=0)]
 
     def check_alike(self, settings: Mapping[str, Any]) -> None:
         """Raises LabError, on every worker, unless all were started with these settings.

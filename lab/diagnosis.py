@@ -80,7 +80,6 @@ def standstill(
     frozen: Sequence[str],
     collapsed: int | None,
     on_clip: float | None,
-    zero_gradient: float,
     largest_gradient: float,
 ) -> str:
     """A frozen or collapsed run in words, with the likely cause where it was measured.
@@ -89,15 +88,16 @@ def standstill(
       frozen: tags of the tensors that did not change, bit for bit, since the last evaluation.
       collapsed: the class that every test example is taken for.
       on_clip: share of test examples whose loss sits on its clip; None for a loss without one.
-      zero_gradient: share of gradient entries, on the last batch, that are exactly 0.
-      largest_gradient: the largest absolute value among them.
+      largest_gradient: the largest absolute value of the gradient on the last batch. (How many
+        entries are exactly 0 is no measure: where a probability is all but 1, it depends on the
+        CPU and the kernel whether 1 - p is 0 or 6e-8.)
     """
     words = []
     if collapsed is not None:
         words.append(f"collapsed, every test example is taken for class {collapsed}")
     if frozen:
         words.append(f"frozen, not a bit has changed in {', '.join(frozen)}")
-    cause = f"{zero_gradient:.1%} of the gradient's entries are exactly 0"
+    cause = f"the gradient's largest entry is {largest_gradient:.2g}"
     if on_clip:
         cause += (
             f", and {on_clip:.1%} of the test examples sit on the loss's clip, where it is flat"

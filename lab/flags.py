@@ -15,8 +15,9 @@ from typing import Any
 from absl import flags
 
 from lab import grid
-from lab.config import Config, LaunchSettings, ReportSettings, Settings, allowed, check, refusal
+from lab.config import Config, LaunchSettings, ReportSettings, Settings
 from lab.errors import LabError
+from lab.fields import allowed, check, refusal
 
 
 def parse(argv: Sequence[str]) -> tuple[list[Config], Settings]:

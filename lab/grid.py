@@ -1,13 +1,15 @@
 """Many trials: a grid file's lines, and the processes that run trials side by side.
 
-Each worker is a process of its own that runs one trial after another, on its share of the cores
-or its own GPU. It is told what to run, and answers, in lines of JSON (lab/worker.py). This
+Each worker is a process of its own that runs one trial after another, on its own GPU or its share
+of the cores. The share decides how long a trial takes and nothing else: the number of threads is
+the trial's own. It is told what to run, and answers, in lines of JSON (lab/worker.py). This
 process never loads TensorFlow.
 """
 
 from __future__ import annotations
 
 import collections
+import contextlib
 import dataclasses
 import glob
 import json
@@ -24,6 +26,7 @@ from typing import Any
 
 import tqdm
 
+from lab import machine
 from lab.config import Config, Settings
 from lab.errors import LabError
 from lab.rundir import FINISHED
@@ -100,20 +103,7 @@ def default_jobs() -> int:
     """
     if _gpus():
         return len(_gpus())
-    return max(1, min(_cores(), int(0.75 * _free_memory() / 2**30)))
-
-
-def _free_memory() -> float:
-    """Bytes that can be had without swapping; no bound where the system does not tell."""
-    try:
-        with open("/proc/meminfo") as file:
-            return next(int(line.split()[1]) * 1024 for line in file if "MemAvailable" in line)
-    except (OSError, StopIteration):
-        return float(2**60)
-
-
-def _cores() -> int:
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return max(1, min(len(machine.cores()), int(0.75 * machine.free_memory() / 2**30)))
 
 
 def _gpus() -> list[str]:
@@ -138,15 +128,17 @@ class _Worker(threading.Thread):
         super().__init__(daemon=True)
         self._settings, self._waiting, self._events = settings, waiting, events
         self._stop_signal = stop
-        threads = str(max(1, _cores() // jobs))
+        cores = machine.cores()
+        self._cores = cores[number::jobs] or [cores[number % len(cores)]]
         self._environment = os.environ | {
-            "TF_NUM_INTRAOP_THREADS": threads,
-            "TF_NUM_INTEROP_THREADS": threads,
+            "TF_NUM_INTEROP_THREADS": str(len(self._cores)),
             "TF_FORCE_GPU_ALLOW_GROWTH": "true",  # several trials may share a GPU
         }
         if _gpus():
             self._environment["CUDA_VISIBLE_DEVICES"] = _gpus()[number % len(_gpus())]
+            self._cores = cores
         self._process: subprocess.Popen[str] | None = None
+        self._threads = 0  # of the trials that the process runs
 
     def end(self) -> None:
         """Passes the signal on."""
@@ -160,14 +152,17 @@ class _Worker(threading.Thread):
                     config = self._waiting.popleft()
                 except IndexError:
                     break
+                if self._process and config.threads != self._threads:
+                    self._process.communicate()  # TensorFlow sets its threads up once
+                    self._process = None
                 if not self._process:
-                    self._process = self._start(errors)
+                    self._process, self._threads = self._start(errors), config.threads
                 self._events.put((config, self._run_one(config, errors)))
             if self._process:
                 self._process.communicate()
 
     def _start(self, errors: Any) -> subprocess.Popen[str]:
-        return subprocess.Popen(
+        process = subprocess.Popen(
             [sys.executable, "-m", "lab.worker"],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
@@ -176,6 +171,10 @@ class _Worker(threading.Thread):
             env=self._environment,
             start_new_session=True,  # Ctrl-C reaches only this program, which passes it on
         )
+        if hasattr(os, "sched_setaffinity"):
+            with contextlib.suppress(OSError):  # it has ended already, or may not be told
+                os.sched_setaffinity(process.pid, self._cores)
+        return process
 
     def _run_one(self, config: Config, errors: Any) -> dict[str, Any]:
         """Has one trial run; returns the last thing that the worker said of it."""

@@ -62,7 +62,7 @@ def _train_here(config: Config, settings: Settings) -> int:
         cluster.meet(workers)
     chief = not workers or workers.index == 0
     reporter = Console() if chief else Silence()
-    with Stop() as stop:
+    with Stop(f"train: {trial.CUT_SHORT}") as stop:
         result = trial.run(config, settings, dataset, reporter, stop, _STARTED, workers)
     if chief:
         print(conclusion(result, settings.directory(config)))

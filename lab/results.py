@@ -17,6 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from lab import stored
 from lab.config import Config
 from lab.errors import LabError
 from lab.statistics import (
@@ -77,44 +78,22 @@ def _number(value: Any) -> float | None:
 
 
 def parse_result(text: str, path: str) -> Result:
-    """One result.json's text -> Result; unknown keys are ignored. LabError says what is wrong.
-
-    Figures may be null, but a run that is `completed` or `collapsed` must have its counts.
-    """
-    try:
-        # NaN and infinity are no figures, and the table's own JSON must not hand them on.
-        data = json.loads(
-            text, parse_constant=lambda _: None, parse_float=lambda x: _number(float(x))
-        )
-    except ValueError as error:
-        raise LabError(f"{path}: not JSON: {error}") from None
-    config = data.get("config") if isinstance(data, dict) else None
-    if not isinstance(config, dict) or not isinstance(data.get("status"), str):
-        raise LabError(f"{path}: not a run's result: it needs a 'config' and a 'status'")
-    seed = config.pop("seed", None)
-    if not isinstance(seed, int):
-        raise LabError(f"{path}: config.seed is {seed!r}, not an integer")
-    correct, total = data.get("test_correct"), data.get("test_total")
-    if not (isinstance(correct, int) and isinstance(total, int) and 0 <= correct <= total > 0):
-        if data["status"] in ("completed", "collapsed"):
-            raise LabError(
-                f"{path}: {data['status']}, but test_correct of test_total is {correct} of {total}"
-            )
-        correct = total = 0
-    evaluations = data.get("evaluations")
-    accuracies = evaluations.get("test_accuracy") if isinstance(evaluations, dict) else None
-    values = [_number(a) for a in accuracies] if isinstance(accuracies, list) else []
+    """One result.json's text -> Result. LabError says what is wrong, see stored.parse_result."""
+    found = stored.parse_result(text, path)
+    config = found["config"]
+    accuracies = (found["evaluations"] or {}).get("test_accuracy", ())
+    correct, total = found["test_correct"], found["test_total"]
     return Result(
         path=path,
         config=config,
-        seed=seed,
-        status=data["status"],
-        correct=correct,
-        total=total,
-        readme_accuracy=_number(data.get("readme_accuracy")),
-        collapsed=data["collapsed"] if isinstance(data.get("collapsed"), int) else None,
-        seconds=_number(data.get("seconds")),
-        evaluations=tuple(a for a in values if a is not None),
+        seed=config.pop("seed"),
+        status=found["status"],
+        correct=correct or 0,
+        total=total or 0,
+        readme_accuracy=found["readme_accuracy"],
+        collapsed=found["collapsed"],
+        seconds=found["seconds"],
+        evaluations=tuple(a for a in accuracies if a is not None),
     )
 
 

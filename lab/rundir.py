@@ -40,7 +40,6 @@ class RunDirectory:
 
     Attributes:
       path: of the directory.
-      result: the result of an earlier run of the same fingerprint, if it did; None otherwise.
 
     Raises:
       LabError: another process writes here, the directory is not a run's, holds another run, or
@@ -83,8 +82,6 @@ class RunDirectory:
             present = set()
         if present:
             self._compare(earlier, identity, fingerprint)
-        result = _read(os.path.join(self.path, RESULT)) if RESULT in present else {}
-        self.result = result if result.get("status") in FINISHED else None
         self.write(CONFIG, identity | {"fingerprint": fingerprint})
 
     def _compare(self, earlier: dict[str, Any], identity: dict[str, Any], fingerprint: str) -> None:

@@ -99,7 +99,8 @@ class TrainLoop:
         self._bounds = [batch_size * r // count for r in range(count + 1)]
         if batch_size < count:
             raise ValueError(f"a batch of {batch_size} cannot be shared by {count} replicas")
-        self._xla = all("GPU" not in images.device for images in self._images)
+        self.on_gpu = any("GPU" in images.device for images in self._images)
+        self._xla = not self.on_gpu
         self.scalar_tags = ["loss", "accuracy"]
         self._normed: list[str] = []
         if "norms" in watch:
@@ -146,16 +147,15 @@ class TrainLoop:
             steps_per_loop=self._most,
         )
 
-    def gradient_at_rest(self, indices: np.ndarray) -> tuple[float, float]:
-        """Of the gradient on one batch, int32 [batch_size]: the share of entries that are exactly
-        0, and the largest absolute value."""
+    def largest_gradient(self, indices: np.ndarray) -> float:
+        """The largest absolute value of the gradient on one batch, int32 [batch_size]. Nothing is
+        updated."""
         x = tf.cast(tf.gather(self._images[0], indices), tf.float32) / 255.0
         with tf.GradientTape() as tape:
             loss = tf.reduce_sum(self._loss(tf.gather(self._labels[0], indices), self._model(x)))
             loss *= self._scale
         gradients = tape.gradient(loss, self._variables, unconnected_gradients="zero")
-        entries = np.concatenate([np.abs(gradient).ravel() for gradient in gradients])
-        return float(np.mean(entries == 0)), float(entries.max())
+        return max(float(tf.reduce_max(tf.abs(gradient))) for gradient in gradients)
 
     @property
     def step_graph(self) -> tf.Graph:

@@ -4,25 +4,53 @@ from __future__ import annotations
 
 import os
 import signal
+import sys
+import threading
 from types import FrameType
+
+PATIENCE = 10.0  # seconds from the signal to the end, if there is no good moment before
 
 
 class Stop:
-    """As a context: notes SIGINT and SIGTERM in `signal`, which is 0 until one comes."""
+    """As a context: notes SIGINT and SIGTERM in `signal`, which is 0 until one comes.
 
-    def __init__(self) -> None:
+    Python runs a signal's handler only between two of its own operations, and one step of
+    TensorFlow's may take minutes. So a thread watches for signals, too, and ends the process where
+    `heard` has not been called in time.
+
+    Args:
+      last_words: for standard error, if the process is ended in the midst of something; empty:
+        it is given all the time that it takes.
+    """
+
+    def __init__(self, last_words: str = "") -> None:
         self.signal = 0
+        self._last_words = last_words
+        self._heard = threading.Event()
 
     @property
     def status(self) -> int:
         """The exit status that shells expect of a program that ended on this signal."""
         return 128 + self.signal
 
+    def heard(self) -> None:
+        """The program has seen the signal, and is about to end."""
+        self._heard.set()
+
     def __enter__(self) -> Stop:
         self._before = {s: signal.signal(s, self._note) for s in (signal.SIGINT, signal.SIGTERM)}
+        if self._last_words:
+            read, self._write = os.pipe()
+            os.set_blocking(self._write, False)
+            self._fd_before = signal.set_wakeup_fd(self._write, warn_on_full_buffer=False)
+            threading.Thread(target=self._watch, args=(read,), daemon=True).start()
         return self
 
     def __exit__(self, *_: object) -> None:
+        self.heard()
+        if self._last_words:
+            signal.set_wakeup_fd(self._fd_before)
+            os.close(self._write)  # ends the thread
         for number, handler in self._before.items():
             signal.signal(number, handler)
 
@@ -30,3 +58,11 @@ class Stop:
         if self.signal:
             os._exit(128 + number)
         self.signal = number
+
+    def _watch(self, read: int) -> None:
+        while caught := os.read(read, 1):  # the number of each signal that comes
+            number = caught[0]
+            if number in self._before and not self._heard.wait(PATIENCE):
+                print(self._last_words, file=sys.stderr, flush=True)
+                os._exit(128 + number)
+        os.close(read)

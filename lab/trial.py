@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import dataclasses
 import io
+import itertools
 import json
+import math
 import os
 import platform
 import re
@@ -17,7 +19,7 @@ import tensorboard
 import tensorflow as tf
 
 import lab
-from lab import data, devices, diagnosis, layers, losses, optimizers, replicas
+from lab import data, devices, diagnosis, layers, losses, machine, optimizers, replicas
 from lab.checkpoints import Checkpoint, Checkpoints
 from lab.cluster import Cluster
 from lab.config import Config, Settings
@@ -28,6 +30,14 @@ from lab.recorder import NullRecorder, Recorder
 from lab.rundir import RESULT, RunDirectory
 from lab.step import Evaluator, TrainLoop, variable_tags
 from lab.stop import Stop
+from lab.stored import finished_result
+
+LOOP_MILLISECONDS = 4000  # a loop takes no longer, but for its first step: a signal waits for it
+LOOP_INDICES = 2**24  # a loop holds the indices of no more examples than that
+CUT_SHORT = (
+    "stopped in the midst of a step, which would have taken too long; the same command goes on "
+    "from the last checkpoint"
+)
 
 
 def run(
@@ -53,6 +63,7 @@ def run(
       LabError: the run directory holds something else, is in use or cannot be written; or
         another worker was lost.
     """
+    devices.set_threads(config.threads)
     if config.deterministic:
         tf.config.experimental.enable_op_determinism()
     strategy = devices.make_strategy(settings.devices, cluster)
@@ -61,6 +72,7 @@ def run(
             f"--batch_size={config.batch_size}: must be at least the number of replicas, "
             f"{strategy.num_replicas_in_sync}"
         )
+    check_memory(config, dataset, strategy)
     group = devices.Group(strategy, cluster)
     circumstances = {
         "data": dataset.digest,
@@ -119,6 +131,7 @@ def run(
             "startup_seconds": round(startup, 3),
             "devices": sorted(strategy.extended.worker_devices),
             **circumstances,
+            "cpus": trial.state["cpus"],
             "versions": {
                 "everystep": lab.__version__,
                 "python": platform.python_version(),
@@ -128,16 +141,45 @@ def run(
             },
         }
         desk.write(result)
-        group.any(0)  # no worker leaves before the chief has written
+        group.largest(0)  # no worker leaves before the chief has written
         return result
     except OSError as error:
         raise LabError(f"{error.filename or desk.path}: {error.strerror}") from error
+    except tf.errors.ResourceExhaustedError as error:
+        raise LabError(
+            "the memory does not suffice: take a smaller --batch_size, or smaller layers"
+            f" ({' '.join(error.message.split())[:200]})"
+        ) from error
     except tf.errors.OpError as error:
         if not cluster:
             raise
         raise LabError(f"{cluster.me}: {_lost(cluster, error.message)}") from error
     finally:
         desk.close()
+
+
+def check_memory(config: Config, dataset: Dataset, strategy: tf.distribute.Strategy) -> None:
+    """Raises LabError where this machine's main memory cannot hold a step of this size."""
+    devices_here = strategy.extended.worker_devices
+    if "GPU" in devices_here[0]:
+        return  # TensorFlow says so, when it allocates
+    sizes = [dataset.train_images.shape[1], config.n_hidden_1, config.n_hidden_2]
+    sizes.append(dataset.num_classes)
+    examples = -(-config.batch_size * len(devices_here) // strategy.num_replicas_in_sync)
+    # As measured: inputs as bytes and as float32; of a unit its output, its gradient, and one more.
+    one = 5 * sizes[0] + 12 * sum(sizes[1:])
+    # Weights, gradients, new weights, slots; they are there once for each replica.
+    copies = (3 + len(make_rule(config).slots)) * len(devices_here)
+    weights = 4 * copies * sum((n + 1) * m for n, m in itertools.pairwise(sizes))
+    free = 0.75 * machine.free_memory()
+    if examples * one + weights > free:
+        fit = max(int((free - weights) / one), 0)
+        raise LabError(
+            f"--batch_size={config.batch_size}: a step needs about"
+            f" {(examples * one + weights) / 2**30:,.1f} GiB here, for {examples:,} examples and"
+            f" {'-'.join(map(str, sizes))} units, and {free / 2**30:,.1f} GiB are free for it: "
+            + (f"take at most {fit:,} examples" if fit else "take smaller layers")
+        )
 
 
 def _lost(cluster: Cluster, message: str) -> str:
@@ -175,7 +217,7 @@ class _Desk:
         try:
             self._directory = RunDirectory(self.path, identity, fingerprint, overwrite)
             self._checkpoints = Checkpoints(self.path, fingerprint)
-            self.result = self._directory.result
+            self.result = finished_result(self.path)
             self._checkpoint = None if self.result else self._checkpoints.newest(say)
         except LabError as error:
             self._tell(str(error))
@@ -260,7 +302,9 @@ class _Trial:
         self.config, self.dataset, self.reporter, self._group = config, dataset, reporter, group
         # Loops end at evaluations and checkpoints.
         self._ends = (config.display_step, settings.checkpoint_every)
-        self._most = min(settings.steps_per_loop, config.training_steps, *self._ends)
+        room = max(LOOP_INDICES // config.batch_size, 1)
+        self._most = min(settings.steps_per_loop, config.training_steps, room, *self._ends)
+        self._pace = 1  # the most steps of the next loop: the first one shows what a step takes
         self.rule = make_rule(config)
         with strategy.scope():
             self.model = make_model(config, dataset)
@@ -301,6 +345,7 @@ class _Trial:
             "nonfinite": {},
             # By prefix, the sums of S and G2 over the steps since the last evaluation.
             "noise": {prefix: [0.0, 0.0] for prefix, _ in replicas.noise_columns(self._tags)},
+            "cpus": [{"first_step": 1, "cpu": machine.cpu()}],
             "seconds": 0.0,
         }
 
@@ -327,6 +372,13 @@ class _Trial:
         """Takes up the run where it was."""
         self.step, self.state = checkpoint.step, checkpoint.state
         self._assign(checkpoint.tensors)
+        before, now = self.state["cpus"][-1]["cpu"], machine.cpu()
+        if now != before:
+            self.state["cpus"].append({"first_step": self.step + 1, "cpu": now})
+            self.reporter.say(
+                f"another kind of CPU ({now}; before: {before}): the rest of this run equals the "
+                "uninterrupted one within rounding, and not in every bit"
+            )
 
     def train(
         self,
@@ -355,7 +407,9 @@ class _Trial:
             profiled = profile and (loops == 2 or steps == config.training_steps)
             if profiled:
                 tf.profiler.experimental.start(profile)
+            looped = time.monotonic()
             recorded, finite = self._run_loop(steps)
+            milliseconds = math.ceil(1000 * (time.monotonic() - looped) / steps)
             if profiled:
                 tf.profiler.experimental.stop()
             done = int(recorded["scalars"].shape[0])
@@ -367,7 +421,10 @@ class _Trial:
                 ]
             self.step += done
             self.reporter.advance(self.step)
-            stop.signal = self._group.any(stop.signal)
+            stop.signal, milliseconds = self._group.largest(stop.signal, milliseconds)
+            self._pace = max(LOOP_MILLISECONDS // milliseconds, 1)
+            if stop.signal:
+                stop.heard()
             if not finite:
                 break
             last = self.step == config.training_steps
@@ -390,9 +447,11 @@ class _Trial:
         return "completed" if state["figures"]["collapsed"] is None else "collapsed"
 
     def _steps_of_loop(self) -> int:
-        """As many as asked for, but up to the next evaluation or checkpoint at most."""
+        """As many as asked for, but up to the next evaluation or checkpoint at most, and no more
+        than a signal can wait for."""
         ends = [(self.step // n + 1) * n for n in self._ends]
-        return min(self.config.training_steps, self.step + self._most, *ends) - self.step
+        most = min(self._most, self._pace)
+        return min(self.config.training_steps, self.step + most, *ends) - self.step
 
     def _run_loop(self, steps: int) -> tuple[dict[str, tf.Tensor], bool]:
         """Runs a loop; returns what it recorded, and False if NaN or infinity is to end the run.
@@ -444,7 +503,7 @@ class _Trial:
                 figures["frozen"],
                 figures["collapsed"],
                 float(np.mean(loss >= losses.CLIPPED)) if clips else None,
-                *self.loop.gradient_at_rest(self.batches.indices(self.step, 1)[0]),
+                self.loop.largest_gradient(self.batches.indices(self.step, 1)[0]),
             )
             self.reporter.say(f"step {self.step}: {words}")
         test = {"test-loss": float(loss.mean(dtype=np.float64))}
@@ -490,6 +549,16 @@ class _Trial:
             f"{config.training_steps:,} steps on {len(dataset.train_images):,} examples"
             + (f", {self.loop.replicas} replicas" if self.loop.replicas > 1 else ""),
             rate,
+            *self._idle_cores(),
+        ]
+
+    def _idle_cores(self) -> list[str]:
+        cores, threads = len(machine.cores()), self.config.threads
+        if cores <= threads or self.loop.on_gpu:
+            return []
+        return [
+            f"each operation takes {threads} of {cores} cores; --threads={cores} takes them all, "
+            "and gives other last bits"
         ]
 
 

@@ -58,7 +58,7 @@ def main() -> None:
     """Runs orders until there are no more."""
     out = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)  # nothing else may answer, native code neither
-    with Stop() as stop:
+    with Stop("stopped in the midst of a step") as stop:
         from lab import data, trial  # takes seconds, in which a signal must not be lost
 
         load = functools.lru_cache(maxsize=2)(data.load)

@@ -24,6 +24,7 @@ for _gpu in tf.config.list_physical_devices("GPU"):
 tf.config.set_logical_device_configuration(
     tf.config.list_physical_devices("CPU")[0], [tf.config.LogicalDeviceConfiguration()] * 4
 )
+tf.config.threading.set_intra_op_parallelism_threads(2)  # as a run's, by default
 tf.config.experimental.enable_op_determinism()
 tf.config.list_logical_devices()  # reads the settings, once and for all
 

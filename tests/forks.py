@@ -71,6 +71,8 @@ def _child(
     die_at_file_size: bool = False,
     keep_all: bool = False,
     powerless: bool = False,
+    environment: dict[str, str] | None = None,
+    cores: list[int] | None = None,
 ) -> None:
     status = 99
     try:
@@ -78,6 +80,9 @@ def _child(
             os.dup2(os.open(name, os.O_RDWR | os.O_CREAT, 0o666), stream)
         from lab import checkpoints, main
 
+        os.environ.update(environment or {})
+        if cores:
+            os.sched_setaffinity(0, cores)
         if keep_all:
             checkpoints.KEEP = 10**6
         if powerless:

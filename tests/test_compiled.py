@@ -6,6 +6,8 @@ import tensorflow as tf
 
 from lab import compiled
 
+pytestmark = pytest.mark.numbers
+
 random = np.random.default_rng(8)
 SIZES = [1, 31, 32, 33, 256, 385, 4095, 4096, 4097, 99991, 100352]
 

@@ -7,8 +7,9 @@ import re
 
 import pytest
 
-from lab.config import WATCHABLE, Config, Settings, allowed
+from lab.config import WATCHABLE, Config, Settings
 from lab.errors import LabError
+from lab.fields import allowed
 
 FIELDS = {field.name: field for kind in (Config, Settings) for field in dataclasses.fields(kind)}
 OWNER = {field.name: kind for kind in (Config, Settings) for field in dataclasses.fields(kind)}
@@ -88,7 +89,7 @@ def test_bounds_themselves_fit(name):
     ("name", "words"),
     [
         ("optimizer", "one of sgd, adam, rmsprop, adagrad, adadelta"),
-        ("n_hidden_1", "an integer, at least 1"),
+        ("n_hidden_1", "an integer, at least 1 and below 2^31"),
         ("adam_beta_1", "a number, at least 0 and below 1"),
         ("epsilon_inside_root", "true or false"),
         ("watch", f"none or some of {', '.join(WATCHABLE)}, each once"),
@@ -129,6 +130,7 @@ def test_the_defaults_are_the_recipe():
         "adadelta_rho": 0.95,
         "batch_size": 256,
         "training_steps": 3000,
+        "threads": 2,
         "display_step": 100,
         "histogram_every": 1,
         "watch": ("weights", "gradients", "norms"),

@@ -28,6 +28,8 @@ from forks import (
 
 from lab import data
 
+pytestmark = pytest.mark.numbers
+
 AS_ROOT = os.geteuid() == 0
 
 
@@ -394,9 +396,12 @@ def test_the_first_nonfinite_step_is_named_and_ends_the_run(program, tiny, kind,
     assert max(saved) == last
     assert f"the last checkpoint before that is of step {last}" in outcome.out
     reader = tf.train.load_checkpoint(str(saved[last] / "variables"))
-    for tag, value in zip(TAGS, course[last], strict=True):
-        assert np.isfinite(reader.get_tensor(tag)).all()
-        np.testing.assert_allclose(reader.get_tensor(tag), value, 1e-3, 1e-30, err_msg=tag)
+    # Of that step and of no other. (Of a tensor as a whole: Adam divides the size of a gradient
+    # out, and with it what tells a small one from its rounding, which is each CPU's own.)
+    left = np.concatenate([reader.get_tensor(tag).ravel() for tag in TAGS]).astype(np.float64)
+    assert np.isfinite(left).all()
+    away = [np.linalg.norm(np.concatenate([*map(np.ravel, w)]) - left) for w in course[:first]]
+    assert np.argmin(away) == last and away[last] < 1e-3 * np.linalg.norm(left)
 
     before = forks.contents(directory)
     again = program.here(directory, *diverging_flags(kind), *more)
@@ -445,13 +450,13 @@ def test_a_diverging_run_that_is_killed_ends_as_it_would_have(program, more):
 
 
 def standstill_lines(outcome):
-    pattern = r"step (\d+): (.*)\(([\d.]+)% of the gradient's entries are exactly 0(.*)\)"
+    pattern = r"step (\d+): (.*)\(the gradient's largest entry is ([^,)]+)(.*)\)"
     return re.findall(pattern, outcome.out)
 
 
 def numpy_standstill(checkpoint, dataset, batch):
     """In NumPy's float32: the predicted classes of the test set, the share of its examples on the
-    clip, and the share of exact zeros in the gradient on a batch."""
+    clip, and the gradient's largest entry on a batch."""
     reader = tf.train.load_checkpoint(str(checkpoint / "variables"))
     layers = [
         (reader.get_tensor(f"{name}/weights"), reader.get_tensor(f"{name}/bias"))
@@ -478,10 +483,7 @@ def numpy_standstill(checkpoint, dataset, batch):
     for i in (2, 1, 0):
         gradients += [outputs[i].T @ delta, delta.sum(0)]
         delta = (delta @ layers[i][0].T) * outputs[i] * (1 - outputs[i])
-    entries = np.concatenate([g.ravel() for g in gradients])
-    # TensorFlow takes numbers that are smaller than float32's normal ones for 0.
-    zeros = np.abs(entries) < np.finfo(np.float32).tiny
-    return p.argmax(1), clipped.mean(), zeros.mean()
+    return p.argmax(1), clipped.mean(), max(np.abs(g).max() for g in gradients)
 
 
 def test_frozen_and_collapsed_are_said_on_the_spot_with_the_cause(tmp_path):
@@ -498,7 +500,7 @@ def test_frozen_and_collapsed_are_said_on_the_spot_with_the_cause(tmp_path):
     # Each is said once, when it is seen first, and not only at the end.
     lines = standstill_lines(outcome)
     assert 1 <= len(lines) <= 2
-    step, words, zeros, more = lines[-1]
+    step, words, largest, more = lines[-1]
     assert f"every test example is taken for class {result['collapsed']}" in words
     for tag in TAGS:
         assert tag in words
@@ -507,11 +509,11 @@ def test_frozen_and_collapsed_are_said_on_the_spot_with_the_cause(tmp_path):
     dataset = data.load()
     batch = data.Batches(0, 60000, 256).indices(int(step), 1)[0]
     checkpoint = forks.checkpoints(tmp_path / "run")[int(step)]
-    classes, on_clip, zero = numpy_standstill(checkpoint, dataset, batch)
+    classes, on_clip, expected = numpy_standstill(checkpoint, dataset, batch)
     assert set(classes) == {result["collapsed"]}
     assert 0.5 < on_clip < 1
     assert f"{on_clip:.1%} of the test examples sit on the loss's clip" in more
-    assert float(zeros) == pytest.approx(100 * zero, abs=0.05 + 1e-9)
+    assert max(float(largest), expected) < 1e-4  # of 256 examples, each 0 or 1 - p all but 0
 
 
 def test_a_rate_of_0_freezes_but_not_for_want_of_a_gradient(tmp_path):
@@ -523,17 +525,16 @@ def test_a_rate_of_0_freezes_but_not_for_want_of_a_gradient(tmp_path):
         *("--checkpoint_every=10", "--init_stddev=1"),
     )
     assert outcome.status == 0
-    ((step, words, zeros, more),) = standstill_lines(outcome)
+    ((step, words, largest, more),) = standstill_lines(outcome)
     assert step == "10"
     assert re.search("not a bit has changed in .*" + 5 * ", .*", words)
     assert all(tag in words for tag in TAGS)
     batch = data.Batches(0, 60000, 256).indices(10, 1)[0]
     checkpoint = forks.checkpoints(tmp_path / "run")[0]
-    classes, on_clip, zero = numpy_standstill(checkpoint, data.load(), batch)
+    classes, on_clip, expected = numpy_standstill(checkpoint, data.load(), batch)
     assert len(set(classes)) > 1
     assert "collapsed" not in words
-    assert 0.1 < zero < 0.6  # pixels that are 0 in all of the batch
-    assert float(zeros) == pytest.approx(100 * zero, abs=0.05 + 1e-9)
+    assert float(largest) == pytest.approx(expected, rel=0.05) and expected > 1
     assert ("clip" in more) == (on_clip > 0)
 
 

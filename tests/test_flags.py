@@ -8,8 +8,9 @@ import sys
 import pytest
 
 from lab import flags
-from lab.config import WATCHABLE, Config, Settings, allowed
+from lab.config import WATCHABLE, Config, Settings
 from lab.errors import LabError
+from lab.fields import allowed
 
 FIELDS = {field.name: field for kind in (Config, Settings) for field in dataclasses.fields(kind)}
 

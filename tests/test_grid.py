@@ -26,7 +26,7 @@ import programs
 import pytest
 from conftest import idx_bytes
 
-from lab import flags, grid, results
+from lab import flags, grid, machine, results
 from lab.config import Config
 from lab.errors import LabError
 
@@ -295,21 +295,34 @@ def test_each_trial_gets_a_gpu(stand_in, monkeypatch, visible, jobs, gpus):
         assert sorted(answers(outcome).values()) == gpus
 
 
-@pytest.mark.parametrize(("jobs", "threads"), [(1, "4"), (2, "2"), (3, "1"), (9, "1")])
-def test_trials_share_the_cores(stand_in, monkeypatch, jobs, threads):
+@pytest.mark.parametrize("jobs", [1, 2, 9])
+def test_trials_share_the_cores(stand_in, monkeypatch, jobs):
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
-    monkeypatch.setattr(os, "sched_getaffinity", lambda _: {0, 1, 2, 3})
-    stand_in("answer = os.environ['TF_NUM_INTRAOP_THREADS']")
-    outcome = programs.train("--seeds=9", f"--jobs={jobs}")
-    assert answers(outcome) == dict.fromkeys(range(9), threads)
+    cores = sorted(os.sched_getaffinity(0))
+    stand_in("answer = sorted(os.sched_getaffinity(0))")
+    found = answers(programs.train("--seeds=9", f"--jobs={jobs}")).values()
+    shares = [cores[i::jobs] or [cores[i % len(cores)]] for i in range(jobs)]
+    assert {*found} <= {*map(str, shares)} and len(found) == 9
+    assert sorted({core for share in shares for core in share}) == cores
+
+
+def test_a_number_of_threads_has_a_process(stand_in, tmp_path):
+    """TensorFlow sets its threads up once in a process."""
+    stand_in("answer = f\"{order['config']['threads']} {os.getpid()}\"")
+    grid_file = tmp_path / "threads.flags"
+    grid_file.write_text("--threads=1\n--threads=1 --seed=1\n--threads=2 --seed=2\n")
+    outcome = programs.train(f"--grid={grid_file}", "--jobs=1")
+    found = [answer.split() for _, answer in sorted(answers(outcome).items())]
+    assert [threads for threads, _ in found] == ["1", "1", "2"]
+    assert found[0][1] == found[1][1] != found[2][1]
 
 
 def test_a_trial_for_each_core_as_far_as_memory_goes(monkeypatch):
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
     monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(6)))
-    assert 0 < grid._free_memory() < os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    assert 0 < machine.free_memory() < os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
     for gibibytes, jobs in ((64, 6), (4, 3), (0, 1)):
-        monkeypatch.setattr(grid, "_free_memory", lambda free=gibibytes: free * 2**30)
+        monkeypatch.setattr(machine, "free_memory", lambda free=gibibytes: free * 2**30)
         assert grid.default_jobs() == jobs
 
 
@@ -844,7 +857,8 @@ def test_a_trial_that_diverges_gives_its_status_and_a_terminal_gets_a_bar(tmp_pa
         cwd=tmp_path,
     )
     assert status == 3, shown
-    bars = [part for line in shown.split("\n") for part in line.split("\r") if "step/s" in part]
+    parts = [part for line in shown.split("\n") for part in line.split("\r")]
+    bars = [part for part in parts if "step/s" in part or "s/step" in part]
     assert any("0 of 2 done, 1 running, 1 left" in bar for bar in bars)
     assert any("1 of 2 done, " in bar for bar in bars)
     assert "2 of 2 done, 0 running, 0 left: 100%" in bars[-1]

@@ -8,6 +8,8 @@ import tensorflow as tf
 
 from lab.histograms import BUCKETS, histograms
 
+pytestmark = pytest.mark.numbers
+
 # How far from an edge float32 may still put a value on the wrong side, in buckets.
 ROUNDING = 1e-4
 # Smaller numbers are 0 to TensorFlow's kernels on a CPU, so of those only the number is compared.

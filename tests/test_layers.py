@@ -9,6 +9,8 @@ from lab import layers, losses
 from lab.config import Config
 from lab.layers import ACTIVATIONS, INITIALIZERS, MLP, Dense
 
+pytestmark = pytest.mark.numbers
+
 FORMULAS = {"sigmoid": special.expit, "tanh": np.tanh, "relu": lambda x: np.maximum(x, 0)}
 
 

@@ -13,6 +13,8 @@ from lab import optimizers, trial
 from lab.config import Config
 from lab.optimizers import RULES, Optimizer
 
+pytestmark = pytest.mark.numbers
+
 STEPS = 100
 TOLERANCE = 1e-6
 SHAPES = [(7, 5), (11,), (2, 3, 4), ()]

@@ -14,6 +14,8 @@ from lab.errors import LabError
 from lab.recorder import Recorder
 from lab.step import TrainLoop
 
+pytestmark = pytest.mark.numbers
+
 STEPS = 10
 TAGS = [
     f"{layer}/{part}{suffix}"

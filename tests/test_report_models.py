@@ -8,6 +8,8 @@ from test_report_network import examples, make
 
 from lab import report as r
 
+pytestmark = pytest.mark.numbers
+
 # Question 4
 
 

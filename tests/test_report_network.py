@@ -12,6 +12,8 @@ from lab import report as r
 from lab.layers import ACTIVATIONS
 from lab.losses import clipped_cross_entropy, softmax_cross_entropy
 
+pytestmark = pytest.mark.numbers
+
 SIZES = (6, 5, 7, 4)
 TF = {"sigmoid": tf.sigmoid, "tanh": tf.tanh, "relu": tf.nn.relu}
 
@@ -113,11 +115,12 @@ def test_initial_laws_are_those_of_the_layers(initializer):
 @pytest.mark.parametrize("reduction", ["sum", "mean"])
 @pytest.mark.parametrize("activation", ACTIVATIONS)
 def test_gradients_of_the_clipped_loss(activation, reduction):
-    """TensorFlow's, zeros at the same places: some examples on the clip, one certain, some dark."""
+    """TensorFlow's, in float64 (in float32 a rounded 1 - p is 0 on one CPU and 6e-8 on the next);
+    some examples are on the clip, one is certain, and one input is dark."""
     rng = np.random.default_rng(3)
-    network = make(rng, activation=activation, scale=1.0)
+    network = make(rng, activation=activation, scale=1.0, dtype=np.float64)
     network = network.replace({"logits/weights": network.weights[-1] * 15})
-    x, labels = examples(rng, 64)
+    x, labels = examples(rng, 64, dtype=np.float64)
     x[:, 2] = 0
     reduce = tf.reduce_sum if reduction == "sum" else tf.reduce_mean
     variables = {name: tf.Variable(v) for name, v in network.tensors().items()}
@@ -128,26 +131,12 @@ def test_gradients_of_the_clipped_loss(activation, reduction):
     assert 0 < np.mean(p < 1e-9) < 1 and np.any(p > 1e-3)
     found = r.clipped_gradients(network, x, labels, reduction)
     for name, expected in tape.gradient(total, variables).items():
-        np.testing.assert_allclose(found[name], expected, rtol=2e-4, atol=2e-5, err_msg=name)
-        np.testing.assert_array_equal(found[name] == 0, expected.numpy() == 0, err_msg=name)
+        np.testing.assert_allclose(found[name], expected, rtol=1e-9, atol=1e-12, err_msg=name)
+    assert not found["h1/weights"][2].any()
     stepped = r.sgd_step(network, x, labels, 0.1, reduction)
     np.testing.assert_allclose(
         stepped.biases[1], network.biases[1] - 0.1 * found["h2/bias"], rtol=1e-6
     )
-
-
-def test_gradients_too_small_for_float32_are_0_as_in_tensorflow():
-    network = make(np.random.default_rng(0), (2, 3), scale=0)
-    network = network.replace({"logits/bias": np.array([0, -80, -90], np.float32)})
-    x, labels = np.array([[1, 1e-4]], np.float32), np.array([0])
-    variables = {name: tf.Variable(v) for name, v in network.tensors().items()}
-    with tf.GradientTape() as tape:
-        loss = clipped_cross_entropy(labels, by_tensorflow(network, variables, x))
-    expected = tape.gradient(loss, variables)
-    found = r.clipped_gradients(network, x, labels)
-    np.testing.assert_array_equal(found["logits/weights"] == 0, [[1, 0, 1], [1, 1, 1]])
-    for name, gradient in expected.items():
-        np.testing.assert_allclose(found[name], gradient, rtol=1e-5, err_msg=name)
 
 
 @pytest.mark.parametrize("sizes", [(6, 4), (6, 5, 4), SIZES])
@@ -226,15 +215,11 @@ def test_autopsy_of_a_step_that_is_too_long():
 
     first, second = batch(256), batch(256)
     before, dead = r.autopsy(network, first, second, 20.0)
-    assert before.on_clip == before.zero_share == 0 and before.unmoved < 0.05
+    assert before.on_clip == 0 and before.unmoved < 0.05
     assert dead.least_spread > r.SPREAD_LIMIT == pytest.approx(20.723, abs=1e-3)
     assert dead.on_clip + dead.certain == 1 and dead.predicted_share == 1
     assert dead.certain == np.mean(second[1] == dead.predicted)
     assert dead.unmoved == 1  # whether each gradient is exactly 0 or only too small
-    after = r.sgd_step(network, *first, 20.0)
-    gradients = r.clipped_gradients(after, *second)
-    assert dead.zero_share == np.mean(np.concatenate([g.ravel() for g in gradients.values()]) == 0)
-    assert dead.zero_gradients["logits/bias"] == np.mean(gradients["logits/bias"] == 0)
 
     _, alive = r.autopsy(network, first, second, 0.1, "mean")
     assert alive.on_clip == alive.certain == 0 and alive.unmoved < 0.05
@@ -246,5 +231,4 @@ def test_all_on_the_clip_is_exactly_nothing():
     network = network.replace({"logits/bias": bias})
     x, _ = examples(np.random.default_rng(1), 20)
     signs = r.vital_signs(network, x, np.zeros(20, int), 0.1)
-    assert (signs.on_clip, signs.zero_share, signs.unmoved, signs.predicted) == (1, 1, 1, 1)
-    assert set(signs.zero_gradients.values()) == {1.0}
+    assert (signs.on_clip, signs.unmoved, signs.predicted) == (1, 1, 1)

@@ -156,7 +156,7 @@ def test_a_folder_without_runs_and_no_folder(tmp_path):
     ("field", "values", "names"),
     [
         ("display_step", (20, 50), {"sgd 1 display_step=20", "sgd 1 display_step=50"}),
-        ("watch", ("norms", "weights"), {"sgd 1 watch=norms", "sgd 1 watch=weights"}),
+        ("watch", (["norms"], ["weights"]), {"sgd 1 watch=norms", "sgd 1 watch=weights"}),
         ("deterministic", (True, False), {"sgd 1", "sgd 1 nodeterministic"}),
         ("data_dir", ("/a/mnist", "/b/mnist"), {"data_dir=/a/mnist", "data_dir=/b/mnist"}),
     ],

@@ -7,6 +7,8 @@ from test_report_network import examples, make
 
 from lab import report as r
 
+pytestmark = pytest.mark.numbers
+
 
 @pytest.fixture(scope="module")
 def trained():

@@ -390,9 +390,13 @@ def test_a_pair_without_common_seeds_is_said_too():
     [
         ("{", "not JSON"),
         ("[]", "needs a 'config' and a 'status'"),
-        ('{"config": {}, "status": "completed"}', "config.seed is None"),
+        ('{"config": {}, "status": "interrupted", "step": 3}', "config.seed is missing"),
+        (json.dumps({**record(), "step": 0.5}), "result.json: step is 0.5: must be an integer"),
         (json.dumps({**record(), "test_correct": None}), "test_total is None of 10000"),
-        (json.dumps({**record(), "test_correct": 10001}), "test_total is 10001 of 10000"),
+        (
+            json.dumps({**record(), "test_correct": 10001}),
+            "test_correct is 10001: must be at most test_total, 10000",
+        ),
         (b"\xff\xfe", "cannot be read"),
     ],
 )
@@ -421,9 +425,10 @@ def test_no_directory_and_no_results(tmp_path):
 
 
 def test_not_a_number_is_no_figure():
-    text = json.dumps({**record(0, status="nonfinite"), "readme_accuracy": float("nan")})
-    result = r.parse_result(text.replace('"seconds": null', '"seconds": 1e999'), "x")
-    assert "NaN" in text and result.readme_accuracy is None and result.seconds is None
+    for value in ("NaN", "Infinity", "1e999"):
+        text = json.dumps(record(0, status="nonfinite")).replace("null", value, 1)
+        with pytest.raises(LabError, match=r"test_correct is (nan|inf): must be an integer"):
+            r.parse_result(text, "x")
     shown = table(record(clip=float("nan")))  # in a config it must not reach the table's JSON
     assert "NaN" not in tables.to_json(shown) and shown.rows[0].config["clip"] is None
 
@@ -434,7 +439,7 @@ def test_not_a_number_is_no_figure():
 def mixed():
     return table(
         *readme_grid(2),
-        record(0, activation="relu", watch=["a|b"]),
+        record(0, activation="relu", watch=["weights"], data_dir="a|b"),
         record(0, status="nonfinite", learning_rate=9.0),
     )
 

@@ -15,6 +15,8 @@ from lab.losses import LOSSES
 from lab.optimizers import RULES, Optimizer
 from lab.step import Evaluator, TrainLoop, variable_tags
 
+pytestmark = pytest.mark.numbers
+
 STEPS = 50
 BATCH = 16
 TOLERANCE = 1e-5

@@ -62,7 +62,7 @@ def _made(evidence: Evidence) -> list[tuple[str, str]]:
 
     made = [("lab", f"Everystep {lab.__version__}" + (f", commit {c}" if (c := _commit()) else ""))]
     if every:
-        versions = [run.result.get("versions", {}) for run in every]
+        versions = [run.result["versions"] or {} for run in every]
         made += [
             ("trained with", different([_named(v) for v in versions if v]) or "not on record"),
             ("devices", different([_devices(run.result) for run in every])),
@@ -108,6 +108,6 @@ def _named(versions: dict[str, str]) -> str:
 
 
 def _devices(result: dict) -> str:
-    kinds = Counter(name.rpartition("device:")[2].split(":")[0] for name in result["devices"])
-    workers = f" on {result['workers']} workers" if result.get("workers", 1) > 1 else ""
+    kinds = Counter(name.rpartition("device:")[2].split(":")[0] for name in result["devices"] or ())
+    workers = f" on {result['workers']} workers" if (result["workers"] or 1) > 1 else ""
     return ", ".join(f"{count} {kind}" for kind, count in kinds.items()) + workers

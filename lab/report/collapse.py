@@ -7,8 +7,9 @@ import dataclasses
 import numpy as np
 
 from lab.report.curvature import backward, flatten, forward
-from lab.report.network import CLIP, Network, flush, softmax
+from lab.report.network import CLIP, Network, softmax
 
+CERTAIN = 1 - 1e-6  # a probability from here on is 1 within rounding, on every CPU
 SPREAD_LIMIT = float(np.log(1 / CLIP))  # ln(1e9) = 20.7: logits further apart reach the clip
 
 
@@ -18,8 +19,8 @@ def clipped_gradients(
     """Gradients of the recipe's clipped cross-entropy, by tensor, in the arrays' precision.
 
     With p = softmax(z) and y the label: where p_y < 1e-9 the clip passes nothing, dL/dz = 0
-    exactly. Elsewhere dL/dz_j = p_j - [j = y]: exactly 0 too where p_y has been rounded to 1 and
-    p_j is below float32's smallest normal number, which TensorFlow's kernels flush to 0, as here.
+    exactly. Elsewhere dL/dz_j = p_j - [j = y], which vanishes where p_y has been rounded to 1 and
+    p_j is below what float32 can hold.
 
     reduction: sum over the batch, as the recipe has it, or mean.
     """
@@ -34,7 +35,7 @@ def clipped_gradients(
     deltas, _ = backward(network, outputs, delta)
     gradients = {}
     for name, a, d in zip(network.names, outputs, deltas, strict=False):
-        gradients[f"{name}/weights"], gradients[f"{name}/bias"] = flush(a.T @ d), d.sum(axis=0)
+        gradients[f"{name}/weights"], gradients[f"{name}/bias"] = a.T @ d, d.sum(axis=0)
     return gradients
 
 
@@ -58,11 +59,9 @@ class VitalSigns:
     """What the loss still teaches on a batch; shares in [0, 1].
 
     spread: median over the examples of max z - min z, against `SPREAD_LIMIT`. least_spread: its
-    minimum. on_clip: p_label < 1e-9, no gradient. certain: p_label is 1 in this precision.
-    predicted, predicted_share: the class said most often, and how often. zero_gradients: by
-    tensor, the share of gradient entries exactly 0. zero_share: over all tensors. unmoved: the
-    share of weights and biases that one more sgd step on this batch would leave as they are:
-    gradients of 1e-30 are not 0, and move nothing either.
+    minimum. on_clip: p_label < 1e-9, no gradient. certain: p_label is 1 within rounding.
+    predicted, predicted_share: the class said most often, and how often. unmoved: the share of
+    weights and biases that one more sgd step on this batch would leave as they are.
     """
 
     spread: float
@@ -71,8 +70,6 @@ class VitalSigns:
     certain: float
     predicted: int
     predicted_share: float
-    zero_gradients: dict[str, float]
-    zero_share: float
     unmoved: float
 
 
@@ -88,19 +85,15 @@ def vital_signs(
     p = softmax(z)[np.arange(len(x)), labels]
     spreads = np.ptp(z, axis=1)
     counts = np.bincount(z.argmax(axis=1))
-    gradients = clipped_gradients(network, x, labels, reduction)
-    zeros = {name: int(np.sum(g == 0)) for name, g in gradients.items()}
     moved = sgd_step(network, x, labels, learning_rate, reduction)
     unmoved = flatten(moved) == flatten(network)
     return VitalSigns(
         spread=float(np.median(spreads)),
         least_spread=float(spreads.min()),
         on_clip=float(np.mean(p < CLIP)),
-        certain=float(np.mean(p == 1)),
+        certain=float(np.mean(p >= CERTAIN)),
         predicted=int(counts.argmax()),
         predicted_share=float(counts.max() / len(x)),
-        zero_gradients={name: zeros[name] / g.size for name, g in gradients.items()},
-        zero_share=sum(zeros.values()) / unmoved.size,
         unmoved=float(unmoved.mean()),
     )
 

@@ -136,18 +136,9 @@ def cross_entropy(output: np.ndarray, labels: np.ndarray) -> float:
 
 
 def softmax(output: np.ndarray) -> np.ndarray:
-    """exp(z_j) / sum_k exp(z_k), from logits z [n, classes], in their precision.
-
-    What lies below float32's smallest normal number is 0, as in TensorFlow, whose kernels flush
-    it; whether a gradient is exactly 0 hangs on that.
-    """
+    """exp(z_j) / sum_k exp(z_k), from logits z [n, classes], in their precision."""
     p = np.exp(output - output.max(axis=1, keepdims=True))
-    return flush(p / p.sum(axis=1, keepdims=True))
-
-
-def flush(values: np.ndarray) -> np.ndarray:
-    """The values with float32's subnormal numbers replaced by 0."""
-    return np.where(np.abs(values) < np.finfo(np.float32).tiny, values.dtype.type(0), values)
+    return p / p.sum(axis=1, keepdims=True)
 
 
 def clipped_cross_entropy(output: np.ndarray, labels: np.ndarray) -> float:

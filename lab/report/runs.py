@@ -17,11 +17,11 @@ from typing import Any
 
 import numpy as np
 
-from lab import data, results
+from lab import data, results, stored
 from lab.config import Config
 from lab.errors import LabError
 from lab.report.network import Network
-from lab.rundir import event_files
+from lab.rundir import RESULT, event_files
 
 Progress = Callable[[int, int], None]  # (done, total)
 
@@ -122,7 +122,7 @@ def label(config: dict[str, Any], shown: Collection[str], always: Collection[str
     if {"n_hidden_1", "n_hidden_2"} & set(unlike):
         words.append(f"{config['n_hidden_1']}×{config['n_hidden_2']}")
     for name in sorted({*unlike} - set(results.README_FIELDS) - (_IN_NO_LABEL - {*always})):
-        value = config[name]
+        value = ",".join(config[name]) if isinstance(config[name], list) else config[name]
         if name == "data_dir" and name not in always:
             value = os.path.basename(value.rstrip("/"))
         flags = {True: name, False: f"no{name}"}
@@ -188,18 +188,20 @@ class _Unusable(Exception):
 
 def _read_run(folder: str) -> Run:
     try:
-        with open(os.path.join(folder, "result.json"), encoding="utf-8") as file:
-            result = json.load(file, parse_constant=lambda _: None)
-        config, step, status = _DEFAULTS | result["config"], result["step"], result["status"]
-        digest = result["data"]
+        path = os.path.join(folder, RESULT)
+        with open(path, encoding="utf-8") as file:
+            result = stored.parse_result(file.read(), RESULT)
     except FileNotFoundError:
         raise _Unusable("it has no result.json: it is not finished") from None
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise _Unusable(f"its result.json cannot be used: {error!r}") from None
+    except (OSError, UnicodeDecodeError, LabError) as error:
+        raise _Unusable(f"its result cannot be used: {error}") from None
+    config, step, status = _DEFAULTS | result["config"], result["step"], result["status"]
     if status not in ("completed", "collapsed"):
         raise _Unusable(f"it ended as {status} at step {step}")
-    if not isinstance(digest, str) or not isinstance(step, int):
-        raise _Unusable("its result.json cannot be used: no data or step")
+    if result["data"] is None or result["test_accuracy"] is None:
+        raise _Unusable("its result.json cannot be used: no data or no test_accuracy")
+    if status == "collapsed" and result["collapsed"] is None:
+        raise _Unusable("its result.json cannot be used: no class that it collapsed to")
     networks = _read_networks(folder, config["activation"])
     if missing := {0, step} - networks.keys():
         raise _Unusable(f"it has no checkpoint of step {', '.join(map(str, sorted(missing)))}")
@@ -294,7 +296,7 @@ def _group(
     groups: dict[tuple[str, str, int], dict[int, Run]] = {}
     left: list[tuple[tuple[str, str, int], Run]] = []
     for run in runs:
-        replicas = run.result.get("replicas") or 1
+        replicas = run.result["replicas"] or 1
         key = _key(run.config), run.result["data"], replicas
         same = groups.setdefault(key, {})
         kept = same.setdefault(run.seed, run)

@@ -77,8 +77,6 @@ def autopsy(evidence: Evidence) -> Section:
         across("spread_before", "spread of an example's logits before the first step, median",
                [before.spread for before, _ in firsts]),
         spread, clip, certain, unmoved,
-        across("zero_share", "gradient entries that are exactly 0, at the end",
-               [signs.zero_share for signs in ends], "%"),
         *_death_figure(_death(subject)),
     ]  # fmt: skip
     figures = [figure for figure in figures if figure.value is not None]

@@ -1,0 +1,133 @@
+"""Fields with a type and limits: what flags and files read from a disk are checked against."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Mapping
+from typing import Any
+
+from lab.errors import LabError
+
+
+def field(default: Any, group: str, help: str, **limits: Any) -> Any:
+    """A dataclass field with what flags, --help and the checks need to know of it.
+
+    Limits: `choices`, `least` (inclusive), `below` (exclusive). `single`: the flag takes no list.
+    """
+    return dataclasses.field(default=default, metadata={"group": group, "help": help, **limits})
+
+
+class Checked:
+    """A dataclass that checks every field against its type and limits when it is made.
+
+    Raises:
+      LabError: names flag, value and what is allowed.
+    """
+
+    def __post_init__(self) -> None:
+        for one in dataclasses.fields(self):  # type: ignore[arg-type]
+            value = getattr(self, one.name)
+            check(one, value)
+            if one.type == "float":  # 1 and 1.0 are one learning rate, and one fingerprint
+                object.__setattr__(self, one.name, float(value))
+
+
+def check(one: dataclasses.Field, value: Any) -> None:
+    """Raises LabError, naming flag, value and what is allowed, where `value` does not fit."""
+    if not fits(one, value):
+        raise refusal(one, value)
+
+
+def refusal(one: dataclasses.Field, value: Any) -> LabError:
+    """The error that names flag, value and what is allowed."""
+    given = ",".join(map(str, value)) if isinstance(value, (tuple, list)) else str(value)
+    return LabError(f"--{one.name}={' '.join(given.split())}: must be {allowed(one)}")
+
+
+def from_json(kind: type[Checked], values: Any, place: str) -> dict[str, Any]:
+    """The fields of `kind` as a file has them; what it lacks has its default, what is no field is
+    left out.
+
+    Args:
+      values: as parsed from JSON.
+      place: what stands before a field's name in the error: "result.json: config.".
+
+    Raises:
+      LabError: names place, field, value and what is allowed.
+    """
+    if not isinstance(values, dict):
+        raise LabError(f"{place.rstrip('.: ')} is {_short(values)}: must be an object")
+    found = {}
+    for one in dataclasses.fields(kind):  # type: ignore[arg-type]
+        given = values.get(one.name, one.default)
+        value = _tuples(given)
+        if not fits(one, value):
+            raise LabError(f"{place}{one.name} is {_short(given)}: must be {allowed(one)}")
+        found[one.name] = float(value) if one.type == "float" else value
+    return found
+
+
+def _tuples(value: Any) -> Any:
+    """A JSON value with tuples for lists."""
+    if isinstance(value, dict):
+        return {name: _tuples(inner) for name, inner in value.items()}
+    return tuple(map(_tuples, value)) if isinstance(value, list) else value
+
+
+def fits(one: dataclasses.Field, value: Any) -> bool:
+    """Whether a value has the type of a field, and lies within its limits."""
+    limits = one.metadata
+    if not _has_type(str(one.type), value):
+        return False
+    if "choices" in limits:
+        chosen = value if isinstance(value, tuple) else (value,)
+        return all(one in limits["choices"] for one in chosen) and len(set(chosen)) == len(chosen)
+    if isinstance(value, (int, float)):
+        return limits.get("least", value) <= value < limits.get("below", math.inf)
+    return True
+
+
+def _has_type(kind: str, value: Any) -> bool:
+    """Whether a value has a type as annotations spell it. An integer counts as a float; infinity
+    and NaN do not."""
+    if kind.endswith(" | None"):
+        return value is None or _has_type(kind.removesuffix(" | None"), value)
+    if kind.startswith("tuple["):
+        inner = kind.removeprefix("tuple[").removesuffix(", ...]")
+        return isinstance(value, tuple) and all(_has_type(inner, v) for v in value)
+    if kind.startswith("dict[str, "):
+        inner = kind.removeprefix("dict[str, ").removesuffix("]")
+        return isinstance(value, Mapping) and all(_has_type(inner, v) for v in value.values())
+    number = isinstance(value, (int, float)) and not isinstance(value, bool)
+    return {
+        "int": number and isinstance(value, int),
+        "float": number and abs(value) < 1e300 and math.isfinite(value),
+        "bool": isinstance(value, bool),
+        "str": isinstance(value, str),
+    }[kind]
+
+
+def allowed(one: dataclasses.Field) -> str:
+    """The values that a field takes, in words."""
+    limits, kind = one.metadata, str(one.type)
+    if "choices" in limits:
+        names = ", ".join(limits["choices"])
+        return f"none or some of {names}, each once" if "tuple" in kind else f"one of {names}"
+    words = {"int": "an integer", "float": "a number", "bool": "true or false", "str": "a text"}
+    kind = kind.removesuffix(" | None")
+    text = words.get(kind) or ("a list" if kind.startswith("tuple") else "an object")
+    bounds = []
+    if "least" in limits:
+        bounds.append(f"at least {limits['least']}")
+    if "below" in limits:
+        power = int(limits["below"]).bit_length() - 1
+        large = power > 30 and limits["below"] == 2**power
+        bounds.append(f"below 2^{power}" if large else f"below {limits['below']}")
+    optional = ", or null" if str(one.type).endswith(" | None") else ""
+    return ", ".join([text, *[" and ".join(bounds)] * bool(bounds)]) + optional
+
+
+def _short(value: Any) -> str:
+    text = " ".join(repr(value).split())
+    return text if len(text) <= 60 else f"{text[:57]}..."

@@ -1,0 +1,67 @@
+"""What this machine has: cores, free memory, and the kind of its CPU. No TensorFlow."""
+
+from __future__ import annotations
+
+import os
+import platform
+import re
+from collections.abc import Mapping
+
+# By these a CPU can be told to work as an older kind.
+_LIMITS = {
+    "XLA": ("XLA_FLAGS", r"--xla_cpu_max_isa=(\w+)"),
+    "oneDNN": ("ONEDNN_MAX_CPU_ISA", r"(\w+)"),
+}
+# Version 2 and version 1: the limit, and what is used of it.
+_CONTROL_GROUP = (
+    ("memory.max", "memory.current"),
+    ("memory/memory.limit_in_bytes", "memory/memory.usage_in_bytes"),
+)
+_INSTRUCTIONS = {"avx512f": "AVX-512", "avx2": "AVX2", "avx": "AVX", "sse4_2": "SSE4.2"}
+
+
+def cores() -> list[int]:
+    """The numbers of the cores that this process may use."""
+    if hasattr(os, "sched_getaffinity"):
+        return sorted(os.sched_getaffinity(0))
+    return list(range(os.cpu_count() or 1))
+
+
+def free_memory() -> int:
+    """Bytes that can be had without swapping, here and in this process's control group; 2^60
+    where the system does not tell."""
+    free = [2**60]
+    if text := _read("/proc/meminfo"):
+        free += [int(kib) * 1024 for kib in re.findall(r"MemAvailable:\s*(\d+)", text)]
+    for names in _CONTROL_GROUP:
+        limit, used = (_read(f"/sys/fs/cgroup/{name}").strip() for name in names)
+        if limit.isdecimal() and used.isdecimal():
+            free.append(int(limit) - int(used))
+    return max(min(free), 0)
+
+
+def cpu(environment: Mapping[str, str] = os.environ) -> str:
+    """The kind of CPU that the numbers of a run are computed on: another kind gives other last
+    bits. Its name and its vector instructions, and what XLA and oneDNN are told to use at most.
+    """
+    text = _read("/proc/cpuinfo")
+    fields = dict(re.findall(r"^([\w ]+?)\s*:\s*(.*)$", text.partition("\n\n")[0], re.MULTILINE))
+    words = [fields.get("model name") or platform.processor() or platform.machine()]
+    if "model" in fields:
+        words.append(f"family {fields.get('cpu family')} model {fields['model']}")
+    flags = fields.get("flags", "").split()
+    words += [name for flag, name in _INSTRUCTIONS.items() if flag in flags][:1]
+    for who, (variable, pattern) in _LIMITS.items():
+        if limit := re.search(pattern, environment.get(variable, "")):
+            words.append(f"{who} limited to {limit[1]}")
+    if environment.get("TF_ENABLE_ONEDNN_OPTS") == "0":
+        words.append("without oneDNN")
+    return ", ".join(words)
+
+
+def _read(path: str) -> str:
+    try:
+        with open(path, encoding="utf-8", errors="replace") as file:
+            return file.read()
+    except OSError:
+        return ""

@@ -1,0 +1,233 @@
+"""What is the same bits, and what is equal within rounding: the table "What is exact" of BUILD.md.
+
+The sizes are the recipe's: smaller products are not cut for threads.
+"""
+
+import os
+import signal
+import subprocess
+import sys
+
+import forks
+import numpy as np
+import programs
+import pytest
+from forks import LONG, RUN, STEPS
+from programs import ENVIRONMENT
+
+from lab import machine
+from lab.report.runs import read_scalars
+
+pytestmark = pytest.mark.numbers
+
+RECIPE = ["--optimizer=rmsprop", "--training_steps=40", "--display_step=20", "--steps_per_loop=20"]
+# An older kind of CPU each, as far as a program can be told to take this one for it. Without
+# AVX-512 TensorFlow leaves its oneDNN kernels aside.
+AVX2 = {
+    "XLA_FLAGS": "--xla_cpu_max_isa=AVX2",
+    "ONEDNN_MAX_CPU_ISA": "AVX2",
+    "TF_ENABLE_ONEDNN_OPTS": "0",
+}
+SSE = {
+    "XLA_FLAGS": "--xla_cpu_max_isa=SSE4_2",
+    "ONEDNN_MAX_CPU_ISA": "SSE41",
+    "TF_ENABLE_ONEDNN_OPTS": "0",
+}
+
+
+def assert_same_bits(run, wanted):
+    """All tensors of all checkpoints, every event, and the result but for its times."""
+    forks.assert_same_record(forks.record(run), forks.record(wanted))
+    for step, path in forks.checkpoints(wanted).items():
+        assert forks.tensors(forks.checkpoints(run)[step]) == forks.tensors(path), step
+    assert forks.result(run) == forks.result(wanted)
+
+
+@pytest.fixture(scope="module", params=["cpu:1", pytest.param("cpu:2", marks=pytest.mark.slow)])
+def recipe(request, tmp_path_factory, program):
+    """Runs the recipe on MNIST, XLA limited to AVX2: there the cut shows in the last bits."""
+    folder = tmp_path_factory.mktemp("recipe")
+    limit = {"XLA_FLAGS": AVX2["XLA_FLAGS"]}
+
+    def run(name, *flags, environment=(), **options):
+        where = [f"--devices={request.param}", f"--logdir={folder / name}", "--run_name=run"]
+        outcome = program.forks.train(
+            *RECIPE, *where, *flags, environment=limit | dict(environment), **options
+        )
+        assert (outcome.status, outcome.err) == (0, ""), outcome
+        return folder / name / "run"
+
+    run.environment, run.devices = limit, request.param
+    run.whole = run("whole")
+    return run
+
+
+@pytest.mark.parametrize(
+    ("name", "how"),
+    [
+        ("one thread by TensorFlow's variable", {"environment": {"TF_NUM_INTRAOP_THREADS": "1"}}),
+        ("one core", {"cores": [min(os.sched_getaffinity(0))]}),
+    ],
+)
+def test_threads_and_cores_of_the_machine_change_no_bit(recipe, name, how):
+    assert_same_bits(recipe(name, **how), recipe.whole)
+
+
+def test_a_grid_changes_no_bit(recipe, tmp_path):
+    """A trial on its share of the cores, beside another one."""
+    done = programs.finish(
+        programs.start(
+            *(
+                *RECIPE,
+                f"--devices={recipe.devices}",
+                "--seeds=2",
+                "--jobs=2",
+                f"--logdir={tmp_path}",
+            ),
+            cwd=tmp_path,
+            env=ENVIRONMENT | recipe.environment,
+        )
+    )
+    assert (done.status, done.err) == (0, "")
+    run = next(tmp_path.glob("*seed=0"))
+    for step, path in forks.checkpoints(recipe.whole).items():
+        assert forks.tensors(forks.checkpoints(run)[step]) == forks.tensors(path), step
+
+
+def test_the_number_of_threads_belongs_to_the_run(recipe):
+    """It is in the fingerprint and the result; what it changes is rounding."""
+    other = recipe("threads", "--threads=1")
+    one, two = forks.result(other), forks.result(recipe.whole)
+    assert (one["config"]["threads"], two["config"]["threads"]) == (1, 2)
+    assert one["fingerprint"] != two["fingerprint"]
+    assert_equal_within_rounding(other, recipe.whole)
+    assert "in this process TensorFlow has begun" in programs.train("--threads=3").err
+
+
+def assert_equal_within_rounding(run, wanted, atol=2e-3):
+    """The losses, sums over 256 examples of about 2 nats, of all steps."""
+    (steps, found), (_, expected) = (read_scalars(str(one))["loss"] for one in (run, wanted))
+    assert len(steps) == 40
+    np.testing.assert_allclose(found, expected, rtol=1e-4, atol=atol)
+
+
+@pytest.mark.parametrize("kind", [AVX2, pytest.param(SSE, marks=pytest.mark.slow)])
+def test_another_kind_of_cpu_is_equal_within_rounding(tmp_path, recipe, kind):
+    done = programs.finish(
+        programs.start(
+            *(*RECIPE, f"--logdir={tmp_path}", "--run_name=run"),
+            cwd=tmp_path,
+            env=ENVIRONMENT | kind,
+        )
+    )
+    assert (done.status, done.err) == (0, "")
+    assert_equal_within_rounding(tmp_path / "run", recipe.whole)
+    ((first, cpu),) = (entry.values() for entry in forks.result(tmp_path / "run")["cpus"])
+    assert first == 1 and f"XLA limited to {kind['XLA_FLAGS'].partition('=')[2]}" in cpu
+
+
+def test_a_run_that_goes_on_on_another_kind_of_cpu_says_so(program, whole, killed_at_24):
+    other = {"XLA_FLAGS": "--xla_cpu_max_isa=AVX"}
+    outcome = program.train(killed_at_24, environment=other)
+    assert (outcome.status, outcome.err) == (0, "")
+    here, there = machine.cpu(), machine.cpu(os.environ | other)
+    assert f"another kind of CPU ({there}; before: {here})" in outcome.out
+    result, wanted = forks.result(killed_at_24), forks.result(whole)
+    assert result["cpus"] == [{"first_step": 1, "cpu": here}, {"first_step": 25, "cpu": there}]
+    assert result["fingerprint"] == wanted["fingerprint"]
+    (steps, loss), (_, expected) = (read_scalars(str(run))["loss"] for run in (killed_at_24, whole))
+    np.testing.assert_array_equal(steps, range(1, STEPS + 1))
+    np.testing.assert_array_equal(loss[:24], expected[:24])
+    np.testing.assert_allclose(loss[24:], expected[24:], rtol=1e-4)
+
+
+# ------------------------------------------------------------------ the machine
+
+
+def test_what_a_cpu_is_told_belongs_to_its_kind():
+    plain = machine.cpu({})
+    assert (
+        machine.cpu(AVX2) == f"{plain}, XLA limited to AVX2, oneDNN limited to AVX2, without oneDNN"
+    )
+    assert machine.cpu({"XLA_FLAGS": "--xla_dump_to=x"}) == plain
+    assert plain and "\n" not in plain
+
+
+def test_idle_cores_are_told(tmp_path, monkeypatch, idx_folder):
+    for cores, said in ((1, False), (2, False), (6, True)):
+        monkeypatch.setattr(machine, "cores", lambda cores=cores: list(range(cores)))
+        outcome = programs.train(
+            *("--training_steps=2", "--batch_size=8", f"--data_dir={idx_folder}"),
+            *(f"--logdir={tmp_path}", f"--run_name={cores}"),
+        )
+        assert outcome.status == 0, outcome.err
+        assert ("2 of 6 cores; --threads=6 takes them all" in outcome.out) == said
+
+
+def test_a_batch_that_does_not_fit_is_refused(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    outcome = programs.train("--batch_size=1000000000")
+    forks.assert_one_line(outcome, 1, "--batch_size=1000000000", "GiB", "at most")
+    fit = int(outcome.err.split("at most ")[1].split(" ")[0].replace(",", ""))
+    assert 10_000 < fit < 1_000_000_000
+    outcome = programs.train("--n_hidden_1=1000000000")
+    forks.assert_one_line(outcome, 1, "784-1000000000-256-10", "smaller layers")
+    assert not os.listdir(tmp_path)
+
+
+# ------------------------------------------------------------------ signals
+
+
+def test_a_signal_in_the_midst_of_a_step(tmp_path):
+    """The interpreter is inside one long operation, and runs no handler."""
+    program = (
+        "import hashlib\n"
+        "from lab import stop\n"
+        "stop.PATIENCE = 0.1\n"
+        "with stop.Stop('last words'):\n"
+        "    print('begun', flush=True)\n"
+        "    hashlib.pbkdf2_hmac('sha256', b'', b'', 2**31 - 1)\n"
+    )
+    process = subprocess.Popen(
+        [sys.executable, "-c", program],
+        env=ENVIRONMENT,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    assert process.stdout.readline() == "begun\n"
+    process.send_signal(signal.SIGTERM)
+    outcome = programs.finish(process)
+    assert (outcome.status, outcome.err) == (128 + signal.SIGTERM, "last words\n")
+
+
+def test_a_loop_is_as_short_as_a_signal_can_wait(program, long, monkeypatch, tmp_path):
+    """Steps that take long are done a few at a time; that changes no bit."""
+    from lab import step, trial
+
+    lengths = []
+    run = step.TrainLoop.run
+
+    def noted(self, indices, first_step):
+        lengths.append(len(indices))
+        return run(self, indices, first_step)
+
+    monkeypatch.setattr(step.TrainLoop, "run", noted)
+    for milliseconds, longest in ((0, 1), (trial.LOOP_MILLISECONDS, 10)):
+        lengths.clear()
+        monkeypatch.setattr(trial, "LOOP_MILLISECONDS", milliseconds)
+        directory = program.new()
+        assert program.here(directory, *LONG).status == 0
+        assert max(lengths) == longest and sum(lengths) == 400
+        assert forks.tensors(forks.checkpoints(directory)[400]) == forks.tensors(
+            forks.checkpoints(long)[400]
+        )
+
+
+def test_a_loop_holds_no_more_indices_than_it_may(program, monkeypatch):
+    from lab import trial
+
+    monkeypatch.setattr(trial, "LOOP_INDICES", 32)  # two batches of 16
+    directory = program.new()
+    assert program.here(directory, *RUN).status == 0
+    assert forks.result(directory)["step"] == STEPS

@@ -1,0 +1,133 @@
+"""Damaged and edited files of a run: a line that names file, field and value, no traceback."""
+
+import json
+import shutil
+
+import forks
+import pytest
+import small_runs
+from forks import RUN, STEPS
+
+from lab import results, stored, tables
+from lab.errors import LabError
+from lab.report import __main__ as report
+from lab.report.runs import read_runs
+
+WRONG = [None, [], {}, "text", -1, 0.5, float("nan"), 10**400, True, [1, "x"]]
+
+
+def fields(value, path=()):
+    """The path of every field of a JSON object, those of its objects included."""
+    for key, inner in value.items():
+        yield (*path, key)
+        if isinstance(inner, dict):
+            yield from fields(inner, (*path, key))
+
+
+def changed(value, path, new):
+    """A copy of a JSON object with one field changed."""
+    key, *rest = path
+    return {**value, key: changed(value[key], rest, new) if rest else new}
+
+
+def test_every_field_of_a_result_with_each_wrong_value(tmp_path_factory):
+    """It is left out with a line, or it still makes a table; nothing else may happen."""
+    logdir = small_runs.trained(tmp_path_factory.getbasetemp())
+    path = next(logdir.glob("sgd,lr=1,*seed=1")) / "result.json"
+    whole = json.loads(path.read_text())
+    refused = set()
+    for field in fields(whole):
+        for new in WRONG:
+            text = json.dumps(changed(whole, field, new))
+            try:
+                found = results.parse_result(text, str(path))
+            except LabError as error:
+                assert str(error).startswith(str(path)) and "\n" not in str(error)
+                assert field[-1] in str(error) or field[0] in str(error)
+                refused.add(field)
+                continue
+            for form in tables.FORMATS.values():
+                form(results.make_table([found]))
+    told = {"config", "seed", "status", "step", "test_correct", "collapsed", "nonfinite"}
+    assert {field[-1] for field in refused} >= {*stored.StoredResult.__annotations__} - {"data"}
+    assert {field[-1] for field in refused} >= told | whole["config"].keys() - {"data_dir"}
+
+
+@pytest.mark.parametrize(
+    ("field", "value", "words"),
+    [
+        (("config", "learning_rate"), [0.1], "config.learning_rate is [0.1]: must be a number"),
+        (("config", "seed"), 2**64, "config.seed is 18446744073709551616: must be an integer"),
+        (("config", "seed"), 0.5, "config.seed is 0.5: must be an integer, at least 0"),
+        (
+            ("replicas",),
+            "two",
+            "replicas is 'two': must be an integer, at least 1 and below 2^31, or null",
+        ),
+        (("devices",), 3, "devices is 3: must be a list, or null"),
+        (("status",), "done", "status is 'done': must be one of completed, collapsed, nonfinite"),
+        (("test_correct",), 121, "test_correct is 121: must be at most test_total, 120"),
+    ],
+)
+def test_the_line_names_file_field_and_value(tmp_path_factory, field, value, words):
+    logdir = small_runs.trained(tmp_path_factory.getbasetemp())
+    path = next(logdir.glob("sgd,lr=1,*seed=1")) / "result.json"
+    text = json.dumps(changed(json.loads(path.read_text()), field, value))
+    with pytest.raises(LabError) as raised:
+        stored.parse_result(text, "result.json")
+    assert str(raised.value).startswith("result.json") and words in str(raised.value)
+
+
+@pytest.mark.slow
+def test_the_page_of_edited_runs(tmp_path, tmp_path_factory, monkeypatch, capsys):
+    """Every edit that the types allow, each a run of its own, beside the runs as they were: the
+    page is made, and every run is in it or has its line."""
+    trained = small_runs.trained(tmp_path_factory.getbasetemp())
+    logdir = tmp_path / "runs"
+    shutil.copytree(trained, logdir)
+    source = next(logdir.glob("sgd,lr=1,*seed=1"))
+    whole = json.loads((source / "result.json").read_text())
+    copies = 0
+    for field in fields(whole):
+        for new in [*WRONG, 2**40, 1e30]:
+            text = json.dumps(changed(whole, field, new))
+            try:
+                stored.parse_result(text, "")
+            except LabError:
+                continue
+            if field[0] in ("versions", "cpus", "fingerprint", "startup_seconds", "device"):
+                continue  # nothing is made of them
+            copies += 1
+            shutil.copytree(source, logdir / f"edited-{copies}")
+            (logdir / f"edited-{copies}" / "result.json").write_text(text)
+    assert copies > 20
+    monkeypatch.setattr("sys.argv", ["report", str(logdir)])
+    assert report.main() == 0, capsys.readouterr().err
+    runs = read_runs(str(logdir))
+    left_out = [line for line in runs.problems if "left out" in line]
+    assert len(left_out) + sum(len(group.runs) for group in runs.groups) >= copies + 5
+
+
+def test_every_field_of_a_config_and_a_manifest_with_each_wrong_value(program, whole):
+    """bin/train refuses the directory, passes the checkpoint over, or says the run is there."""
+    directory = program.copy(whole)
+    newest = forks.checkpoints(directory)[STEPS]
+    for path in (directory / "config.json", newest / "manifest.json"):
+        original = path.read_text()
+        (directory / "result.json").unlink(missing_ok=True)
+        names = [field for field in fields(json.loads(original)) if len(field) == 1]
+        for field in names:
+            for new in WRONG[:: 1 if path.name == "config.json" else 5]:
+                path.write_text(json.dumps(changed(json.loads(original), field, new)))
+                outcome = program.here(directory, *RUN, "--batch_size=17")  # another run
+                forks.assert_one_line(outcome, 1, directory, "--overwrite", "--run_name")
+        path.write_text(original)
+
+
+def test_a_manifest_with_a_wrong_value_is_passed_over(program, whole):
+    directory = program.copy(whole)
+    (directory / "result.json").unlink()
+    path = forks.checkpoints(directory)[STEPS] / "manifest.json"
+    path.write_text(json.dumps(changed(json.loads(path.read_text()), ("state", "noise"), [1])))
+    out = forks.assert_goes_on(program, directory, whole)
+    assert "passing over step-000000048: manifest.json is damaged" in out
