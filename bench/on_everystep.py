@@ -27,6 +27,7 @@ WATCH = {
 
 def make(task: Task) -> Made:
     tf.config.experimental.enable_op_determinism()
+    devices.set_threads(Config().threads)
     where, _, what = task.variant.rpartition(", ")
     watch = WATCH[what]
     strategy = _strategy(where or what)

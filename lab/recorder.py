@@ -167,24 +167,19 @@ class Recorder:
     def _write_steps(self, first: int, recorded: Mapping[str, tf.Tensor], every: int) -> None:
         values = {name: tensor.numpy() for name, tensor in recorded.items()}
         steps = np.arange(first, first + len(values["scalars"]))
-        if not self._tags or every > 1:
-            events = self._plain.events(values["scalars"])
-        if self._tags:
-            chosen = np.flatnonzero(steps % every == 0)
-            full = self._full.events(*(values[name][chosen] for name in _Layout.ORDER))
-            if every == 1:
-                events = full
-            else:
-                for i, event in zip(chosen, full, strict=True):
-                    events[i] = event
-        for step, event in zip(steps.tolist(), events, strict=True):
-            self._write(Event(step=step), event)
-        if self._tags:
-            self._note_nonfinite(steps[chosen], values["nonfinite"][chosen])
+        chosen = steps % every == 0 if self._tags else np.zeros(len(steps), bool)
+        plain = iter(self._plain.events(values["scalars"][~chosen]))
+        full = iter(())
+        if chosen.any():
+            full = iter(self._full.events(*(values[name][chosen] for name in _Layout.ORDER)))
+        for i, step in enumerate(steps.tolist()):
+            self._write(Event(step=step), next(full if chosen[i] else plain))
+            if chosen[i]:
+                self._note_nonfinite(step, values["nonfinite"][i])
 
-    def _note_nonfinite(self, steps: np.ndarray, counts: np.ndarray) -> None:
-        for row, column in zip(*np.nonzero(counts), strict=True):
-            tag, step, count = self._tags[column], int(steps[row]), int(counts[row, column])
+    def _note_nonfinite(self, step: int, counts: np.ndarray) -> None:
+        for column in np.flatnonzero(counts).tolist():
+            tag, count = self._tags[column], int(counts[column])
             self.nonfinite.setdefault(tag, {"first_step": step, "count": count})
             self._write_summary(scalar_pb(f"{tag}/nonfinite", count), step)
 
