@@ -9,10 +9,11 @@ import tensorflow as tf
 from common import RATE, Made, Task
 from common import about as say
 
-from lab import devices, layers, losses, optimizers
-from lab.config import Config
-from lab.recorder import Recorder
-from lab.step import TrainLoop
+from lab.models import losses, mlp, optimizers
+from lab.record.event_writer import Recorder
+from lab.settings.config import Config
+from lab.step import placement
+from lab.step.loop import TrainLoop
 
 # Variants by the end of their names; those that say nothing train on one replica.
 WATCH = {
@@ -27,12 +28,12 @@ WATCH = {
 
 def make(task: Task) -> Made:
     tf.config.experimental.enable_op_determinism()
-    devices.set_threads(Config().threads)
+    placement.set_threads(Config().threads)
     where, _, what = task.variant.rpartition(", ")
     watch = WATCH[what]
     strategy = _strategy(where or what)
     with strategy.scope():
-        model = layers.MLP(task.sizes)
+        model = mlp.MLP(task.sizes)
         rule = optimizers.RULES[task.rule](learning_rate=RATE)
         optimizer = optimizers.Optimizer(rule, model.trainable_variables)
     arrays = iter(task.weights())
@@ -77,7 +78,7 @@ def make(task: Task) -> Made:
 def _strategy(name: str) -> tf.distribute.Strategy:
     if name == "no strategy":
         return tf.distribute.get_strategy()
-    return devices.make_strategy("cpu:2" if name == "2 replicas" else "auto")
+    return placement.make_strategy("cpu:2" if name == "2 replicas" else "auto")
 
 
 def about() -> dict:

@@ -49,7 +49,6 @@ _CHANGES = {"os.mkdir", "os.rename", "os.remove", "os.rmdir", "os.truncate"}
 
 def serve() -> None:
     """Takes orders until there are no more."""
-    from lab import main, trial  # noqa: F401
 
     print(json.dumps("ready"), flush=True)
     for line in sys.stdin:
@@ -78,7 +77,8 @@ def _child(
     try:
         for stream, name in ((0, os.devnull), (1, f"{output}.out"), (2, f"{output}.err")):
             os.dup2(os.open(name, os.O_RDWR | os.O_CREAT, 0o666), stream)
-        from lab import checkpoints, main
+        from lab.record import checkpoints
+        from lab.training import main
 
         os.environ.update(environment or {})
         if cores:

@@ -23,7 +23,7 @@ ENVIRONMENT = {
     **{k: v for k, v in os.environ.items() if k != "TF_CPP_MIN_LOG_LEVEL"},
     "PYTHONPATH": ROOT,
 }
-TRAIN = [sys.executable, "-m", "lab.main"]
+TRAIN = [sys.executable, "-m", "lab.training.main"]
 
 
 @dataclasses.dataclass
@@ -37,7 +37,7 @@ class Outcome:
 
 def train(*arguments: str) -> Outcome:
     """The training program in this process, where TensorFlow is loaded already."""
-    from lab import main
+    from lab.training import main
 
     out, err = io.StringIO(), io.StringIO()
     with (

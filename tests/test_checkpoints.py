@@ -13,8 +13,8 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from lab.checkpoints import Checkpoints
 from lab.errors import LabError
+from lab.record.checkpoints import Checkpoints
 
 EVENTS = "events.out.tfevents.1700000000.host.1.0.v2"
 STATE = {"figures": {"test_loss": 0.1 + 0.2, "collapsed": None}, "steps": [1, 2], "x": 1e-320}

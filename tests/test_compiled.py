@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from lab import compiled
+from lab.kernels import xla
 
 pytestmark = pytest.mark.numbers
 
@@ -20,7 +20,7 @@ def test_every_entry_is_reduced_once(size):
 
     @tf.function(jit_compile=True)
     def reductions(tensors):
-        return compiled.smallest(tensors), compiled.largest(tensors), compiled.squares(tensors)
+        return xla.smallest(tensors), xla.largest(tensors), xla.squares(tensors)
 
     low, high, squares = (part.numpy() for part in reductions([tf.constant(x) for x in tensors]))
     np.testing.assert_array_equal(low, [np.min(x) for x in tensors])
@@ -31,14 +31,14 @@ def test_every_entry_is_reduced_once(size):
     for place in {0, size // 2, size - 1}:
         one[:] = 0
         one[place] = 3
-        np.testing.assert_array_equal(compiled.squares([tf.constant(one)]), [9])
+        np.testing.assert_array_equal(xla.squares([tf.constant(one)]), [9])
 
 
 def test_of_finite_entries_only():
     tensors = [np.array(x, np.float32) for x in ([np.nan, 2, np.inf, -3], [np.nan], [-np.inf])]
     low, high = (
         tf.function(function, jit_compile=True)([tf.constant(x) for x in tensors])
-        for function in (compiled.smallest, compiled.largest)
+        for function in (xla.smallest, xla.largest)
     )
     np.testing.assert_array_equal(low, [-3, np.inf, np.inf])
     np.testing.assert_array_equal(high, [2, -np.inf, -np.inf])
@@ -46,7 +46,7 @@ def test_of_finite_entries_only():
 
 def test_squares_of_nan_and_beyond_float32():
     tensors = [np.array(x, np.float32) for x in ([1, np.nan], [3e38, 1], [np.inf, 0])]
-    squares = compiled.squares([tf.constant(x) for x in tensors]).numpy()
+    squares = xla.squares([tf.constant(x) for x in tensors]).numpy()
     np.testing.assert_array_equal(squares, [np.nan, np.inf, np.inf])
 
 
@@ -54,7 +54,7 @@ def test_squares_of_nan_and_beyond_float32():
 @pytest.mark.parametrize("buckets", [1, 64])
 def test_bincount(size, buckets):
     values = random.integers(0, buckets, size)
-    counts = tf.function(lambda x: compiled.bincount(x, buckets), jit_compile=True)(
+    counts = tf.function(lambda x: xla.bincount(x, buckets), jit_compile=True)(
         tf.constant(values.astype(np.float32))
     )
     np.testing.assert_array_equal(counts, np.bincount(values, minlength=buckets))

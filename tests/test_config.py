@@ -7,9 +7,9 @@ import re
 
 import pytest
 
-from lab.config import WATCHABLE, Config, Settings
 from lab.errors import LabError
-from lab.fields import allowed
+from lab.settings.config import WATCHABLE, Config, Settings
+from lab.settings.fields import allowed
 
 FIELDS = {field.name: field for kind in (Config, Settings) for field in dataclasses.fields(kind)}
 OWNER = {field.name: kind for kind in (Config, Settings) for field in dataclasses.fields(kind)}
@@ -232,5 +232,5 @@ def test_fingerprints_of_equal_configs_are_equal():
 
 def test_the_fingerprint_changes_with_the_numerics(monkeypatch):
     plain = Config().fingerprint()
-    monkeypatch.setattr("lab.config.NUMERICS", -1)
+    monkeypatch.setattr("lab.settings.config.NUMERICS", -1)
     assert Config().fingerprint() != plain

@@ -22,10 +22,13 @@ import pytest
 import tensorflow as tf
 from test_step import Under
 
-from lab import devices, replicas, trial
 from lab.errors import LabError
-from lab.optimizers import RULES
-from lab.step import variable_tags
+from lab.models.optimizers import RULES
+from lab.step import agreement
+from lab.step import gradient_noise as replicas
+from lab.step import placement as devices
+from lab.step.loop import variable_tags
+from lab.training import trial
 
 pytestmark = pytest.mark.numbers
 
@@ -682,7 +685,7 @@ def test_a_program_makes_as_many_cpu_devices_as_it_needs(idx_folder, tmp_path):
 def test_replicas_that_have_come_apart_are_named(tiny):
     under = Watched(tiny, 4, rule=RULES["adam"]())
     under.run(3)
-    group = devices.Group(under.strategy, None)
+    group = agreement.Group(under.strategy, None)
     variables = dict(zip(under.tensors(), under.model.trainable_variables, strict=True))
     group.check_identical(variables)
     for tag, variable in variables.items():
@@ -727,7 +730,7 @@ def test_a_run_whose_replicas_come_apart_ends_at_the_next_checkpoint(idx_folder,
 
 
 def test_a_group_of_one_agrees_with_itself():
-    group = devices.Group(strategy_over(2), None)
+    group = agreement.Group(strategy_over(2), None)
     assert group.chief and group.alone
     assert group.largest(0, 15) == [0, 15]
     assert group.from_chief(b"word") == b"word"
@@ -783,7 +786,7 @@ def test_local_gradients_of_gpus_sum_to_the_reduced_one(tiny):
     np.testing.assert_allclose(np.sum(parts, axis=0), columns["gradient/norm"], rtol=1e-4)
     slots = [slot for slots in under.optimizer.slots for slot in slots]
     variables = [*under.model.trainable_variables, *slots]
-    group = devices.Group(under.strategy, None)
+    group = agreement.Group(under.strategy, None)
     group.check_identical(dict(zip(variable_tags(variables), variables, strict=True)))
 
 

@@ -7,22 +7,22 @@ import sys
 
 import pytest
 
-from lab import flags
-from lab.config import WATCHABLE, Config, Settings
 from lab.errors import LabError
-from lab.fields import allowed
+from lab.settings import command_line
+from lab.settings.config import WATCHABLE, Config, Settings
+from lab.settings.fields import allowed
 
 FIELDS = {field.name: field for kind in (Config, Settings) for field in dataclasses.fields(kind)}
 
 
 def parse(*arguments):
     """The one config, and the settings."""
-    (config,), settings = flags.parse(["train", *arguments])
+    (config,), settings = command_line.parse(["train", *arguments])
     return config, settings
 
 
 def configs(*arguments):
-    return flags.parse(["train", *arguments])[0]
+    return command_line.parse(["train", *arguments])[0]
 
 
 def failure(*arguments):

@@ -26,9 +26,12 @@ import programs
 import pytest
 from conftest import idx_bytes
 
-from lab import flags, grid, machine, results
-from lab.config import Config
+from lab import machine
+from lab.compare import table as results
 from lab.errors import LabError
+from lab.processes import pool as grid
+from lab.settings import command_line
+from lab.settings.config import Config
 
 STEPS = 200
 SMALL = [
@@ -48,7 +51,7 @@ TRIALS = [(*config, seed) for seed in (0, 1) for config in CONFIGS]
 
 def parse(*arguments):
     """The trials of a command line, without its program's name."""
-    return flags.parse(["train", *arguments])[0]
+    return command_line.parse(["train", *arguments])[0]
 
 
 def write(folder, text):
@@ -185,7 +188,7 @@ def test_a_bad_line_is_named_before_anything_runs(tmp_path, monkeypatch, line, w
 def test_a_grid_that_is_not_there_or_cannot_be_read(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "binary").write_bytes(b"\xff\xfe--\x80")
-    for name in ("readmee", "binary", ".", "lab/grids/absent.flags"):
+    for name in ("readmee", "binary", ".", "lab/settings/grids/absent.flags"):
         assert_refused(programs.train(f"--grid={name}"), f"--grid={name}", *grid.names())
     assert os.listdir(tmp_path) == ["binary"]
 
@@ -534,7 +537,7 @@ def progress(text):
 def report(logdir, *arguments, **environment):
     """The report's table, by its program in a process of its own."""
     done = subprocess.run(
-        [sys.executable, "-m", "lab.report", str(logdir), "--nopage", *arguments],
+        [sys.executable, "-m", "lab.report.main", str(logdir), "--nopage", *arguments],
         cwd=logdir.parent if logdir.parent.exists() else None,
         env=programs.ENVIRONMENT | environment,
         capture_output=True,
@@ -971,7 +974,7 @@ def test_the_reports_launcher(whole):
 def test_what_the_report_cannot_show_ends_in_one_line(tmp_path, arguments, words):
     (tmp_path / "file").touch()
     done = subprocess.run(
-        [sys.executable, "-m", "lab.report", *arguments],
+        [sys.executable, "-m", "lab.report.main", *arguments],
         cwd=tmp_path,
         env=programs.ENVIRONMENT,
         capture_output=True,

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from lab.histograms import BUCKETS, histograms
+from lab.kernels.histograms import BUCKETS, histograms
 
 pytestmark = pytest.mark.numbers
 

@@ -1,6 +1,7 @@
-"""The house: which room may know of which, read from the source and seen at run time."""
+"""The house: which room may import which, read from the source, and seen at run time."""
 
 import ast
+import collections
 import pathlib
 import subprocess
 import sys
@@ -10,41 +11,59 @@ import pytest
 import lab
 
 FOLDER = pathlib.Path(lab.__file__).parent
-MODULES = {
-    ".".join(("lab", *path.relative_to(FOLDER).with_suffix("").parts)).removesuffix(
-        ".__init__"
-    ): path
-    for path in sorted(FOLDER.rglob("*.py"))
+# What each room of `lab` may import besides itself: a folder, or a file beside the folders.
+ROOMS: dict[str, set[str]] = {
+    "errors": set(),
+    "machine": set(),
+    "terminal": set(),
+    "settings": {"errors"},
+    "data": {"errors"},
+    "kernels": set(),
+    "models": {"kernels"},
+    "step": {"errors", "kernels", "machine", "models", "processes"},
+    "record": {"errors", "settings"},
+    "processes": {"errors", "machine", "record", "settings"},
+    "compare": {"errors", "record", "settings"},
+    "analysis": {"compare", "data", "errors", "record", "settings"},
+    "report": {"analysis", "compare", "errors", "settings", "terminal"},
+    "training": {
+        *("compare", "data", "errors", "machine", "models", "processes", "record", "settings"),
+        *("step", "terminal"),
+    },
 }
-# What one trial is built of: plain arguments, no settings.
-PARTS = [
-    f"lab.{name}"
-    for name in (
-        *("checkpoints", "data", "devices", "histograms", "layers", "losses", "optimizers"),
-        *("recorder", "rundir", "step", "stop"),
-    )
-    if f"lab.{name}" in MODULES
-]
-ABOVE_THE_PARTS = {f"lab.{name}" for name in ("config", "flags", "grid", "main", "trial", "worker")}
-READERS = [
-    name
-    for name in MODULES
-    if name in ("lab.results", "lab.statistics", "lab.tables") or name.startswith("lab.report")
-]
-# The training loop; a report may build a model, and compute with it.
-TRAINING = {f"lab.{name}" for name in ("recorder", "step", "trial", "worker")}
-WITHOUT_TENSORFLOW = ["lab.config", "lab.data", "lab.errors", "lab.flags", "lab.grid", "lab.main"]
+# The rooms that load no TensorFlow, and of others the modules that do not.
+LIGHT = ("settings", "data", "processes", "compare", "training.main", "record.result_file")
+HEAVY = {"tensorflow", "tensorboard", "keras"}
 
 
-def tree(name):
-    return ast.parse(MODULES[name].read_text(encoding="utf-8"))
+def modules(folder):
+    """The path of every module of the package in `folder`, by its name."""
+    return {
+        ".".join((folder.name, *path.relative_to(folder).with_suffix("").parts)).removesuffix(
+            ".__init__"
+        ): path
+        for path in sorted(folder.rglob("*.py"))
+    }
 
 
-def imports(name):
-    """Every module that the file names in an import, inside functions too; `from lab import x`
-    counts as lab.x."""
+def parse(path):
+    return ast.parse(path.read_text(encoding="utf-8"))
+
+
+MODULES = modules(FOLDER)
+TREES = {name: parse(path) for name, path in MODULES.items()}
+
+
+def imports(name, lazy=True):
+    """The modules that a file imports; `from lab import x` counts as lab.x.
+
+    Args:
+      lazy: whether imports inside functions count.
+    """
     found = set()
-    for node in ast.walk(tree(name)):
+    pending = list(TREES[name].body)
+    while pending:
+        node = pending.pop()
         if isinstance(node, ast.Import):
             found |= {alias.name for alias in node.names}
         elif isinstance(node, ast.ImportFrom):
@@ -52,107 +71,143 @@ def imports(name):
             for alias in node.names:
                 whole = f"{node.module}.{alias.name}"
                 found.add(whole if whole in MODULES else node.module)
+        elif lazy or not isinstance(node, ast.FunctionDef):
+            pending += ast.iter_child_nodes(node)
     return found
 
 
-IMPORTS = {name: imports(name) for name in MODULES}
+def room(name):
+    """The room of a module, or "" for the package itself."""
+    return [*name.split("."), ""][1]
 
 
-def reachable(name):
-    """What `name` imports, and what that imports, within lab."""
+def reachable(name, lazy=True):
+    """What a module imports, and what that imports, within lab."""
     seen, new = set(), {name}
     while new:
         seen |= new
-        new = {other for one in new for other in IMPORTS[one] & MODULES.keys()} - seen
+        new = {m for one in new for m in imports(one, lazy) if m in MODULES} - seen
     return seen - {name}
 
 
-def outside(name):
-    """The first names of all packages that `name` loads by itself or through others."""
-    return {module.split(".")[0] for one in {name, *reachable(name)} for module in IMPORTS[one]}
+def test_every_room_is_known_and_there():
+    found = {path.stem for path in FOLDER.iterdir() if path.suffix == ".py" or path.is_dir()}
+    assert found - {"__init__", "__pycache__"} == ROOMS.keys()
+    for name in ROOMS:
+        assert f"lab.{name}" in MODULES, f"{name} has no __init__.py"
+    assert len(MODULES) > 40
+    assert "lab.kernels.xla" in imports("lab.models.layers")
 
 
-def test_the_rooms_are_found():
-    """The other tests would hold of an empty house."""
-    assert {"lab.config", "lab.flags", "lab.trial", "lab.step", "lab.results"} <= MODULES.keys()
-    assert {"lab.histograms", "lab.losses", "lab.optimizers"} <= IMPORTS["lab.step"]
-    assert "tensorflow" in outside("lab.step") and "lab.optimizers" in reachable("lab.trial")
-    assert len(PARTS) >= 8 and "lab.results" in READERS
+@pytest.mark.parametrize("name", ROOMS)
+def test_a_room_imports_only_what_it_may(name):
+    files = [module for module in MODULES if room(module) == name]
+    used = {room(m) for file in files for m in imports(file) if m.startswith("lab.")} - {name}
+    assert not used - ROOMS[name], "an import that is not allowed"
+    assert not ROOMS[name] - used, "allowed, but not used: take it off the list"
 
 
-def test_imports_run_downwards_only():
-    """No room is below itself."""
+def test_no_module_imports_itself_through_others():
     for name in MODULES:
         around = [other for other in reachable(name) if name in reachable(other)]
         assert not around, f"{name} and {around} import each other"
 
 
-@pytest.mark.parametrize("name", PARTS)
-def test_parts_take_plain_arguments(name):
-    assert not reachable(name) & ABOVE_THE_PARTS
+def test_no_room_imports_itself_through_others():
+    below = {name: set(allowed) for name, allowed in ROOMS.items()}
+    for _ in ROOMS:
+        below = {
+            name: {*seen, *(x for y in seen for x in below[y])} for name, seen in below.items()
+        }
+    assert not [name for name, seen in below.items() if name in seen]
 
 
-def test_the_trial_does_not_know_who_runs_it():
-    assert not reachable("lab.trial") & {"lab.flags", "lab.grid", "lab.main", "lab.worker"}
+def test_what_reads_runs_does_not_train():
+    for name in MODULES:
+        if room(name) in ("record", "analysis", "report"):
+            assert "lab.step.loop" not in reachable(name), name
 
 
-@pytest.mark.parametrize("name", READERS)
-def test_readers_do_not_train(name):
-    assert not reachable(name) & TRAINING
+@pytest.mark.parametrize("name", LIGHT)
+def test_light_rooms_import_no_tensorflow(name):
+    files = [m for m in MODULES if m == f"lab.{name}" or m.startswith(f"lab.{name}.")]
+    assert files
+    for file in files:
+        for module in {file, *reachable(file, lazy=False)}:
+            loaded = {m.split(".")[0] for m in imports(module, lazy=False)} & HEAVY
+            assert not loaded, f"{file} loads {loaded} through {module}"
 
 
-@pytest.mark.parametrize("name", ["lab.results", "lab.statistics", "lab.tables"])
-def test_the_table_needs_no_tensorflow(name):
-    if name in MODULES:
-        assert not outside(name) & {"tensorflow", "tensorboard", "keras"}
+def test_light_rooms_load_no_tensorflow():
+    """At run time too: they are loaded before, or without, the seconds that TensorFlow takes."""
+    names = [m for m in MODULES if any(f"{m}.".startswith(f"lab.{name}.") for name in LIGHT)]
+    program = (
+        f"import sys, {', '.join(names)}\n"
+        f"heavy = {HEAVY} & set(sys.modules)\n"
+        "sys.exit(f'loaded {heavy}' if heavy else 0)\n"
+    )
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
 
 
-@pytest.mark.parametrize("name", ["lab.config", "lab.flags", "lab.errors"])
-def test_settings_need_no_tensorflow(name):
-    assert not outside(name) & {"tensorflow", "tensorboard", "keras"}
+def test_file_names_are_unique():
+    stems = collections.Counter(path.stem for path in FOLDER.rglob("*.py"))
+    twice = {name for name, count in stems.items() if count > 1}
+    assert twice <= {"__init__", "__main__", "main"}
 
 
-def test_only_flags_reads_flags():
-    assert [name for name in MODULES if any(m.split(".")[0] == "absl" for m in IMPORTS[name])] == [
-        "lab.flags"
+def test_public_names_are_used():
+    """By the programs, the benchmark or the package's public face, not by tests alone."""
+    used = collections.Counter()
+    trees = dict(TREES)
+    for path in (FOLDER.parent / "bench").rglob("*.py"):
+        trees[str(path)] = parse(path)
+    for node in (node for tree in trees.values() for node in ast.walk(tree)):
+        if isinstance(node, ast.Name):
+            used[node.id] += 1
+        elif isinstance(node, ast.Attribute):
+            used[node.attr] += 1
+        elif isinstance(node, ast.Constant) and isinstance(node.value, str):
+            used[node.value] += 1  # a type as text, a name in a table
+    entry_points = (FOLDER.parent / "pyproject.toml").read_text(encoding="utf-8")
+    unused = [
+        f"{name}.{node.name}"
+        for name, tree in TREES.items()
+        for node in tree.body
+        if isinstance(node, ast.FunctionDef | ast.ClassDef)
+        and not node.name.startswith("_")
+        and not used[node.name]
+        and f'"{name}:{node.name}"' not in entry_points
     ]
+    assert not unused
+
+
+def test_only_the_command_line_reads_flags():
+    readers = [name for name in MODULES if any(m.split(".")[0] == "absl" for m in imports(name))]
+    assert readers == ["lab.settings.command_line"]
 
 
 def test_no_keras():
     """Neither keras, nor tf.keras, nor TensorFlow's own copy of it."""
-    for name in MODULES:
-        assert not [m for m in IMPORTS[name] if "keras" in m]
-        for node in ast.walk(tree(name)):
+    for name, tree in TREES.items():
+        assert not [module for module in imports(name) if "keras" in module]
+        for node in ast.walk(tree):
             assert not (isinstance(node, ast.Attribute) and "keras" in node.attr), name
 
 
 def test_only_the_step_runs_on_replicas():
-    """`strategy.run`, under whatever name the strategy goes; devices.py has workers agree by it."""
+    """`strategy.run`, under whatever name the strategy goes; workers agree by it, too."""
     callers = {
         name
-        for name in MODULES
-        for node in ast.walk(tree(name))
+        for name, tree in TREES.items()
+        for node in ast.walk(tree)
         if isinstance(node, ast.Attribute)
         and node.attr == "run"
         and "strategy" in ast.unparse(node.value).lower()
     }
-    assert callers == {"lab.step", "lab.devices"}
-
-
-def test_loaded_without_tensorflow():
-    """At run time too: these are loaded before, or without, the seconds that TensorFlow takes."""
-    names = [name for name in [*WITHOUT_TENSORFLOW, "lab.results"] if name in MODULES]
-    program = (
-        f"import sys, {', '.join(names)}\n"
-        "heavy = {'tensorflow', 'tensorboard', 'keras'} & set(sys.modules)\n"
-        "sys.exit(f'loaded {heavy}' if heavy else 0)\n"
-    )
-    done = subprocess.run(
-        [sys.executable, "-c", program], capture_output=True, text=True, timeout=60
-    )
-    assert done.returncode == 0, done.stderr
+    assert {room(name) for name in callers} == {"step"}
 
 
 @pytest.mark.parametrize("name", MODULES)
 def test_a_file_opens_with_what_it_is_for(name):
-    assert ast.get_docstring(tree(name))
+    assert ast.get_docstring(TREES[name])

@@ -5,9 +5,9 @@ import pytest
 import tensorflow as tf
 from scipy import special, stats
 
-from lab import layers, losses
-from lab.config import Config
-from lab.layers import ACTIVATIONS, INITIALIZERS, MLP, Dense
+from lab.models import layers, losses
+from lab.models.layers import ACTIVATIONS, INITIALIZERS, MLP, Dense
+from lab.settings.config import Config
 
 pytestmark = pytest.mark.numbers
 

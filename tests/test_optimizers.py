@@ -9,9 +9,10 @@ import pytest
 import tensorflow as tf
 from references import Keras, Kernel, NumPy
 
-from lab import optimizers, trial
-from lab.config import Config
-from lab.optimizers import RULES, Optimizer
+from lab.models import optimizers
+from lab.models.optimizers import RULES, Optimizer
+from lab.settings.config import Config
+from lab.training import trial
 
 pytestmark = pytest.mark.numbers
 

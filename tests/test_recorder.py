@@ -9,10 +9,11 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from lab import histograms, layers, losses, optimizers
 from lab.errors import LabError
-from lab.recorder import Recorder
-from lab.step import TrainLoop
+from lab.kernels import histograms
+from lab.models import layers, losses, mlp, optimizers
+from lab.record.event_writer import Recorder
+from lab.step.loop import TrainLoop
 
 pytestmark = pytest.mark.numbers
 
@@ -45,7 +46,7 @@ class Bench:
         random = np.random.default_rng(7)
         strategy = tf.distribute.MirroredStrategy(["/cpu:0"])
         with strategy.scope():
-            self.model = layers.MLP([12, 9, 7, 5], tf.sigmoid, layers.normal(0.5), seed=3)
+            self.model = mlp.MLP([12, 9, 7, 5], tf.sigmoid, layers.normal(0.5), seed=3)
             self.optimizer = Remembering(self.model.trainable_variables)
         self.loop = TrainLoop(
             strategy,

@@ -14,16 +14,12 @@ import pytest
 import scipy.stats
 import small_runs
 
-from lab import flags, results
-from lab.config import Config
+from lab.analysis.runs import Group, Run, Runs, read_runs
+from lab.analysis.study import Evidence, measure
+from lab.compare import table as results
 from lab.report import Network
 from lab.report.answers import tell
-from lab.report.measure import Evidence, measure
-from lab.report.questions.autopsy import _death
-from lab.report.questions.growth import growth
-from lab.report.runs import Group, Run, Runs, read_runs
-from lab.report.story import Bars, Chart, Figure, Tiles
-from lab.report.words import (
+from lab.report.figures import (
     above,
     across,
     all_of,
@@ -34,6 +30,11 @@ from lab.report.words import (
     percent,
     say,
 )
+from lab.report.questions.q5_divergence import growth
+from lab.report.questions.sgd_autopsy import _death
+from lab.report.section import Bars, Chart, Figure, Tiles
+from lab.settings import command_line
+from lab.settings.config import Config
 
 SLUGS = ["table", "autopsy", "layers", "distribution", "zeros", "sameness", "growth"]
 
@@ -125,7 +126,7 @@ def test_a_curve_has_an_interval_where_every_place_has_one():
 def test_a_command_is_the_config_again():
     config = Config(optimizer="adam", shuffle_labels=True, activation="relu", epsilon=1e-5, seed=3)
     line = command("some where", json.loads(json.dumps(dataclasses.asdict(config))), seeds=2)
-    configs, settings = flags.parse(["train", *shlex.split(line)[1:]])
+    configs, settings = command_line.parse(["train", *shlex.split(line)[1:]])
     assert settings.logdir == "some where"
     assert configs == [dataclasses.replace(config, seed=seed) for seed in (0, 1)]
 
@@ -173,7 +174,7 @@ def test_every_command_can_be_given(story):
     assert commands
     for line in commands:
         words = shlex.split(line)
-        assert words[0] == "bin/train" and flags.parse(["train", *words[1:]])[0]
+        assert words[0] == "bin/train" and command_line.parse(["train", *words[1:]])[0]
 
 
 def test_the_figures_are_those_of_the_results(story, logdir):
@@ -254,7 +255,7 @@ def test_processes_say_the_same(logdir, story):
 
 def test_what_measures_loads_no_tensorflow():
     program = (
-        "import sys, lab.report.measure; sys.exit('tensorflow' in sys.modules or"
+        "import sys, lab.analysis.study; sys.exit('tensorflow' in sys.modules or"
         " 'tensorboard' in sys.modules)"
     )
     assert subprocess.run([sys.executable, "-c", program], timeout=60).returncode == 0

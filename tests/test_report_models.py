@@ -58,7 +58,7 @@ def test_symmetry_sees_rows_that_did_not_follow(monkeypatch):
         weights = (network.weights[0][:, permutations[0]], *network.weights[1:])
         return r.Network(network.names, weights, network.biases, network.activation)
 
-    monkeypatch.setattr("lab.report.sameness.permute_hidden", half)
+    monkeypatch.setattr("lab.analysis.sameness.permute_hidden", half)
     assert r.symmetry(network, examples(rng, 50, 20)[0], rng).logits_change > 0.1
 
 

@@ -9,8 +9,8 @@ from scipy import special, stats
 from scipy.sparse.linalg import LinearOperator, eigsh
 
 from lab import report as r
-from lab.layers import ACTIVATIONS
-from lab.losses import clipped_cross_entropy, softmax_cross_entropy
+from lab.models.layers import ACTIVATIONS
+from lab.models.losses import clipped_cross_entropy, softmax_cross_entropy
 
 pytestmark = pytest.mark.numbers
 
@@ -102,7 +102,7 @@ def test_what_does_not_fit_is_refused():
 
 @pytest.mark.parametrize("initializer", ["normal", "glorot", "he"])
 def test_initial_laws_are_those_of_the_layers(initializer):
-    from lab.layers import INITIALIZERS
+    from lab.models.layers import INITIALIZERS
 
     shape = (200, 300)
     ours = r.initial_law(initializer, 0.07)(shape, np.random.default_rng(0))

@@ -23,9 +23,9 @@ import pytest
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from lab.errors import LabError
-from lab.report import __main__ as program
-from lab.report import board, drawing, page
-from lab.report.story import (
+from lab.report import board, charts, page
+from lab.report import main as program
+from lab.report.section import (
     Bars,
     Chart,
     Control,
@@ -198,7 +198,7 @@ def parsed(text):
 
 @pytest.mark.parametrize("picture", DRAWN, ids=lambda p: p.slug)
 def test_a_picture_is_svg_with_text_a_title_and_its_own_ids(picture):
-    text = drawing.svg(picture)
+    text = charts.svg(picture)
     root = ET.fromstring(text)
     assert root.get("role") == "img" and "viewBox" in root.attrib
     assert not root.get("width") and not root.get("height")
@@ -210,7 +210,7 @@ def test_a_picture_is_svg_with_text_a_title_and_its_own_ids(picture):
     assert set(used) <= set(ids)
     # No colour but the page's, and no style that would leave the picture.
     assert not re.search(r"#[0-9a-f]{3,8}\b", re.sub(r'href="[^"]*"', "", text))
-    assert set(re.findall(r"var\(--(\w+)\)", text)) <= set(drawing.COLOURS)
+    assert set(re.findall(r"var\(--(\w+)\)", text)) <= set(charts.COLOURS)
     assert "<style" not in text and "metadata" not in text and "font-family" not in text
     sizes = [float(size) for size in re.findall(r"font-size: ([\d.]+)px", text)]
     assert sizes and min(sizes) * 328 / float(root.get("viewBox").split()[2]) >= 11
@@ -218,15 +218,15 @@ def test_a_picture_is_svg_with_text_a_title_and_its_own_ids(picture):
 
 @pytest.mark.parametrize("picture", DRAWN, ids=lambda p: p.slug)
 def test_a_picture_is_a_png_of_the_same_bytes_each_time(picture):
-    content = drawing.png(picture)
+    content = charts.png(picture)
     pixels = matplotlib.image.imread(io.BytesIO(content), format="png")
     assert pixels.shape[1] == 720 and np.ptp(pixels[..., :3]) > 0.5
-    assert drawing.png(picture) == content
-    assert drawing.svg(picture) == drawing.svg(picture)
+    assert charts.png(picture) == content
+    assert charts.svg(picture) == charts.svg(picture)
 
 
 def words(picture):
-    return [e.text for e in ET.fromstring(drawing.svg(picture)).iter() if e.tag.endswith("text")]
+    return [e.text for e in ET.fromstring(charts.svg(picture)).iter() if e.tag.endswith("text")]
 
 
 def test_axes_marks_and_series_are_named():
@@ -246,7 +246,7 @@ def test_a_gap_is_left_where_there_is_no_value():
             CURVES, series=[Series("", range(9), y)], marks=(), x_scale="linear"
         )
         paths = [
-            e.get("d") for e in ET.fromstring(drawing.svg(chart)).iter()
+            e.get("d") for e in ET.fromstring(charts.svg(chart)).iter()
             if "var(--c0)" in e.get("style", "") and "fill: none" in e.get("style", "")
         ]  # fmt: skip
         return sum(d.count("M") for d in paths)
@@ -260,7 +260,7 @@ def test_a_spike_of_one_step_is_drawn():
     """Long curves are thinned, but not of what stands out."""
     y = np.ones(100_000)
     y[[33_333, 77_777]] = 50, -50
-    kept = drawing._outline(np.arange(100_000.0), y, "linear")
+    kept = charts._outline(np.arange(100_000.0), y, "linear")
     assert {33_333, 77_777, 0, 99_999} <= {*kept.tolist()} and len(kept) < 2000
 
 
@@ -272,7 +272,7 @@ def test_a_spike_of_one_step_is_drawn():
     ],
 )  # fmt: skip
 def test_numbers_on_axes(value, text):
-    assert drawing.number(value) == text
+    assert charts.number(value) == text
 
 
 # ------------------------------------------------------------------ the page
@@ -401,7 +401,7 @@ def test_tensorboard_reads_the_pictures_and_the_text(tmp_path):
         width, height, content = event.tensor_proto.string_val
         pixels = matplotlib.image.imread(io.BytesIO(content), format="png")
         assert (int(width), int(height)) == (720, len(pixels))
-        expected = matplotlib.image.imread(io.BytesIO(drawing.png(picture)), format="png")
+        expected = matplotlib.image.imread(io.BytesIO(charts.png(picture)), format="png")
         np.testing.assert_array_equal(pixels, expected[..., :3])
         about = events.SummaryMetadata(f"layers/{picture.slug}").summary_description
         assert picture.see in about
@@ -550,8 +550,8 @@ def luminance(colour):
 @pytest.mark.parametrize("mode", [0, 1], ids=["light", "dark"])
 def test_colours_stand_out_from_the_paper(mode):
     """By the ratios that WCAG asks: 4.5 for text, 3 for what is drawn."""
-    paper = luminance(drawing.COLOURS["paper"][mode])
-    for name, pair in drawing.COLOURS.items():
+    paper = luminance(charts.COLOURS["paper"][mode])
+    for name, pair in charts.COLOURS.items():
         high, low = sorted([luminance(pair[mode]), paper], reverse=True)
         least = {"paper": 0, "rule": 0, "ink": 7, "soft": 4.5, "c0": 4.5, "c1": 4, "c2": 4.5}
         assert (high + 0.05) / (low + 0.05) >= least.get(name, 3), name
@@ -570,7 +570,7 @@ def test_print_has_every_page(chromium, text, tmp_path):
 
 def report(*arguments, cwd, **environment):
     done = subprocess.run(
-        [sys.executable, "-m", "lab.report", *map(str, arguments)],
+        [sys.executable, "-m", "lab.report.main", *map(str, arguments)],
         cwd=cwd,
         env=programs.ENVIRONMENT | environment,
         capture_output=True,

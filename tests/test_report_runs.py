@@ -10,9 +10,9 @@ import small_runs
 import tensorflow as tf
 
 from lab import data, errors
+from lab.analysis.runs import _DEFAULTS, _labels, _unique, label, read_runs, read_scalars
 from lab.report import accuracy, page
 from lab.report.answers import tell
-from lab.report.runs import _DEFAULTS, _labels, _unique, label, read_runs, read_scalars
 
 
 @pytest.fixture(scope="module")

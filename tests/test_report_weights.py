@@ -120,7 +120,7 @@ def test_shuffling_keeps_the_histogram_and_not_the_accuracy(trained):
 def test_shuffle_test_notices_other_counts(trained, monkeypatch):
     _, final, x, labels = trained
     monkeypatch.setattr(
-        "lab.report.distribution._shuffled",
+        "lab.analysis.spectrum._shuffled",
         lambda values, rng: rng.choice(values.ravel(), values.shape),
     )
     tests = r.shuffle_test(final, x, labels, np.random.default_rng(0))

@@ -12,11 +12,11 @@ import numpy as np
 import pytest
 from scipy import special, stats
 
-from lab import results as r
-from lab import statistics as st
-from lab import tables
-from lab.config import Config
+from lab.compare import statistics as st
+from lab.compare import table as r
+from lab.compare import text as tables
 from lab.errors import LabError
+from lab.settings.config import Config
 
 RECIPE = {
     "n_hidden_1": 128,

@@ -574,7 +574,7 @@ def test_overwrite_that_is_killed_can_be_given_again(program, whole):
 OVERWRITE = """
 import gc, os, pathlib, shutil, sys
 from lab.errors import LabError
-from lab.rundir import RunDirectory
+from lab.record.directory import RunDirectory
 
 class Killed(BaseException):
     pass

@@ -16,7 +16,7 @@ from forks import LONG, RUN, STEPS
 from programs import ENVIRONMENT
 
 from lab import machine
-from lab.report.runs import read_scalars
+from lab.analysis.runs import read_scalars
 
 pytestmark = pytest.mark.numbers
 
@@ -203,7 +203,8 @@ def test_a_signal_in_the_midst_of_a_step(tmp_path):
 
 def test_a_loop_is_as_short_as_a_signal_can_wait(program, long, monkeypatch, tmp_path):
     """Steps that take long are done a few at a time; that changes no bit."""
-    from lab import step, trial
+    from lab.step import loop as step
+    from lab.training import trial
 
     lengths = []
     run = step.TrainLoop.run
@@ -225,7 +226,7 @@ def test_a_loop_is_as_short_as_a_signal_can_wait(program, long, monkeypatch, tmp
 
 
 def test_a_loop_holds_no_more_indices_than_it_may(program, monkeypatch):
-    from lab import trial
+    from lab.training import trial
 
     monkeypatch.setattr(trial, "LOOP_INDICES", 32)  # two batches of 16
     directory = program.new()

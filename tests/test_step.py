@@ -9,11 +9,11 @@ import tensorflow as tf
 from references import Keras, Kernel, NumPy
 from test_histograms import assert_is_histogram
 
-from lab import layers
 from lab.data import Batches
-from lab.losses import LOSSES
-from lab.optimizers import RULES, Optimizer
-from lab.step import Evaluator, TrainLoop, variable_tags
+from lab.models import layers
+from lab.models.losses import LOSSES
+from lab.models.optimizers import RULES, Optimizer
+from lab.step.loop import Evaluator, TrainLoop, variable_tags
 
 pytestmark = pytest.mark.numbers
 
@@ -32,7 +32,7 @@ def mirrored(replicas=1):
 
 def mlp():
     """Weights large enough that the layers below the last one learn too."""
-    return layers.MLP(SIZES, initializer=layers.glorot, seed=3)
+    return mlp.MLP(SIZES, initializer=layers.glorot, seed=3)
 
 
 class Under:

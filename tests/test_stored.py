@@ -8,10 +8,12 @@ import pytest
 import small_runs
 from forks import RUN, STEPS
 
-from lab import results, stored, tables
+from lab.analysis.runs import read_runs
+from lab.compare import table
+from lab.compare import text as tables
 from lab.errors import LabError
-from lab.report import __main__ as report
-from lab.report.runs import read_runs
+from lab.record import result_file
+from lab.report import main
 
 WRONG = [None, [], {}, "text", -1, 0.5, float("nan"), 10**400, True, [1, "x"]]
 
@@ -40,16 +42,18 @@ def test_every_field_of_a_result_with_each_wrong_value(tmp_path_factory):
         for new in WRONG:
             text = json.dumps(changed(whole, field, new))
             try:
-                found = results.parse_result(text, str(path))
+                found = table.parse_result(text, str(path))
             except LabError as error:
                 assert str(error).startswith(str(path)) and "\n" not in str(error)
                 assert field[-1] in str(error) or field[0] in str(error)
                 refused.add(field)
                 continue
             for form in tables.FORMATS.values():
-                form(results.make_table([found]))
+                form(table.make_table([found]))
     told = {"config", "seed", "status", "step", "test_correct", "collapsed", "nonfinite"}
-    assert {field[-1] for field in refused} >= {*stored.StoredResult.__annotations__} - {"data"}
+    assert {field[-1] for field in refused} >= {*result_file.StoredResult.__annotations__} - {
+        "data"
+    }
     assert {field[-1] for field in refused} >= told | whole["config"].keys() - {"data_dir"}
 
 
@@ -74,7 +78,7 @@ def test_the_line_names_file_field_and_value(tmp_path_factory, field, value, wor
     path = next(logdir.glob("sgd,lr=1,*seed=1")) / "result.json"
     text = json.dumps(changed(json.loads(path.read_text()), field, value))
     with pytest.raises(LabError) as raised:
-        stored.parse_result(text, "result.json")
+        result_file.parse_result(text, "result.json")
     assert str(raised.value).startswith("result.json") and words in str(raised.value)
 
 
@@ -92,7 +96,7 @@ def test_the_page_of_edited_runs(tmp_path, tmp_path_factory, monkeypatch, capsys
         for new in [*WRONG, 2**40, 1e30]:
             text = json.dumps(changed(whole, field, new))
             try:
-                stored.parse_result(text, "")
+                result_file.parse_result(text, "")
             except LabError:
                 continue
             if field[0] in ("versions", "cpus", "fingerprint", "startup_seconds", "device"):
@@ -102,7 +106,7 @@ def test_the_page_of_edited_runs(tmp_path, tmp_path_factory, monkeypatch, capsys
             (logdir / f"edited-{copies}" / "result.json").write_text(text)
     assert copies > 20
     monkeypatch.setattr("sys.argv", ["report", str(logdir)])
-    assert report.main() == 0, capsys.readouterr().err
+    assert main.main() == 0, capsys.readouterr().err
     runs = read_runs(str(logdir))
     left_out = [line for line in runs.problems if "left out" in line]
     assert len(left_out) + sum(len(group.runs) for group in runs.groups) >= copies + 5

@@ -23,7 +23,8 @@ import programs
 import pytest
 import tensorflow as tf
 
-from lab import console, data, trial
+from lab import data
+from lab.training import progress, trial
 
 pytestmark = pytest.mark.numbers
 
@@ -362,7 +363,7 @@ def test_the_command_that_it_prints_shows_the_run(run):
 
 @pytest.mark.parametrize("name", ["it's one", "a b", "$HOME;x", "-x"])
 def test_the_command_is_right_for_every_folder_name(name):
-    command = console.tensorboard_command(os.path.join(name, "r,lr=0.01"))
+    command = progress.tensorboard_command(os.path.join(name, "r,lr=0.01"))
     words = ["sh", "-c", f'set -- {command}; printf "%s\\n" "$@"']
     printed = subprocess.run(words, capture_output=True, text=True, check=True).stdout.splitlines()
     assert any(f"{name}/r,lr=0.01" in (word, word.partition("=")[2]) for word in printed)
@@ -546,13 +547,13 @@ def test_a_finished_run_is_not_run_again_unless_told(run, tmp_path):
 
 def after_each_loop(do):
     """Lets the program do something more after each loop."""
-    advance = console.Console.advance
+    advance = progress.Console.advance
 
     def advance_and_do(self, step):
         advance(self, step)
         do()
 
-    return mock.patch.object(console.Console, "advance", advance_and_do)
+    return mock.patch.object(progress.Console, "advance", advance_and_do)
 
 
 def test_an_interrupted_run_can_be_taken_up_and_is_then_there(tmp_path, idx_folder):

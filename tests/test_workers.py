@@ -23,11 +23,11 @@ import numpy as np
 import programs
 import pytest
 
-from lab import cluster
-from lab.cluster import Cluster, from_environment, meet
 from lab.errors import LabError
+from lab.processes import cluster
+from lab.processes.cluster import Cluster, from_environment, meet
 
-LAUNCH = [sys.executable, "-m", "lab.launch"]
+LAUNCH = [sys.executable, "-m", "lab.processes.launch"]
 LIMIT = 120  # seconds, after which a test fails that should end in a few
 
 # Loops end at multiples of 5; a batch of 15 gives the two replicas 7 and 8 examples.
@@ -705,7 +705,7 @@ def test_workers_that_want_different_things(pair, tmp_path, mine, theirs, words)
 
 def test_a_worker_trains_on_one_cpu_device(tmp_path):
     """Else each would be several replicas of several workers; refused before TensorFlow waits."""
-    from lab import devices
+    from lab.step import placement as devices
 
     with pytest.raises(LabError, match=r"^--devices=cpu:2: a worker of several trains on one CPU"):
         devices.make_strategy("cpu:2", Cluster(addresses(2), 0))

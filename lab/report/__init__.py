@@ -1,6 +1,6 @@
 """Run directories -> what they show: every measurement, a pure function of arrays."""
 
-from lab.report.collapse import (
+from lab.analysis.collapse import (
     SPREAD_LIMIT,
     VitalSigns,
     autopsy,
@@ -8,26 +8,7 @@ from lab.report.collapse import (
     sgd_step,
     vital_signs,
 )
-from lab.report.curvature import (
-    Eigenvalue,
-    flatten,
-    hessian_vector_product,
-    power_iteration,
-    sharpness,
-    unflatten,
-)
-from lab.report.distribution import (
-    LowRank,
-    Shuffle,
-    Spectrum,
-    low_rank_changes,
-    marchenko_pastur_edge,
-    row_kurtosis,
-    shuffle,
-    shuffle_test,
-    spectrum,
-)
-from lab.report.growth import (
+from lab.analysis.drift import (
     Fit,
     GrowthFit,
     Trend,
@@ -37,18 +18,22 @@ from lab.report.growth import (
     local_slope,
     thin,
 )
-from lab.report.layers import (
-    NoiseScale,
-    Reset,
-    Saturation,
-    noise_scale,
-    rerandomize,
-    reset_layers,
-    rewind,
-    saturation,
-    update_ratio,
+from lab.analysis.near_zero import (
+    Movement,
+    NaturalScale,
+    PruningCurve,
+    compensate,
+    lit_shares,
+    mean_inputs,
+    movement_by_lighting,
+    natural_scale,
+    near_zero_shares,
+    never_lit,
+    prune,
+    pruning_curve,
+    unmoved_rows,
 )
-from lab.report.network import (
+from lab.analysis.network import (
     Evaluation,
     Network,
     accuracy,
@@ -64,7 +49,18 @@ from lab.report.network import (
     predictions,
     softmax,
 )
-from lab.report.sameness import (
+from lab.analysis.resets import (
+    NoiseScale,
+    Reset,
+    Saturation,
+    noise_scale,
+    rerandomize,
+    reset_layers,
+    rewind,
+    saturation,
+    update_ratio,
+)
+from lab.analysis.sameness import (
     Barrier,
     Disagreement,
     Symmetry,
@@ -77,20 +73,24 @@ from lab.report.sameness import (
     random_permutations,
     symmetry,
 )
-from lab.report.zeros import (
-    Movement,
-    NaturalScale,
-    PruningCurve,
-    compensate,
-    lit_shares,
-    mean_inputs,
-    movement_by_lighting,
-    natural_scale,
-    near_zero_shares,
-    never_lit,
-    prune,
-    pruning_curve,
-    unmoved_rows,
+from lab.analysis.sharpness import (
+    Eigenvalue,
+    flatten,
+    hessian_vector_product,
+    power_iteration,
+    sharpness,
+    unflatten,
+)
+from lab.analysis.spectrum import (
+    LowRank,
+    Shuffle,
+    Spectrum,
+    low_rank_changes,
+    marchenko_pastur_edge,
+    row_kurtosis,
+    shuffle,
+    shuffle_test,
+    spectrum,
 )
 
 __all__ = [

@@ -10,11 +10,11 @@ import subprocess
 from collections import Counter
 
 import lab
-from lab.report.measure import MEAN_EXAMPLES, PAIR_EXAMPLES, SHARPNESS_EXAMPLES, Evidence, measure
+from lab.analysis.runs import Progress, Runs
+from lab.analysis.study import MEAN_EXAMPLES, PAIR_EXAMPLES, SHARPNESS_EXAMPLES, Evidence, measure
+from lab.report.figures import many
 from lab.report.questions import SECTIONS
-from lab.report.runs import Progress, Runs
-from lab.report.story import Story
-from lab.report.words import many
+from lab.report.section import Story
 
 
 def tell(runs: Runs, progress: Progress | None = None, processes: int | None = None) -> Story:

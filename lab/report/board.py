@@ -10,9 +10,9 @@ from collections.abc import Sequence
 import tensorflow as tf
 
 from lab.errors import LabError
-from lab.report import drawing
+from lab.report import charts
 from lab.report.page import VERDICTS, said
-from lab.report.story import Section, Story, Table
+from lab.report.section import Section, Story, Table
 
 RUN = "report"
 _SUFFIX = ".report"  # of our event files
@@ -77,7 +77,7 @@ def _write_events(story: Story, path: str) -> int:
             for picture in section.pictures:
                 if isinstance(picture, Table):
                     continue
-                pixels = tf.io.decode_png(drawing.png(picture), channels=3)
+                pixels = tf.io.decode_png(charts.png(picture), channels=3)
                 about = f"**{_line(picture.title)}** {_line(picture.see)}"
                 tag = f"{section.slug}/{picture.slug}"
                 tf.summary.image(tag, pixels[tf.newaxis], description=about)

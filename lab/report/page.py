@@ -12,8 +12,8 @@ from typing import Any
 
 import numpy as np
 
-from lab.report import drawing
-from lab.report.story import Control, Figure, Picture, Section, Story, Table, Tiles
+from lab.report import charts
+from lab.report.section import Control, Figure, Picture, Section, Story, Table, Tiles
 
 VERDICTS = {True: ("✓", "passed"), False: ("✗", "failed"), None: ("?", "cannot say")}
 
@@ -42,8 +42,8 @@ def _short(value: float) -> str:
         return "no limit"
     if value == round(value) and abs(value) < 1e9:
         return f"{value:,.0f}".replace("-", "−")
-    text = drawing.number(value, 4)
-    return drawing.number(value, 8) if text in ("100", "1") else text  # 99.999% is not all
+    text = charts.number(value, 4)
+    return charts.number(value, 8) if text in ("100", "1") else text  # 99.999% is not all
 
 
 def as_html(story: Story) -> str:
@@ -60,7 +60,7 @@ def as_html(story: Story) -> str:
 <meta charset="utf-8">
 <meta name="viewport" content="width=device-width, initial-scale=1">
 <meta name="color-scheme" content="light dark">
-<title>{html.escape(drawing.clean(story.title))}</title>
+<title>{html.escape(charts.clean(story.title))}</title>
 <link rel="icon" href="data:,">
 <style>{_style()}</style>
 </head>
@@ -147,12 +147,12 @@ def _check(story: Story) -> None:
 
 def _text(text: str) -> str:
     """Escaped; `words in backticks` are code."""
-    return re.sub(r"`([^`]+)`", r"<code>\1</code>", html.escape(drawing.clean(text)))
+    return re.sub(r"`([^`]+)`", r"<code>\1</code>", html.escape(charts.clean(text)))
 
 
 def _words(line: str) -> str:
     """A command line that is broken between its words, not behind their hyphens."""
-    words = html.escape(drawing.clean(line)).split(" ")
+    words = html.escape(charts.clean(line)).split(" ")
     return " ".join(f"<span>{word}</span>" for word in words)
 
 
@@ -207,7 +207,7 @@ def _picture(section: Section, picture: Picture) -> str:
     if isinstance(picture, Table):
         body, kind = _table(picture), ' class="wide"'
     else:
-        body, kind = drawing.svg(picture), ""
+        body, kind = charts.svg(picture), ""
     return f'<figure{kind} id="{section.slug}/{picture.slug}">{body}{caption}</figure>\n'
 
 
@@ -236,7 +236,7 @@ def _controls(controls: Sequence[Control]) -> str:
 
 def _style() -> str:
     light, dark = (
-        "".join(f"--{name}:{pair[i]};" for name, pair in drawing.COLOURS.items()) for i in (0, 1)
+        "".join(f"--{name}:{pair[i]};" for name, pair in charts.COLOURS.items()) for i in (0, 1)
     )
     return f"""
 :root {{ {light} }}

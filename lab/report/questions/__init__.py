@@ -1,12 +1,12 @@
 """A section of the report each: from the evidence to an answer worded by it."""
 
-from lab.report.questions.autopsy import autopsy
-from lab.report.questions.distribution import distribution
-from lab.report.questions.growth import growth
-from lab.report.questions.layers import layers
-from lab.report.questions.sameness import sameness
-from lab.report.questions.table import table
-from lab.report.questions.zeros import zeros
+from lab.report.questions.q1_layers import layers
+from lab.report.questions.q2_distribution import distribution
+from lab.report.questions.q3_near_zero import zeros
+from lab.report.questions.q4_same_function import sameness
+from lab.report.questions.q5_divergence import growth
+from lab.report.questions.readme_table import table
+from lab.report.questions.sgd_autopsy import autopsy
 
 SECTIONS = (table, autopsy, layers, distribution, zeros, sameness, growth)
 

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import numpy as np
 
-from lab.report.growth import thin
-from lab.report.measure import Evidence, load_data
-from lab.report.runs import Group
-from lab.report.story import Section
-from lab.report.words import command
+from lab.analysis.drift import thin
+from lab.analysis.runs import Group
+from lab.analysis.study import Evidence, load_data
+from lab.report.figures import command
+from lab.report.section import Section
 
 _SEEDS = 5
 

@@ -1,0 +1,327 @@
+"""Run directories -> runs: config, result, weights by step, and every scalar on record.
+
+What cannot be used is left out with a line that says why, and never ends a report.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import glob
+import itertools
+import json
+import logging
+import os
+import re
+from collections.abc import Callable, Collection, Sequence
+from typing import Any
+
+import numpy as np
+
+from lab import data
+from lab.analysis.network import Network
+from lab.compare import table as results
+from lab.errors import LabError
+from lab.record import result_file
+from lab.record.directory import RESULT, event_files
+from lab.settings.config import Config
+
+Progress = Callable[[int, int], None]  # (done, total)
+
+_DEFAULTS: dict[str, Any] = json.loads(json.dumps(dataclasses.asdict(Config())))
+_IN_NO_LABEL = results.RECORDING_FIELDS | {"seed", "deterministic", "on_nonfinite"}
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Run:
+    """One run that came to its end, with finite weights.
+
+    config: every field of Config; one that an older run lacks at its default. result: of
+    result.json. networks: by step, from the checkpoints; 0 and the last one are there. scalars:
+    by tag, (steps int64 [n], values float64 [n]), each step once, rising.
+    """
+
+    path: str
+    config: dict[str, Any]
+    result: dict[str, Any]
+    networks: dict[int, Network]
+    scalars: dict[str, tuple[np.ndarray, np.ndarray]]
+
+    @property
+    def seed(self) -> int:
+        return self.config["seed"]
+
+    @property
+    def steps(self) -> int:
+        return self.result["step"]
+
+    @property
+    def completed(self) -> bool:
+        return self.result["status"] == "completed"
+
+    @property
+    def initial(self) -> Network:
+        return self.networks[0]
+
+    @property
+    def final(self) -> Network:
+        return self.networks[self.steps]
+
+    def every_step(self, tag: str) -> np.ndarray | None:
+        """The values of a scalar at the steps 1, 2, ..., the last; None unless all are there."""
+        steps, values = self.scalars.get(tag, (np.empty(0), np.empty(0)))
+        return values if np.array_equal(steps, np.arange(1, self.steps + 1)) else None
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Group:
+    """Runs that differ in nothing but the seed, by seed. label: what tells it from the others.
+    replicas: that trained together; their number does not change a run but for rounding.
+
+    data: the digest of what they were trained on.
+    """
+
+    label: str
+    config: dict[str, Any]
+    data: str
+    runs: list[Run]
+    replicas: int = 1
+
+    @property
+    def completed(self) -> list[Run]:
+        return [run for run in self.runs if run.completed]
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Runs:
+    """What lies below a folder. table: of all results. problems: a line for all that is left out.
+
+    folders: data_dir by digest, of the data that are still there as they were. labels: of the
+    table's rows.
+    """
+
+    logdir: str
+    groups: list[Group]
+    table: results.Table
+    problems: list[str]
+    folders: dict[str, str]
+    labels: list[str]
+
+    def sweep(self, like: Group, *fields: str) -> list[Group]:
+        """The groups on the same data whose configs differ from one in none but these fields."""
+        return [
+            group
+            for group in self.groups
+            if (group.data, group.replicas) == (like.data, like.replicas)
+            and _key(group.config, fields) == _key(like.config, fields)
+        ]
+
+
+def label(config: dict[str, Any], shown: Collection[str], always: Collection[str] = ()) -> str:
+    """`sgd 0.01 128×64`: rule, rate, and what is not the recipe's among the fields `shown`; of
+    those in `always` also what is in no label else, and folders in full."""
+    words = [f"{config['optimizer']} {config['learning_rate']:g}"]
+    unlike = [name for name in shown if config[name] != _DEFAULTS[name]]
+    if {"n_hidden_1", "n_hidden_2"} & set(unlike):
+        words.append(f"{config['n_hidden_1']}×{config['n_hidden_2']}")
+    for name in sorted({*unlike} - set(results.README_FIELDS) - (_IN_NO_LABEL - {*always})):
+        value = ",".join(config[name]) if isinstance(config[name], list) else config[name]
+        if name == "data_dir" and name not in always:
+            value = os.path.basename(value.rstrip("/"))
+        flags = {True: name, False: f"no{name}"}
+        words.append(flags[value] if isinstance(value, bool) else f"{name}={value}")
+    return " ".join(words)
+
+
+def _labels(configs: list[dict[str, Any]], shown: Collection[str]) -> list[str]:
+    """A label each, those of different configs told apart by all that differs between them."""
+    short = [label(config, shown) for config in configs]
+    found = []
+    for name, config in zip(short, configs, strict=True):
+        alike = [other for other, one in zip(configs, short, strict=True) if one == name]
+        apart = {k for k in _DEFAULTS if k != "seed" and len({str(c[k]) for c in alike}) > 1}
+        found.append(label(config, {*shown, *apart}, apart))
+    return found
+
+
+def _unique(labels: Sequence[str]) -> list[str]:
+    """Labels with (2), (3), ... behind those that are there already."""
+    found: list[str] = []
+    for name in labels:
+        counted = (f"{name} ({k})" if k > 1 else name for k in itertools.count(1))
+        found.append(next(one for one in counted if one not in found))
+    return found
+
+
+def read_runs(logdir: str, progress: Progress | None = None) -> Runs:
+    """Every run below `logdir`, and its data.
+
+    Raises:
+      LabError: `logdir` is no folder.
+    """
+    found, problems = results.read_results(logdir)
+    table = results.make_table(found, problems=problems)
+    pattern = os.path.join(glob.escape(logdir), "**", "config.json")
+    folders = sorted(os.path.dirname(p) for p in glob.glob(pattern, recursive=True))
+    known = {os.path.dirname(result.path) for result in found}
+    runs = []
+    for i, folder in enumerate(sorted({*folders, *known})):
+        try:
+            runs.append(_read_run(folder))
+        except _Unusable as error:
+            problems.append(f"{os.path.relpath(folder, logdir)}: left out, {error}")
+        if progress:
+            progress(i + 1, len({*folders, *known}))
+    places, lost = _find_data(runs)
+    configs = [_DEFAULTS | row.config for row in table.rows]
+    differ = [k for k in _DEFAULTS if len({json.dumps(c[k]) for c in configs}) > 1]
+    labels = _unique(_labels(configs, differ))
+    groups, repeats = _group(runs, table, differ)
+    problems += [
+        f"{os.path.relpath(run.path, logdir)}: left out, it repeats seed {run.seed} of"
+        f" {os.path.relpath(kept.path, logdir)}"
+        for run, kept in repeats
+    ]
+    return Runs(logdir, groups, table, problems + lost, places, labels)
+
+
+class _Unusable(Exception):
+    """Why a run is left out, in words."""
+
+
+def _read_run(folder: str) -> Run:
+    try:
+        path = os.path.join(folder, RESULT)
+        with open(path, encoding="utf-8") as file:
+            result = result_file.parse_result(file.read(), RESULT)
+    except FileNotFoundError:
+        raise _Unusable("it has no result.json: it is not finished") from None
+    except (OSError, UnicodeDecodeError, LabError) as error:
+        raise _Unusable(f"its result cannot be used: {error}") from None
+    config, step, status = _DEFAULTS | result["config"], result["step"], result["status"]
+    if status not in ("completed", "collapsed"):
+        raise _Unusable(f"it ended as {status} at step {step}")
+    if result["data"] is None or result["test_accuracy"] is None:
+        raise _Unusable("its result.json cannot be used: no data or no test_accuracy")
+    if status == "collapsed" and result["collapsed"] is None:
+        raise _Unusable("its result.json cannot be used: no class that it collapsed to")
+    networks = _read_networks(folder, config["activation"])
+    if missing := {0, step} - networks.keys():
+        raise _Unusable(f"it has no checkpoint of step {', '.join(map(str, sorted(missing)))}")
+    if not all(np.isfinite(w).all() for w in networks[step].tensors().values()):
+        raise _Unusable("its weights hold NaN or infinity")
+    run = Run(folder, config, result, networks, read_scalars(folder))
+    if run.every_step("loss") is None:
+        steps = len(run.scalars.get("loss", ((), ()))[0])
+        raise _Unusable(f"its event files hold {steps} of {step} steps: damaged or cut")
+    return run
+
+
+def _read_networks(folder: str, activation: str) -> dict[int, Network]:
+    import tensorflow as tf
+
+    from lab.record import checkpoints
+
+    networks = {}
+    wanted = re.compile(r"(h\d+|logits)/(weights|bias)").fullmatch
+    for step, path in checkpoints.find(folder):
+        try:
+            tensors = checkpoints.read_tensors(path, wanted)
+            networks[step] = Network.from_tensors(tensors, activation)
+        except (ValueError, LookupError, RuntimeError, tf.errors.OpError) as error:
+            why = " ".join(str(error).split())
+            raise _Unusable(f"{os.path.basename(path)} cannot be read: {why}") from None
+    return networks
+
+
+def read_scalars(folder: str) -> dict[str, tuple[np.ndarray, np.ndarray]]:
+    """Every scalar in the event files of a run, by tag: (steps int64 [n], values float64 [n]).
+
+    Of a step that is there twice, the last one counts. A file that is damaged is read up to there.
+    """
+    from tensorboard.backend.event_processing import event_file_loader
+    from tensorboard.compat.proto.event_pb2 import Event
+    from tensorboard.util import tensor_util
+
+    logging.getLogger("tensorboard").setLevel(logging.ERROR)
+    found: dict[str, list[tuple[int, float]]] = {}
+    numbers: dict[str, list[bytes]] = {}  # float32, by tag, of the steps in `places`
+    places: dict[str, list[int]] = {}
+    for path in event_files(folder):
+        for record in event_file_loader.RawEventFileLoader(path).Load():
+            event = Event.FromString(record)
+            step = event.step
+            for value in event.summary.value:
+                tensor = value.tensor
+                content = tensor.tensor_content
+                if len(content) == 4 and tensor.dtype == 1:
+                    places.setdefault(value.tag, []).append(step)
+                    numbers.setdefault(value.tag, []).append(content)
+                elif not content and value.metadata.plugin_data.plugin_name == "scalars":
+                    number = float(tensor_util.make_ndarray(tensor))
+                    found.setdefault(value.tag, []).append((step, number))
+    pairs = {
+        tag: (np.array(places[tag]), np.frombuffer(b"".join(numbers[tag]), "<f4").astype(float))
+        for tag in places
+    } | {tag: tuple(map(np.array, zip(*rows, strict=True))) for tag, rows in found.items()}
+    return {tag: _last_of_each(*pair) for tag, pair in pairs.items()}
+
+
+def _last_of_each(steps: np.ndarray, values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    rising, first = np.unique(steps[::-1], return_index=True)
+    return rising, values[::-1][first]
+
+
+def _find_data(runs: list[Run]) -> tuple[dict[str, str], list[str]]:
+    """data_dir by digest, and a line for each that is gone or differs."""
+    places: dict[str, str] = {}
+    lost = []
+    for digest, folder in sorted({(run.result["data"], run.config["data_dir"]) for run in runs}):
+        name = folder or "the embedded MNIST"
+        try:
+            if data.load(folder).digest == digest:
+                places[digest] = folder
+            else:
+                lost.append(f"{name} is not what runs here were trained on: no images for them")
+        except LabError as error:
+            lost.append(f"no images for runs trained on {name}: {error}")
+    return places, lost
+
+
+def _group(
+    runs: list[Run], table: results.Table, differ: Collection[str]
+) -> tuple[list[Group], list[tuple[Run, Run]]]:
+    """In the order of the table's rows; their labels are unique. And each run that repeats another
+    one, with that."""
+    order: dict[str, int] = {}
+    for place, row in enumerate(table.rows):
+        order.setdefault(_key(row.config), place)
+    groups: dict[tuple[str, str, int], dict[int, Run]] = {}
+    left: list[tuple[tuple[str, str, int], Run]] = []
+    for run in runs:
+        replicas = run.result["replicas"] or 1
+        key = _key(run.config), run.result["data"], replicas
+        same = groups.setdefault(key, {})
+        kept = same.setdefault(run.seed, run)
+        if kept is not run:
+            # Of two runs of one trial, the one with more on record.
+            if len(run.scalars) > len(kept.scalars):
+                same[run.seed], run = run, kept
+            left.append((key, run))
+    configs = [next(iter(same.values())).config for same in groups.values()]
+    names: list[str] = []
+    for name, (_, digest, replicas) in zip(_labels(configs, differ), groups, strict=True):
+        name += f" on {replicas} replicas" * (replicas > 1)
+        names.append(name + f", data {digest[:6]}" * (name in names))
+    found = [
+        Group(name, config, digest, [run for _, run in sorted(same.items())], replicas)
+        for name, config, ((_, digest, replicas), same) in zip(
+            _unique(names), configs, groups.items(), strict=True
+        )
+    ]
+    repeats = [(run, groups[key][run.seed]) for key, run in left]
+    return sorted(found, key=lambda g: (order.get(_key(g.config), len(order)), g.replicas)), repeats
+
+
+def _key(config: dict[str, Any], without: Sequence[str] = ()) -> str:
+    skip = results.RECORDING_FIELDS | {"seed", "data_dir", *without}
+    return json.dumps({k: v for k, v in config.items() if k not in skip}, sort_keys=True)

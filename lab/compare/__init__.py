@@ -1,0 +1,1 @@
+"""The table of results, its intervals and tests. No TensorFlow."""

@@ -1,0 +1,421 @@
+"""result.json files -> the table's rows, their comparisons and notes.
+
+`read_results` finds the files and `make_table` turns them into rows; tables.py prints them. Trials
+whose configs differ in nothing but the seed are one row.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import itertools
+import json
+import math
+import statistics
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from lab.compare.statistics import (
+    LEVEL,
+    holm,
+    letter_display,
+    paired_p,
+    t_interval,
+    wilson_interval,
+)
+from lab.errors import LabError
+from lab.record import result_file
+from lab.settings.config import Config
+
+LAST_EVALUATIONS = 10
+
+# The README that the lab repeats, "Model Investigation with Tensorboard": its columns, and its
+# nine rows in its order. Accuracy there is the unweighted mean of the test batches' means.
+README_FIELDS = ("n_hidden_1", "n_hidden_2", "learning_rate", "optimizer")
+README_ROWS = (
+    (128, 256, 0.1, "sgd", 0.0972),
+    (128, 256, 0.01, "sgd", 0.9752),
+    (128, 256, 0.001, "sgd", 0.9356),
+    (128, 256, 0.0001, "sgd", 0.735),
+    (128, 256, 0.01, "adam", 0.9764),
+    (128, 256, 0.01, "rmsprop", 0.9778),
+    (128, 256, 0.01, "adagrad", 0.9504),
+    (128, 128, 0.01, "rmsprop", 0.9782),
+    (128, 64, 0.01, "rmsprop", 0.9762),
+)
+README_TOLERANCE = 0.004  # where seeds agree so closely that 3 standard deviations are less
+
+# What is recorded does not change what is trained: a README row stays one whatever these say.
+RECORDING_FIELDS = frozenset({"watch", "histogram_every", "display_step"})
+
+
+@dataclass(frozen=True)
+class Result:
+    """What the table needs of one result.json. Accuracies are shares of 1, seconds are seconds."""
+
+    path: str
+    config: dict[str, Any]  # without the seed
+    seed: int
+    status: str
+    correct: int  # of `total` test images; both 0 if the run has no count
+    total: int
+    readme_accuracy: float | None
+    collapsed: int | None
+    seconds: float | None
+    evaluations: tuple[float, ...]  # test accuracies, in the order of the steps
+
+    @property
+    def accuracy(self) -> float:
+        """correct / total, rather than the file's own rounding of it; needs total > 0."""
+        return self.correct / self.total
+
+
+def _number(value: Any) -> float | None:
+    ok = isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
+    return value if ok else None
+
+
+def parse_result(text: str, path: str) -> Result:
+    """One result.json's text -> Result. LabError says what is wrong, see stored.parse_result."""
+    found = result_file.parse_result(text, path)
+    config = found["config"]
+    accuracies = (found["evaluations"] or {}).get("test_accuracy", ())
+    correct, total = found["test_correct"], found["test_total"]
+    return Result(
+        path=path,
+        config=config,
+        seed=config.pop("seed"),
+        status=found["status"],
+        correct=correct or 0,
+        total=total or 0,
+        readme_accuracy=found["readme_accuracy"],
+        collapsed=found["collapsed"],
+        seconds=found["seconds"],
+        evaluations=tuple(a for a in accuracies if a is not None),
+    )
+
+
+def read_results(logdir: str | Path) -> tuple[list[Result], list[str]]:
+    """Every result.json below logdir, as `read_files`. LabError if logdir is not a directory."""
+    if not Path(logdir).is_dir():
+        raise LabError(f"{logdir}: no such directory; name the one that holds the runs")
+    return read_files(sorted(Path(logdir).rglob("result.json")))
+
+
+def read_files(paths: Iterable[Path]) -> tuple[list[Result], list[str]]:
+    """These result.json files, in order, and one line for each that cannot be used.
+
+    Those lines belong into `make_table`, which shows them: one bad file must neither hide the
+    other runs nor go unseen.
+    """
+    results, problems = [], []
+    for path in paths:
+        try:
+            results.append(parse_result(path.read_text(encoding="utf-8"), str(path)))
+        except LabError as error:
+            problems.append(str(error))
+        except (OSError, UnicodeDecodeError) as error:
+            problems.append(f"{path}: cannot be read: {error}")
+    return results, problems
+
+
+@dataclass(frozen=True)
+class Row:
+    """The trials of one config. Accuracies are shares of 1; None where there is no such figure.
+
+    Figures are over the `averaged` runs: the completed ones or, if there are none, the collapsed
+    ones; never a mixture.
+    """
+
+    config: dict[str, Any]  # without the seed
+    readme: float | None  # the README's figure
+    readme_accuracy: float | None  # ours by the README's rule, mean over the runs
+    readme_agrees: bool | None  # within 3 standard deviations or README_TOLERANCE; needs two runs
+    runs: int
+    averaged: int
+    averaged_status: str | None  # "completed", "collapsed" or None
+    mean: float | None
+    std: float | None  # sample standard deviation over seeds
+    low: float | None
+    high: float | None
+    interval: str | None  # "t" (mean over seeds), "wilson" (one run's count) or None
+    groups: str  # letters
+    seeds: list[int]  # of the averaged runs; `correct` in the same order
+    correct: list[int]
+    total: int | None
+    spread: float | None  # over a run's last evaluations, median over the runs
+    seconds: float | None  # median
+    status: str
+
+
+@dataclass(frozen=True)
+class Pair:
+    """Row `a` minus row `b` (places in Table.rows) over the n seeds that both completed."""
+
+    a: int
+    b: int
+    n: int
+    difference: float
+    low: float
+    high: float
+    p: float
+    p_holm: float
+
+
+@dataclass(frozen=True)
+class Table:
+    """Rows, every compared pair of rows, the config fields to show, and the notes below."""
+
+    rows: list[Row]
+    pairs: list[Pair]
+    fields: list[str]
+    notes: list[str]
+
+
+def _key(config: Mapping[str, Any]) -> str:
+    return json.dumps({k: v for k, v in config.items() if k != "seed"}, sort_keys=True)
+
+
+def _readme_place(config: Mapping[str, Any], recipe: Mapping[str, Any]) -> int | None:
+    """Which README row the config repeats, if it keeps to the recipe in all that trains."""
+    skip = {"seed", *README_FIELDS, *RECORDING_FIELDS}
+    if any(config.get(k) != recipe.get(k) for k in (config.keys() | recipe.keys()) - skip):
+        return None
+    ours = tuple(config.get(k) for k in README_FIELDS)
+    return next((i for i, row in enumerate(README_ROWS) if row[:-1] == ours), None)
+
+
+def _status(runs: Sequence[Result]) -> str:
+    parts = []
+    for status, count in Counter(r.status for r in runs if r.status != "completed").items():
+        same = [r for r in runs if r.status == status]
+        classes = sorted({r.collapsed for r in same if r.collapsed is not None})
+        label = f" (class{'es' * (len(classes) > 1)} {', '.join(map(str, classes))})"
+        many = f"{count} of {len(runs)} " if len(runs) > 1 else ""
+        parts.append(many + status + (label if status == "collapsed" and classes else ""))
+    return "; ".join(parts) or "completed"
+
+
+def _row(
+    config: dict[str, Any], runs: Sequence[Result], readme: float | None
+) -> tuple[Row, dict[int, float]]:
+    """The row without its letters, and the accuracies by seed that it may be compared on."""
+    chosen, kind = [], None
+    for status in ("collapsed", "completed"):  # completed runs, if there are any, have the word
+        if some := [r for r in runs if r.status == status]:
+            chosen, kind = some, status
+    values = [r.accuracy for r in chosen]
+    ours = [r.readme_accuracy for r in chosen if r.readme_accuracy is not None]
+    tails = [r.evaluations[-LAST_EVALUATIONS:] for r in chosen]
+    spreads = [statistics.stdev(tail) for tail in tails if len(tail) > 1]
+    seconds = [r.seconds for r in chosen if r.seconds is not None]
+    agrees = None
+    if readme is not None and len(ours) > 1:
+        allowed = max(3 * statistics.stdev(ours), README_TOLERANCE)
+        agrees = abs(statistics.fmean(ours) - readme) <= allowed
+    # A collapsed run's accuracy is the frequency of the class it fell into: no interval fits.
+    low = high = interval = None
+    if kind == "completed" and len(values) > 1:
+        (low, high), interval = t_interval(values), "t"
+    elif kind == "completed":
+        (low, high), interval = wilson_interval(chosen[0].correct, chosen[0].total), "wilson"
+    row = Row(
+        config=config,
+        readme=readme,
+        readme_accuracy=statistics.fmean(ours) if ours else None,
+        readme_agrees=agrees,
+        runs=len(runs),
+        averaged=len(chosen),
+        averaged_status=kind,
+        mean=statistics.fmean(values) if values else None,
+        std=statistics.stdev(values) if len(values) > 1 else None,
+        low=low,
+        high=high,
+        interval=interval,
+        groups="",
+        seeds=[r.seed for r in chosen],
+        correct=[r.correct for r in chosen],
+        total=chosen[0].total if chosen else None,
+        spread=statistics.median(spreads) if spreads else None,
+        seconds=statistics.median(seconds) if seconds else None,
+        status=_status(runs),
+    )
+    return row, {r.seed: r.accuracy for r in chosen} if kind == "completed" else {}
+
+
+def compare(accuracies: Sequence[Mapping[int, float]]) -> list[Pair]:
+    """All pairs of rows, each given as seed -> accuracy, that have two seeds or more in common.
+
+    Seed-paired differences with their t interval, the paired t test, and Holm's correction over
+    the pairs that are compared.
+    """
+    found = []
+    for a, b in itertools.combinations(range(len(accuracies)), 2):
+        common = sorted(accuracies[a].keys() & accuracies[b].keys())
+        if len(common) >= 2:
+            found.append((a, b, [accuracies[a][s] - accuracies[b][s] for s in common]))
+    p_values = [paired_p(d) for _, _, d in found]
+    return [
+        Pair(a, b, len(d), statistics.fmean(d), *t_interval(d), p, adjusted)
+        for (a, b, d), p, adjusted in zip(found, p_values, holm(p_values), strict=True)
+    ]
+
+
+def _letters(rows: Sequence[Row], pairs: Sequence[Pair]) -> list[str]:
+    """Letters of the rows that were compared with some other row; "" for the rest."""
+    compared = {place for pair in pairs for place in (pair.a, pair.b)}
+    # Best row first, so that "a" is the best group. A lone row is a group by itself.
+    best_first = sorted(
+        compared or ([0] if len(rows) == 1 and rows[0].interval == "t" else []),
+        key=lambda place: -(rows[place].mean or 0.0),
+    )
+    rank = {place: i for i, place in enumerate(best_first)}
+    different = [(rank[pair.a], rank[pair.b]) for pair in pairs if pair.p_holm <= LEVEL]
+    letters = dict(zip(best_first, letter_display(len(rank), different), strict=True))
+    return [letters.get(place, "") for place in range(len(rows))]
+
+
+def make_table(
+    results: Iterable[Result],
+    recipe: Mapping[str, Any] | None = None,
+    *,
+    problems: Iterable[str] = (),
+    order: Iterable[Mapping[str, Any]] = (),
+) -> Table:
+    """Results -> rows, comparisons, notes.
+
+    recipe: every config field with the reference recipe's value, Config's defaults unless given. It
+    says which rows the README has; a field that an older result.json lacks counts as having
+    that value. problems: what `read_results` could not use. order: configs (a grid's trials;
+    their seeds do not matter) whose rows come first, in that order; then follow the README's rows
+    in the README's order, then the others by their hyperparameters.
+    """
+    recipe = json.loads(
+        json.dumps(recipe or dataclasses.asdict(Config()))
+    )  # tuples become lists, as in the results
+    places: dict[str, int] = {}
+    for config in order:
+        places.setdefault(_key({**recipe, **config}), len(places))
+    trials: dict[str, dict[int, Result]] = {}
+    configs: dict[str, dict[str, Any]] = {}
+    repeats = []
+    use = {"completed": 0, "collapsed": 1}  # of two results of one trial, keep the more complete
+    for result in sorted(results, key=lambda r: (use.get(r.status, 2), r.path)):
+        config = {k: v for k, v in {**recipe, **result.config}.items() if k != "seed"}
+        runs = trials.setdefault(_key(config), {})
+        configs[_key(config)] = config
+        if result.seed in runs:
+            repeats.append(f"{result.path} repeats {runs[result.seed].path}: left out.")
+        else:
+            runs[result.seed] = result
+    readme = {key: _readme_place(config, recipe) for key, config in configs.items()}
+    names = list(dict.fromkeys(itertools.chain(*configs.values())))
+    differ = [k for k in names if len({json.dumps(c.get(k)) for c in configs.values()}) > 1]
+    fields = [*README_FIELDS, *(k for k in differ if k not in README_FIELDS)]
+
+    def sort_key(key: str) -> tuple[Any, ...]:
+        place = readme[key]
+        shown = [configs[key].get(k) for k in fields]
+        return (
+            places.get(key, math.inf),
+            math.inf if place is None else place,
+            [(0, v, "") if _number(v) is not None else (1, 0, str(v)) for v in shown],
+        )
+
+    rows, accuracies = [], []
+    for key in sorted(trials, key=sort_key):
+        place = readme[key]
+        figure = None if place is None else README_ROWS[place][-1]
+        row, by_seed = _row(configs[key], [r for _, r in sorted(trials[key].items())], figure)
+        rows.append(row)
+        accuracies.append(by_seed)
+    pairs = compare(accuracies)
+    letters = _letters(rows, pairs)
+    rows = [
+        dataclasses.replace(row, groups=groups) for row, groups in zip(rows, letters, strict=True)
+    ]
+    left_out = [*repeats, *(f"Left out: {problem}" for problem in problems)]
+    return Table(rows, pairs, fields, _notes(rows, pairs) + left_out)
+
+
+def _places(places: Iterable[int]) -> str:
+    listed = [str(place) for place in places]
+    return f"row{'s' * (len(listed) != 1)} {', '.join(listed)}"
+
+
+def _notes(rows: Sequence[Row], pairs: Sequence[Pair]) -> list[str]:
+    """What a reader must know to read the table, and only what applies to this one."""
+    if not rows:
+        return ["No result to show: no run here has left a usable result.json yet."]
+    notes = [
+        "accuracy: correct/total over the test images, mean ± sample standard deviation over seeds."
+    ]
+    kinds = {row.interval for row in rows}
+    if "t" in kinds:
+        notes.append("95% interval: Student's t, for the mean over seeds.")
+    if "wilson" in kinds:
+        notes.append(
+            "w: one run only: Wilson's 95% interval of its correct/total. It holds the chance in"
+            " the choice of test images, not the spread over seeds."
+        )
+    if any(row.readme is not None for row in rows):
+        notes.append(
+            "README: its figure, from one run. same rule: our mean by the README's rule, the"
+            " unweighted mean of the test batches' means."
+        )
+        judged = [(i, row.readme_agrees) for i, row in enumerate(rows)]
+        inside = [i for i, agrees in judged if agrees]
+        outside = [i for i, agrees in judged if agrees is False]
+        if inside or outside:
+            notes.append(
+                "The README's figure lies within our mean ± 3 standard deviations (at least"
+                f" ± {README_TOLERANCE}) in {len(inside)} of {len(inside + outside)} rows"
+                + (f"; not in {_places(outside)}." if outside else ".")
+            )
+    if any(row.averaged < row.runs or row.averaged_status != "completed" for row in rows):
+        notes.append(
+            "runs: only completed runs are averaged and compared; what became of the others says"
+            " status, not accuracy. Where none completed, accuracy is the collapsed runs', marked"
+            " collapsed, without interval or letter."
+        )
+    notes += _group_notes(rows, pairs)
+    if any(row.spread is not None for row in rows):
+        notes.append(
+            f"in-run sd: standard deviation over a run's last {LAST_EVALUATIONS} evaluations (all,"
+            " if it has fewer), median over the row's runs; seconds: median too."
+        )
+    return notes
+
+
+def _group_notes(rows: Sequence[Row], pairs: Sequence[Pair]) -> list[str]:
+    if len(rows) == 1:
+        return ["group: one row, so nothing to compare."]
+    if not pairs and all(row.interval != "t" for row in rows):
+        return [
+            "group: none. One seed a row allows no comparison: give every row the same seeds, two"
+            " or more."
+        ]
+    if not pairs:
+        return ["group: none. No two rows have two completed seeds in common."]
+    seeds = sorted({pair.n for pair in pairs})
+    notes = [
+        "group: rows that share a letter cannot be told apart (which does not prove them equal):"
+        f" paired t tests on {seeds[0]}{f' to {seeds[-1]}' if len(seeds) > 1 else ''} common seeds,"
+        f" Holm's correction over {len(pairs)} pair{'s' * (len(pairs) > 1)}, level {LEVEL}."
+        + " Two seeds leave one degree of freedom: hardly any pair can differ."
+        * (seeds[0] == 2)
+    ]
+    compared = {place for pair in pairs for place in (pair.a, pair.b)}
+    if alone := [place for place in range(len(rows)) if place not in compared]:
+        notes.append(
+            f"No letter for {_places(alone)}: fewer than two completed seeds in common with any"
+            " other row, so no comparison."
+        )
+    if untested := math.comb(len(compared), 2) - len(pairs):
+        notes.append(
+            f"{untested} pair{'s' * (untested > 1)} of rows with letters had fewer than two seeds"
+            " in common: not compared, and so not told apart."
+        )
+    return notes

@@ -1,0 +1,113 @@
+"""The table of results as text, Markdown, CSV and JSON."""
+
+from __future__ import annotations
+
+import csv
+import dataclasses
+import io
+import json
+import textwrap
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from lab.compare.statistics import LEVEL
+from lab.compare.table import Row, Table
+from lab.settings.config import TABLE_FORMATS
+
+
+def _plain(value: Any) -> Any:
+    """A config value for one cell of text or CSV."""
+    if isinstance(value, list):
+        return ",".join(map(str, value))
+    return "" if value is None else value
+
+
+def _decimals(value: float | None, digits: int) -> str:
+    return "" if value is None else f"{value:.{digits}f}"
+
+
+def _cells(place: int, row: Row, fields: Sequence[str]) -> dict[str, str]:
+    """One row as heading -> printed cell; the headings are the same for every row."""
+    interval = "collapsed" if row.averaged_status == "collapsed" else ""
+    if row.low is not None and row.high is not None:
+        interval = f"{row.low:.4f}..{row.high:.4f}" + " w" * (row.interval == "wilson")
+    counts = (
+        "..".join(map(str, sorted({min(row.correct), max(row.correct)}))) if row.correct else ""
+    )
+    return {
+        "#": str(place),
+        **{name: str(_plain(row.config.get(name))) for name in fields},
+        "README": _decimals(row.readme, 4),
+        "same rule": _decimals(row.readme_accuracy, 4),
+        "accuracy": _decimals(row.mean, 4) + ("" if row.std is None else f" ± {row.std:.4f}"),
+        "95% interval": interval,
+        "group": row.groups,
+        "runs": f"{row.averaged} of {row.runs}",
+        "correct": f"{counts}/{row.total}" if counts else "",
+        "in-run sd": _decimals(row.spread, 4),
+        "seconds": _decimals(row.seconds, 1),
+        "status": row.status,
+    }
+
+
+def _printed(table: Table) -> list[dict[str, str]]:
+    rows = [_cells(place, row, table.fields) for place, row in enumerate(table.rows)]
+    if not any(row["README"] for row in rows):  # nothing to hold the README's rule against
+        rows = [{k: v for k, v in r.items() if k not in ("README", "same rule")} for r in rows]
+    return rows
+
+
+def _align(rows: Sequence[Mapping[str, str]], headings: Sequence[str]) -> list[str]:
+    lines = [dict(zip(headings, headings, strict=True)), *rows]
+    widths = {h: max(len(line[h]) for line in lines) for h in headings}
+    left = {"optimizer", "group", "status"}
+    return [
+        "  ".join(
+            line[h].ljust(widths[h]) if h in left else line[h].rjust(widths[h]) for h in headings
+        ).rstrip()
+        for line in lines
+    ]
+
+
+def to_text(table: Table, width: int = 120) -> str:
+    """Two blocks with the same row numbers, figures and runs, then the notes; for a terminal."""
+    rows, lines = _printed(table), []
+    if rows:
+        headings = list(rows[0])
+        cut = headings.index("runs")
+        lines = [*_align(rows, headings[:cut]), "", *_align(rows, ["#", *headings[cut:]]), ""]
+    for note in table.notes:
+        lines += textwrap.wrap(note, width, subsequent_indent="  ", break_long_words=False)
+    return "\n".join(lines) + "\n"
+
+
+def to_markdown(table: Table) -> str:
+    """One Markdown table, then the notes as a list."""
+    rows, lines = _printed(table), []
+    if rows:
+        cells = [list(rows[0]), ["---"] * len(rows[0]), *(list(row.values()) for row in rows)]
+        lines = ["| " + " | ".join(c.replace("|", "\\|") for c in line) + " |" for line in cells]
+        lines.append("")
+    return "\n".join([*lines, *(f"- {note}" for note in table.notes)]) + "\n"
+
+
+def to_csv(table: Table) -> str:
+    """A heading and a line a row, unrounded, empty where there is no figure; lists by commas."""
+    names = [field.name for field in dataclasses.fields(Row) if field.name != "config"]
+    out = io.StringIO()
+    writer = csv.writer(out, lineterminator="\n")
+    writer.writerow([*table.fields, *names])
+    for row in table.rows:
+        values = [row.config.get(f) for f in table.fields] + [getattr(row, n) for n in names]
+        writer.writerow([_plain(value) for value in values])
+    return out.getvalue()
+
+
+def to_json(table: Table) -> str:
+    """Rows with their whole config, every compared pair, the notes. Strict JSON: null for none."""
+    return (
+        json.dumps({"level": LEVEL, **dataclasses.asdict(table)}, indent=1, allow_nan=False) + "\n"
+    )
+
+
+FORMATS = dict(zip(TABLE_FORMATS, (to_text, to_markdown, to_csv, to_json), strict=True))

@@ -1,0 +1,59 @@
+"""Which examples make up each step.
+
+The batch of a step is a pure function of (seed, epoch, step). There is no iterator, and so no
+state to save: a run that goes on at step t reads the same examples as one that never stopped.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import numpy as np
+
+
+def permutation(seed: int, epoch: int, examples: int) -> np.ndarray:
+    """The order of one epoch: int32 [examples], each example once.
+
+    The order of Philox's raw 64-bit outputs under the key (seed, epoch): NumPy promises that
+    stream for good, which it does not for `Generator.permutation`.
+    """
+    key = np.array([seed, epoch], np.uint64)
+    return np.argsort(np.random.Philox(key=key).random_raw(examples)).astype(np.int32)
+
+
+def shuffled(labels: np.ndarray, seed: int) -> np.ndarray:
+    """The labels in a random order: as many of each class, and none says anything of its image.
+
+    Zhang et al., "Understanding deep learning requires rethinking generalization", ICLR 2017.
+    """
+    return labels[permutation(seed, 2**64 - 1, len(labels))]
+
+
+class Batches:
+    """Which training examples make up which step.
+
+    The epochs stand in one row behind another, and step t (from 1) takes the t-th `batch_size`
+    examples of that row: a batch may cross from one epoch into the next, and none is smaller.
+    """
+
+    def __init__(self, seed: int, examples: int, batch_size: int) -> None:
+        self._seed, self._examples, self._batch_size = seed, examples, batch_size
+        self._epochs: dict[int, np.ndarray] = {}  # only a cache; see `permutation`
+
+    def indices(self, first_step: int, steps: int) -> np.ndarray:
+        """int32 [steps, batch_size]: the examples of `steps` steps from `first_step` (from 1)."""
+        start = (first_step - 1) * self._batch_size
+        stop = start + steps * self._batch_size
+        return np.concatenate(list(self._pieces(start, stop))).reshape(steps, self._batch_size)
+
+    def _pieces(self, start: int, stop: int) -> Iterator[np.ndarray]:
+        first, last = start // self._examples, (stop - 1) // self._examples
+        self._epochs = {
+            epoch: self._epochs[epoch]
+            if epoch in self._epochs
+            else permutation(self._seed, epoch, self._examples)
+            for epoch in range(first, last + 1)
+        }
+        for epoch, order in self._epochs.items():
+            offset = epoch * self._examples
+            yield order[max(start - offset, 0) : stop - offset]

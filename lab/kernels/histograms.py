@@ -1,0 +1,102 @@
+"""Histograms counted in the graph: only counts and edges leave the device.
+
+A histogram has 30 buckets of equal width from the smallest to the largest finite value, as
+TensorBoard's own has. NaN and infinity are in no bucket; they are counted beside them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import tensorflow as tf
+
+from lab.kernels import xla as compiled
+
+BUCKETS = 30
+
+
+class Histograms(NamedTuple):
+    """The histograms of T tensors.
+
+    counts: int32 [T, BUCKETS]; each row sums to the tensor's size less its nonfinite entries.
+    low, high: float32 [T], the smallest and the largest finite value; 0 where there is none.
+    nonfinite: int32 [T], the number of entries that are NaN or infinite.
+    """
+
+    counts: tf.Tensor
+    low: tf.Tensor
+    high: tf.Tensor
+    nonfinite: tf.Tensor
+
+
+def histograms(tensors: Sequence[tf.Tensor], xla: bool = True) -> Histograms:
+    """Counts every tensor.
+
+    The buckets are computed in float32: a value within rounding of the edge between two buckets
+    may be counted in either.
+
+    Args:
+      tensors: any shapes, not empty, floating; counted as float32.
+      xla: count them in one program of XLA's, where their shapes are known. It takes a third of
+        the time on a CPU; on a GPU, where the order of additions is to be the same each time, it
+        would take far more.
+    """
+    flat = [tf.cast(tf.reshape(tensor, [-1]), tf.float32) for tensor in tensors]
+    if xla and all(x.shape.is_fully_defined() for x in flat):
+        return Histograms(*_by_xla(flat))
+    low = tf.stack([tf.reduce_min(x) for x in flat])
+    high = tf.stack([tf.reduce_max(x) for x in flat])
+    # A sum is finite only if every entry is. (An overflow only costs the slower count.)
+    finite = tf.math.is_finite(tf.stack([tf.reduce_sum(x) for x in flat]))
+    width = high - low
+    ordinary = finite & tf.math.is_finite(width) & ((width > 1e-30) | (width == 0.0))
+
+    def plain() -> Histograms:
+        counts = tf.stack([_count(x, low[i], high[i]) for i, x in enumerate(flat)])
+        return Histograms(counts, low, high, tf.zeros([len(flat)], tf.int32))
+
+    def careful() -> Histograms:
+        return Histograms(*(tf.stack(part) for part in zip(*map(_careful, flat), strict=True)))
+
+    return tf.cond(tf.reduce_all(ordinary), plain, careful)
+
+
+@tf.function(jit_compile=True, autograph=False)
+def _by_xla(flat: list[tf.Tensor]) -> tuple[tf.Tensor, ...]:
+    """The fields of the Histograms of tensors float32 [n]."""
+    low, high = compiled.smallest(flat), compiled.largest(flat)
+    some = low <= high
+    low, high = tf.where(some, low, 0.0), tf.where(some, high, 0.0)
+    # Neither the width nor 1 / width may leave float32, and a power of two changes no digit.
+    largest = tf.maximum(tf.abs(low), tf.abs(high))
+    factor = tf.where(largest > 1e37, 2.0**-4, tf.where(largest < 1e-18, 2.0**64, 1.0))
+    start = low * factor
+    scale = tf.math.divide_no_nan(float(BUCKETS), high * factor - start)
+    tables = []
+    for i, x in enumerate(flat):
+        # From 1; the largest entry's is BUCKETS + 1, that of NaN and infinity 0.
+        bucket = tf.floor((x * factor[i] - start[i]) * scale[i]) + 1.0
+        bucket = tf.where(tf.math.is_finite(x), bucket, 0.0)
+        tables.append(compiled.bincount(bucket, BUCKETS + 2))
+    table = tf.stack(tables)
+    last = table[:, BUCKETS : BUCKETS + 1] + table[:, BUCKETS + 1 :]
+    return tf.concat([table[:, 1:BUCKETS], last], 1), low, high, table[:, 0]
+
+
+def _count(x: tf.Tensor, low: tf.Tensor, high: tf.Tensor) -> tf.Tensor:
+    # The kernel wants a range that is not empty; a constant then falls into the first bucket.
+    high = tf.where(high > low, high, low + tf.maximum(tf.abs(low), 1.0))
+    return tf.histogram_fixed_width(x, tf.stack([low, high]), BUCKETS)
+
+
+def _careful(x: tf.Tensor) -> tuple[tf.Tensor, ...]:
+    """One tensor with NaN, infinity, or a range that float32 cannot divide."""
+    finite = tf.boolean_mask(x, tf.math.is_finite(x))
+    some = tf.size(finite) > 0
+    low = tf.where(some, tf.reduce_min(finite), 0.0)
+    high = tf.where(some, tf.reduce_max(finite), 0.0)
+    start, width = tf.cast(low, tf.float64), tf.cast(high, tf.float64) - tf.cast(low, tf.float64)
+    scaled = (tf.cast(finite, tf.float64) - start) / tf.where(width > 0, width, 1.0)
+    counts = tf.histogram_fixed_width(scaled, tf.constant([0, 1], tf.float64), BUCKETS)
+    return counts, low, high, tf.size(x) - tf.size(finite)

@@ -1,0 +1,1 @@
+"""Networks by hand: layers, losses, optimizers, and the ready-made networks."""

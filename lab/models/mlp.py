@@ -1,0 +1,58 @@
+"""A multilayer perceptron."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Sequence
+
+import tensorflow as tf
+
+from lab.models.layers import Activation, Dense, Initializer, normal
+
+
+class MLP(tf.Module):
+    """Dense layers in a row, `h1`, `h2`, ... and, without an activation, `logits`.
+
+    Args:
+      sizes: inputs, each hidden layer, outputs: at least two.
+      activation: of the hidden layers.
+      initializer: (shape, seed) -> float32 weights.
+      seed: layer i draws from (seed, i).
+
+    Raises:
+      ValueError: fewer than two sizes.
+    """
+
+    def __init__(
+        self,
+        sizes: Sequence[int],
+        activation: Activation = tf.sigmoid,
+        initializer: Initializer | None = None,
+        seed: int = 0,
+    ) -> None:
+        super().__init__("mlp")
+        if len(sizes) < 2:
+            raise ValueError(f"sizes={list(sizes)}: give inputs and outputs at least")
+        last = len(sizes) - 2
+        self.layers = [
+            Dense(
+                n_in,
+                n_out,
+                activation=tf.identity if i == last else activation,
+                initializer=initializer or normal(0.05),
+                seed=tf.constant([seed, i], tf.int64),
+                name="logits" if i == last else f"h{i + 1}",
+            )
+            for i, (n_in, n_out) in enumerate(itertools.pairwise(sizes))
+        ]
+
+    def __call__(self, x: tf.Tensor) -> tf.Tensor:
+        """float32 [batch, inputs] -> logits, float32 [batch, outputs]."""
+        return self.activations(x)["logits"]
+
+    def activations(self, x: tf.Tensor) -> dict[str, tf.Tensor]:
+        """The output of every layer by its name, float32 [batch, units], the logits last."""
+        outputs = {}
+        for layer in self.layers:
+            x = outputs[layer.name] = layer(x)
+        return outputs

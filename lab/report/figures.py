@@ -1,0 +1,153 @@
+"""Measurements of several runs as figures, curves and words."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import os
+import shlex
+import statistics
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from lab.compare.statistics import LEVEL, t_interval, t_quantile
+from lab.compare.table import RECORDING_FIELDS
+from lab.report.section import Figure, Series
+from lab.settings.config import Config
+
+
+def _figure(
+    key: str, name: str, value: float, half: float | None, runs: int, unit: str, note: str
+) -> Figure:
+    low, high = (None, None) if half is None else (value - half, value + half)
+    if unit == "%" and low is not None and high is not None:  # a share ends at 0 and 1
+        low, high = max(low, min(value, 0.0)), min(high, max(value, 1.0))
+    return Figure(key, name, value, low, high, runs, unit, note)
+
+
+def across(key: str, name: str, values: Iterable[float], unit: str = "", note: str = "") -> Figure:
+    """The mean over runs with Student's t interval; values that are not finite are left out."""
+    kept = [float(v) for v in values if math.isfinite(v)]
+    if not kept:
+        return Figure(key, name, None, runs=0, unit=unit, note=note)
+    mean = statistics.fmean(kept)
+    half = t_interval(kept)[1] - mean if len(kept) > 1 else None
+    found = _figure(key, name, mean, half, len(kept), unit, note)
+    if found.low is not None and all(v >= 0 and v.is_integer() for v in kept):
+        found = dataclasses.replace(found, low=max(found.low, 0.0))  # a count ends at 0
+    return found
+
+
+def over_pairs(
+    key: str, name: str, values: Mapping[tuple[int, int], float], unit: str = "", note: str = ""
+) -> Figure:
+    """The mean over pairs of runs, by the pair's seeds.
+
+    Pairs that share a run are not independent: the interval is the jackknife's over runs, mean +-
+    t_{n-1} sqrt((n-1)/n sum_i (m_i - mean of m)^2), m_i the mean without run i; for three or more.
+    Source: Arvesen, "Jackknifing U-statistics", Ann. Math. Statist. 40 (1969).
+    """
+    if not values:
+        return Figure(key, name, None, runs=0, unit=unit, note=note)
+    seeds = sorted({seed for pair in values for seed in pair})
+    n, half = len(seeds), None
+    if n > 2:
+        without = [
+            statistics.fmean(v for pair, v in values.items() if seed not in pair) for seed in seeds
+        ]
+        spread = (n - 1) ** 2 / n * statistics.variance(without)
+        half = t_quantile(1 - LEVEL / 2, n - 1) * math.sqrt(spread)
+    return _figure(key, name, statistics.fmean(values.values()), half, n, unit, note)
+
+
+def percent(share: float) -> str:
+    """A share in three digits, but never 100% of what is not all."""
+    for digits in (3, 4, 5):
+        text = f"{100 * share:.{digits}g}%"
+        if text != "100%" or share == 1:
+            break
+    return text
+
+
+def number(value: float) -> str:
+    """Three digits, whole numbers in full."""
+    return f"{value:,.0f}" if value == round(value) or abs(value) >= 1000 else f"{value:.3g}"
+
+
+def say(figure: Figure) -> str:
+    """`97.4% [97.1%, 97.7%]`; the interval where there is one."""
+    if figure.value is None:
+        return "not measured"
+    form = percent if figure.unit == "%" else number
+    text = form(figure.value)
+    if figure.low is not None and figure.high is not None and figure.low < figure.high:
+        text += f" [{form(figure.low)}, {form(figure.high)}]"
+    return text
+
+
+def value(figure: Figure) -> str:
+    """`say` without the interval."""
+    return say(dataclasses.replace(figure, low=None, high=None))
+
+
+def listed(words: Sequence[str], last: str = "and") -> str:
+    """`a, b and c`."""
+    return f" {last} ".join([", ".join(words[:-1]), words[-1]] if len(words) > 1 else words)
+
+
+def many(count: int, noun: str) -> str:
+    """`1 run`, `2 runs`."""
+    return f"{count} {noun}{'s' * (count != 1)}"
+
+
+def points(name: str, x: Sequence[Any], figures: Sequence[Figure], style: str = "line") -> Series:
+    """A series of figures that have values, with their intervals where they have any."""
+    kept = [(place, f) for place, f in zip(x, figures, strict=True) if f.value is not None]
+    some = any(f.low is not None for _, f in kept)
+    return Series(
+        name,
+        [place for place, _ in kept],
+        [f.value for _, f in kept if f.value is not None],
+        [f.low for _, f in kept] if some else None,
+        [f.high for _, f in kept] if some else None,
+        style,
+    )
+
+
+def curve(name: str, x: Sequence[float], runs: Sequence[Any], unit: str = "") -> Series:
+    """The mean over runs of a curve each, with its interval place by place."""
+    columns = np.array(runs, dtype=float).T
+    return points(name, x, [across("", "", column, unit) for column in columns])
+
+
+def command(logdir: str, config: Mapping[str, Any] | None = None, **more: Any) -> str:
+    """The bin/train command of a config, told by what is not the default, into `logdir`, or if
+    that is a run's own directory into the one that it lies in."""
+    if os.path.exists(os.path.join(logdir, "config.json")):
+        logdir = os.path.normpath(os.path.join(logdir, os.pardir))
+    words = ["bin/train"]
+    fields = {
+        field.name: field.default
+        for field in dataclasses.fields(Config)
+        if field.name not in RECORDING_FIELDS | {"seed"}
+    }
+    for name, setting in {**(config or {}), **more}.items():
+        if name in more or (name in fields and setting != fields[name]):
+            flag = f"--{name}" if setting else f"--no{name}"
+            plain = isinstance(setting, bool)
+            words.append(flag if plain else f"--{name}={shlex.quote(str(setting))}")
+    return " ".join([*words, f"--logdir={shlex.quote(logdir)}"])
+
+
+def above(figure: Figure, limit: float = 0.0) -> bool | None:
+    """Whether the mean is above a limit; None where the interval holds both, or there is none."""
+    if figure.low is None or figure.high is None:
+        return None
+    return True if figure.low > limit else False if figure.high <= limit else None
+
+
+def all_of(found: Sequence[bool | None]) -> bool | None:
+    """Whether all are true, None if that cannot be said."""
+    return False if False in found else None if None in found else True

@@ -1,0 +1,122 @@
+"""bin/report: what lies below a folder of runs, as a table and as a page.
+
+0: done; 2: a wrong command line; 1: anything else that the user can put right; 130: interrupted.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import importlib.util
+import os
+import sys
+from collections.abc import Iterator
+
+import tqdm
+
+from lab.analysis.runs import Progress
+from lab.compare import table
+from lab.compare import text as tables
+from lab.errors import LabError
+from lab.settings import command_line
+from lab.terminal import quiet_stderr, tensorboard_command
+
+
+def main() -> int:
+    """Prints the table of all runs, then writes the page; returns the exit status."""
+    try:
+        settings = command_line.parse_report(sys.argv)
+        found, problems = table.read_results(settings.logdir)
+    except LabError as error:
+        return _fail(error, 2)
+    print(tables.FORMATS[settings.format](table.make_table(found, problems=problems)), end="")
+    if not settings.page:
+        return 0
+    sys.stdout.flush()
+    try:
+        if not found:
+            raise LabError(f"{settings.logdir}: no run has left a result.json: no page is written")
+        lines = _write(settings.logdir)
+    except LabError as error:
+        return _fail(error, 1)
+    except KeyboardInterrupt:
+        return _fail("interrupted: no page was written", 130)
+    # What reads a table in another format than text reads nothing else.
+    print(lines, file=sys.stdout if settings.format == "text" else sys.stderr)
+    return 0
+
+
+def _write(logdir: str) -> str:
+    """Reads the runs, answers, and writes; says where it lies."""
+    missing = [name for name in ("matplotlib", "scipy") if not importlib.util.find_spec(name)]
+    if missing:
+        raise LabError(
+            f"the page needs {' and '.join(missing)}: {sys.executable} -m pip install"
+            f" {' '.join(missing)} (--nopage prints the table alone)"
+        )
+    # NumPy computes all that is in here: a GPU is left to those who train.
+    os.environ["CUDA_VISIBLE_DEVICES"] = "-1"
+    with quiet_stderr():
+        from lab.analysis import runs
+        from lab.report import answers, board, page
+    html, figures = (os.path.join(logdir, name) for name in ("report.html", "report.json"))
+    board.check(logdir)
+    for path in (html, figures):  # before the minutes that it takes to fill them
+        _put(path, "", commit=False)
+    with _bar("reading the runs") as progress:
+        all_runs = runs.read_runs(logdir, progress)
+    with _bar("measuring") as progress:
+        story = answers.tell(all_runs, progress)
+    texts = {html: page.as_html(story), figures: page.as_json(story)}
+    for path, text in texts.items():
+        _put(path, text)
+    board.write(story, logdir)
+    return (
+        f"the page lies in  {html}\n"
+        f"its figures in    {figures}\n"
+        f"TensorBoard has both as the run {board.RUN!r}:\n{tensorboard_command(logdir)}"
+    )
+
+
+def _put(path: str, text: str, commit: bool = True) -> None:
+    """Writes a file so that it is whole or as it was; without commit only tries to."""
+    temporary = f"{path}.tmp"
+    try:
+        if os.path.isdir(path):
+            raise LabError(f"{path} is a folder: move it away, the report is written there")
+        try:
+            with open(temporary, "w", encoding="utf-8") as file:
+                file.write(text)
+                file.flush()
+                os.fsync(file.fileno())
+            if commit:
+                os.replace(temporary, path)
+        finally:
+            with contextlib.suppress(FileNotFoundError):
+                os.remove(temporary)
+    except OSError as error:
+        raise LabError(
+            f"{path} cannot be written ({error.strerror}): make room, or copy the runs to where"
+            " you may write (--nopage prints the table alone)"
+        ) from error
+
+
+@contextlib.contextmanager
+def _bar(what: str) -> Iterator[Progress]:
+    """Shows (done, total) on a terminal."""
+    quiet = not sys.stderr.isatty()
+    with tqdm.tqdm(desc=what, total=1, leave=False, disable=quiet, file=sys.stderr) as bar:
+
+        def progress(done: int, total: int) -> None:
+            bar.total = total
+            bar.update(done - bar.n)
+
+        yield progress
+
+
+def _fail(error: Exception | str, status: int) -> int:
+    print(f"report: {error}", file=sys.stderr)
+    return status
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,1 @@
+"""What a run is, from the command line to a checked value. No TensorFlow."""

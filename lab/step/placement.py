@@ -1,0 +1,170 @@
+"""Devices -> the tf.distribute strategy over them, and arrays that lie on them."""
+
+from __future__ import annotations
+
+import contextlib
+import faulthandler
+import json
+import os
+import signal
+import subprocess
+from collections.abc import Iterator
+
+import numpy as np
+import tensorflow as tf
+
+from lab import machine
+from lab.errors import LabError
+from lab.processes.cluster import Cluster, patience
+
+
+def set_threads(count: int) -> None:
+    """Has TensorFlow compute each operation with so many threads, on however many cores.
+
+    A product of matrices is cut for the threads, and on some CPUs the last bits depend on the cut.
+
+    Raises:
+      LabError: TensorFlow runs in this process already, with another number.
+    """
+    if count > len(machine.cores()):
+        # A thread that waits for work by spinning would keep a core from one that has some.
+        options = tf.compat.v1.ConfigProto()
+        options.experimental.disable_thread_spinning = True
+        with contextlib.suppress(ValueError):  # TensorFlow has begun: it costs time alone
+            tf.compat.v1.enable_eager_execution(options)
+    try:
+        tf.config.threading.set_intra_op_parallelism_threads(count)
+    except RuntimeError:
+        now = tf.config.threading.get_intra_op_parallelism_threads()
+        raise LabError(
+            f"--threads={count}: in this process TensorFlow has begun already, with "
+            f"{now or 'its own number of'} threads: start another process"
+        ) from None
+
+
+def make_strategy(devices: str = "auto", cluster: Cluster | None = None) -> tf.distribute.Strategy:
+    """The strategy over the devices that are asked for.
+
+    MirroredStrategy within this machine, MultiWorkerMirroredStrategy over the workers of a
+    cluster that have met. Gradients of GPUs are reduced by NCCL; of logical CPU devices on one
+    of them, which beats a ring where nothing has to travel.
+
+    Args:
+      devices: "auto": all GPUs of this machine, or its CPU where there is none; "gpu:N": the
+        first N; "cpu:N": N logical CPU devices; or names, "GPU:0,GPU:2".
+
+    Raises:
+      LabError: there are no such devices.
+    """
+    names = _names(devices)
+    if cluster:
+        if names[0].startswith("CPU") and len(names) > 1:
+            raise LabError(f"--devices={devices}: a worker of several trains on one CPU device")
+        # Over the workers TensorFlow takes all that it sees.
+        gpus = tf.config.list_physical_devices("GPU")
+        chosen = [gpu for i, gpu in enumerate(gpus) if f"GPU:{i}" in names]
+        tf.config.set_visible_devices(chosen, "GPU")
+        with _not_for_ever(cluster):
+            return tf.distribute.MultiWorkerMirroredStrategy()
+    reduction = None
+    if names[0].startswith("CPU") and len(names) > 1:
+        reduction = tf.distribute.ReductionToOneDevice()
+    return tf.distribute.MirroredStrategy(names, cross_device_ops=reduction)
+
+
+@contextlib.contextmanager
+def _not_for_ever(cluster: Cluster) -> Iterator[None]:
+    """Ends the process where TensorFlow waits for a worker that has gone since they met.
+
+    Nothing in Python runs while it waits. So the end is left to faulthandler, and the last word to
+    a shell, which speaks only if faulthandler has written to it.
+    """
+    seconds = 2 * patience()
+    words = f"train: {cluster.me}: {cluster.others} came, but did not start; start every worker"
+    shell = ["sh", "-c", 'read -r line && echo "$0" >&2', words]
+    before = signal.getsignal(signal.SIGTERM)
+    with subprocess.Popen(shell, stdin=subprocess.PIPE) as speaker:
+        assert speaker.stdin
+        faulthandler.dump_traceback_later(seconds, exit=True, file=speaker.stdin)
+        try:
+            yield
+        finally:
+            faulthandler.cancel_dump_traceback_later()
+    # TensorFlow has taken SIGTERM for itself, and would do nothing at all with it.
+    signal.signal(signal.SIGTERM, before)
+
+
+def slurm_cluster() -> Cluster | None:
+    """The cluster of a Slurm job step with several tasks, `srun --ntasks=N bin/train ...`.
+
+    TF_CONFIG is set for it, from which TensorFlow takes it. The tasks of a node use the ports
+    from 8888 on.
+    """
+    if int(os.environ.get("SLURM_STEP_NUM_TASKS", 1)) < 2 or "SLURM_PROCID" not in os.environ:
+        return None
+    # It counts GPUs even where there are none, and must not run out of them.
+    resolver = tf.distribute.cluster_resolver.SlurmClusterResolver(
+        gpus_per_node=4096, gpus_per_task=1, auto_set_gpu=False
+    )
+    workers = resolver.cluster_spec().as_dict()["worker"]
+    kind, index = resolver.get_task_info()
+    task = {"type": kind, "index": index}
+    os.environ["TF_CONFIG"] = json.dumps({"cluster": {"worker": workers}, "task": task})
+    return Cluster(tuple(workers), index)
+
+
+def _names(devices: str) -> list[str]:
+    gpus = [f"GPU:{i}" for i in range(len(tf.config.list_physical_devices("GPU")))]
+    kind, _, count = devices.partition(":")
+    if devices == "auto":
+        return gpus or ["CPU:0"]
+    if kind in ("gpu", "cpu") and count.isdecimal() and int(count) > 0:
+        wanted = [f"{kind.upper()}:{i}" for i in range(int(count))]
+    else:
+        wanted = [name.strip().upper().removeprefix("/") for name in devices.split(",")]
+    cpus = [name for name in wanted if name.startswith("CPU:")]
+    try:
+        highest = max((int(name.partition(":")[2]) for name in cpus), default=0)
+        have = gpus + _logical_cpus(highest + 1)
+    except ValueError:
+        have = gpus
+    missing = [name for name in wanted if name not in have]
+    if missing or len(set(wanted)) < len(wanted) or (cpus and len(cpus) < len(wanted)):
+        raise LabError(
+            f"--devices={devices}: must be auto, gpu:N, cpu:N or a list of devices of one kind; "
+            f"this machine has {', '.join(gpus) or 'no GPU'} and any number of logical CPU devices"
+        )
+    return wanted
+
+
+def _logical_cpus(count: int) -> list[str]:
+    """The names of at least `count` logical CPU devices, made if TensorFlow has not begun yet."""
+    (cpu,) = tf.config.list_physical_devices("CPU")
+    if count > 1:
+        try:
+            tf.config.set_logical_device_configuration(
+                cpu, [tf.config.LogicalDeviceConfiguration()] * count
+            )
+        except RuntimeError:
+            count = len(tf.config.list_logical_devices("CPU"))
+    return [f"CPU:{i}" for i in range(count)]
+
+
+def resident(
+    strategy: tf.distribute.Strategy, array: np.ndarray | list[tf.Variable]
+) -> list[tf.Variable]:
+    """The array on each device of this process: there once, whatever is compiled.
+
+    They are not made under the strategy's scope, which would send them from worker to worker.
+    """
+    if isinstance(array, list):
+        return array
+    try:
+        devices = strategy.extended.worker_devices
+    except RuntimeError:  # the default strategy, which is none
+        devices = ("",)
+    variables = []
+    for device in devices:
+        with tf.device(device):
+            variables.append(tf.Variable(array, trainable=False))
+    return variables

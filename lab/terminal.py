@@ -1,0 +1,49 @@
+"""What all programs need of a terminal: a quiet start of TensorFlow, the TensorBoard command."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import shlex
+import shutil
+import sys
+import tempfile
+from collections.abc import Iterator
+
+
+def tensorboard_command(logdir: str) -> str:
+    """What to type to see every step's scalars and 500 histograms a tensor: TensorBoard keeps
+    fewer unless told, and 0, which is to keep all, makes its pages empty."""
+    tool = os.path.join(os.path.dirname(sys.executable), "tensorboard")
+    if shutil.which("tensorboard") == tool:
+        program = "tensorboard"
+    elif os.path.exists(tool):
+        program = min(tool, os.path.relpath(tool), key=len)
+    else:
+        program = f"{sys.executable} -m tensorboard.main"
+    samples = "scalars=1000000,histograms=500"
+    return f"{program} --samples_per_plugin {samples} --logdir {shlex.quote(logdir)}"
+
+
+@contextlib.contextmanager
+def quiet_stderr() -> Iterator[None]:
+    """Keeps back what native code prints while TensorFlow is loaded: notices about its build that
+    no setting turns off. They are shown if loading fails, or where TF_CPP_MIN_LOG_LEVEL is set.
+    """
+    if "TF_CPP_MIN_LOG_LEVEL" in os.environ:
+        yield
+        return
+    os.environ["TF_CPP_MIN_LOG_LEVEL"] = "3"
+    sys.stderr.flush()
+    stderr = os.dup(2)
+    with tempfile.TemporaryFile() as notices:
+        os.dup2(notices.fileno(), 2)
+        try:
+            yield
+        except BaseException:
+            notices.seek(0)
+            os.write(stderr, notices.read())
+            raise
+        finally:
+            os.dup2(stderr, 2)
+            os.close(stderr)

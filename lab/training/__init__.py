@@ -1,0 +1,1 @@
+"""bin/train: one trial from its config to result.json."""

@@ -1,0 +1,102 @@
+"""What a run tells the terminal: a bar on a terminal, plain lines elsewhere."""
+
+from __future__ import annotations
+
+import sys
+from typing import Any, Protocol
+
+import tqdm
+
+from lab.compare.statistics import wilson_interval
+from lab.terminal import tensorboard_command
+
+
+class Reporter(Protocol):
+    """What a trial calls as it goes. Losses are in nats an example."""
+
+    def begin(self, about: list[str], steps: int, first: int) -> None:
+        """The trial is about to run steps first + 1 to `steps`; `about` says what it is."""
+
+    def advance(self, step: int) -> None:
+        """Steps up to this one are done."""
+
+    def evaluated(self, step: int, figures: dict[str, float]) -> None:
+        """The figures of an evaluation: loss, accuracy, test-loss and test-accuracy."""
+
+    def say(self, text: str) -> None:
+        """Something that the user should know now."""
+
+    def end(self) -> None:
+        """The last step is done."""
+
+
+class Console:
+    """Reports one trial on standard output."""
+
+    def begin(self, about: list[str], steps: int, first: int) -> None:
+        """See Reporter."""
+        print("\n".join(about), flush=True)
+        self._done = first
+        self._bar = tqdm.tqdm(
+            total=steps, initial=first, unit="step", disable=not sys.stdout.isatty()
+        )
+
+    def advance(self, step: int) -> None:
+        """See Reporter."""
+        self._bar.update(step - self._done)
+        self._done = step
+
+    def evaluated(self, step: int, figures: dict[str, float]) -> None:
+        """See Reporter."""
+        if self._bar.disable:
+            words = (f"{name} {value:.4f}" for name, value in figures.items())
+            print(f"step {step:>6}", *words, sep="  ", flush=True)
+        else:
+            self._bar.set_postfix_str(f"test-accuracy {figures['test-accuracy']:.4f}")
+
+    def say(self, text: str) -> None:
+        """See Reporter."""
+        tqdm.tqdm.write(text, file=sys.stdout)
+        sys.stdout.flush()
+
+    def end(self) -> None:
+        """See Reporter."""
+        self._bar.close()
+
+
+class Silence:
+    """Reports nothing: the chief does, for all workers."""
+
+    def _nothing(self, *_: Any) -> None: ...
+
+    begin = advance = evaluated = say = end = _nothing
+
+
+def conclusion(result: dict[str, Any], directory: str) -> str:
+    """The last lines of a run."""
+    lines = [f"{result['status']} at step {result['step']}: {summary(result)}"]
+    if result["nonfinite"]:
+        first = min(note["first_step"] for note in result["nonfinite"].values())
+        lines.append(f"NaN or infinity from step {first} on: {', '.join(result['nonfinite'])}")
+    lines += [
+        f"the run lies in  {directory}",
+        f"look at it with  {tensorboard_command(directory)}",
+    ]
+    return "\n".join(lines)
+
+
+def summary(result: dict[str, Any]) -> str:
+    """The figures of a result in one line."""
+    correct, total = result["test_correct"], result["test_total"]
+    if correct is None:
+        return "no evaluation yet"
+    low, high = wilson_interval(correct, total)
+    text = (
+        f"test accuracy {correct / total:.4f} ({correct:,} of {total:,}; 95% interval "
+        f"{low:.4f} to {high:.4f}), mean of batch means {result['readme_accuracy']:.4f}"
+    )
+    if result["collapsed"] is not None:
+        text += f"; every test example is taken for class {result['collapsed']}"
+    if result["frozen"]:
+        text += f"; frozen: {', '.join(result['frozen'])}"
+    return text

@@ -1,0 +1,97 @@
+"""A process that runs the trials it is told to, one after another; grid.py starts it.
+
+It reads orders on standard input and answers on standard output, a line of JSON each:
+    {"config": ..., "settings": ...}
+    {"step": 300, "ran": 100}   {"say": "..."}   and last {"result": ..., "ran": true}
+                                                 or {"error": "..."}
+The end of its input ends it, after the loop that is running.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import json
+import os
+import queue
+import signal
+import sys
+import threading
+import time
+import traceback
+from typing import Any, TextIO
+
+from lab.errors import LabError
+from lab.processes.stop import Stop
+from lab.settings.config import Config, Settings
+
+
+class _Pipe:
+    """A console.Reporter that answers the parent."""
+
+    def __init__(self, out: TextIO) -> None:
+        self._out, self._step = out, 0
+        self.ran = False
+
+    def answer(self, **message: Any) -> None:
+        with contextlib.suppress(BrokenPipeError):  # the parent is gone; see _read
+            self._out.write(json.dumps(message) + "\n")
+            self._out.flush()
+
+    def begin(self, about: list[str], steps: int, first: int) -> None:
+        self._step, self.ran = first, True
+
+    def advance(self, step: int) -> None:
+        self.answer(step=step, ran=step - self._step)
+        self._step = step
+
+    def evaluated(self, step: int, figures: dict[str, float]) -> None: ...
+
+    def say(self, text: str) -> None:
+        if self.ran:
+            self.answer(say=text)
+
+    def end(self) -> None: ...
+
+
+def main() -> None:
+    """Runs orders until there are no more."""
+    out = os.fdopen(os.dup(1), "w")
+    os.dup2(2, 1)  # nothing else may answer, native code neither
+    with Stop("stopped in the midst of a step") as stop:
+        from lab import data
+        from lab.training import trial
+
+        load = functools.lru_cache(maxsize=2)(data.load)
+        orders: queue.Queue[str | None] = queue.Queue()
+        threading.Thread(target=_read, args=(orders, stop), daemon=True).start()
+        while not stop.signal and (order := orders.get()) is not None:
+            fields = json.loads(order)
+            config = Config(**fields["config"] | {"watch": tuple(fields["config"]["watch"])})
+            pipe = _Pipe(out)
+            try:
+                result = trial.run(
+                    config,
+                    Settings(**fields["settings"]),
+                    load(config.data_dir),
+                    pipe,
+                    stop,
+                    started=time.monotonic(),
+                )
+                pipe.answer(result=result, ran=pipe.ran)
+            except LabError as error:
+                pipe.answer(error=str(error))
+            except Exception as error:  # a trial that fails must not end the others
+                traceback.print_exc()
+                pipe.answer(error=f"{type(error).__name__}: {error}")
+
+
+def _read(orders: queue.Queue[str | None], stop: Stop) -> None:
+    for line in sys.stdin:
+        orders.put(line)
+    stop.signal = stop.signal or signal.SIGTERM
+    orders.put(None)
+
+
+if __name__ == "__main__":
+    main()
