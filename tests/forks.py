@@ -49,6 +49,7 @@ _CHANGES = {"os.mkdir", "os.rename", "os.remove", "os.rmdir", "os.truncate"}
 
 def serve() -> None:
     """Takes orders until there are no more."""
+    from lab.training import main, trial  # noqa: F401
 
     print(json.dumps("ready"), flush=True)
     for line in sys.stdin:
@@ -288,7 +289,7 @@ class Program:
         if tuple(flags) not in self._undisturbed:
             directory = self.new()
             outcome = self.train(directory, flags, keep_all=True)
-            assert (outcome.status, outcome.err) == (0, "")
+            assert (outcome.status, outcome.err) == (0, ""), outcome
             self._undisturbed[tuple(flags)] = directory
         return self._undisturbed[tuple(flags)]
 

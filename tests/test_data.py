@@ -11,7 +11,7 @@ import pytest
 from conftest import idx_bytes
 
 from lab import data
-from lab.data import Batches, load, permutation
+from lab.data import Batches, dataset, load, permutation
 from lab.errors import LabError
 
 TRAIN_IMAGES, TRAIN_LABELS, TEST_IMAGES, TEST_LABELS = data.FILES
@@ -58,12 +58,12 @@ class TestMnist:
 
     def test_a_changed_byte_is_found(self, tmp_path, monkeypatch):
         """Intact gzip and IDX, one pixel changed: only the sha256 sees it."""
-        folder = shutil.copytree(data.EMBEDDED, tmp_path / "mnist")
+        folder = shutil.copytree(dataset.EMBEDDED, tmp_path / "mnist")
         path = folder / f"{TEST_LABELS}.gz"
         raw = bytearray(gzip.decompress(path.read_bytes()))
         raw[-1] ^= 1
         path.write_bytes(gzip.compress(bytes(raw)))
-        monkeypatch.setattr(data, "EMBEDDED", str(folder))
+        monkeypatch.setattr(dataset, "EMBEDDED", str(folder))
         with pytest.raises(LabError) as error:
             load()
         assert str(path) in only_line(error)

@@ -264,7 +264,7 @@ def test_a_command_line_is_read_without_tensorflow(line):
     """An error must come at once; loading TensorFlow takes seconds."""
     program = (
         "import sys\n"
-        "from lab import flags\n"
+        "from lab.settings import command_line as flags\n"
         "try:\n"
         "    flags.parse(['train', *sys.argv[1:]])\n"
         "except (flags.LabError, SystemExit):\n"

@@ -182,7 +182,7 @@ def test_a_signal_in_the_midst_of_a_step(tmp_path):
     """The interpreter is inside one long operation, and runs no handler."""
     program = (
         "import hashlib\n"
-        "from lab import stop\n"
+        "from lab.processes import stop\n"
         "stop.PATIENCE = 0.1\n"
         "with stop.Stop('last words'):\n"
         "    print('begun', flush=True)\n"

@@ -210,7 +210,9 @@ def test_a_malformed_tf_config(what):
 
 def test_a_malformed_tf_config_ends_the_program_before_tensorflow(start, tmp_path):
     """The same with a patience that is no number, and with a peer that does not come."""
-    code = "import sys; from lab import main; sys.argv = ['train']; status = main.train(); "
+    code = (
+        "import sys; from lab.training import main; sys.argv = ['train']; status = main.train(); "
+    )
     code += "print('tensorflow' in sys.modules); sys.exit(status)"
     cases = [
         ({"TF_CONFIG": MALFORMED["no task"]}, "TF_CONFIG is malformed ('task' is missing)"),
@@ -402,7 +404,7 @@ def test_launch_ends_as_its_workers_do(start, code, status):
 
 def test_launch_notices_a_later_worker_that_fails_first(start):
     """Though the one before it goes on: its status counts, and the others' time begins."""
-    code = "from lab import launch; launch.GRACE = 1; sys.exit(launch.main())"
+    code = "from lab.processes import launch; launch.GRACE = 1; sys.exit(launch.main())"
     worker = INDEX + "time.sleep(0 if index else 100); sys.exit(7)"
     process = start([*python(code), "--workers=2", "--", *python(worker)])
     assert process.wait(60) == 7
@@ -679,7 +681,7 @@ def test_a_worker_that_came_but_does_not_start(start, tmp_path, idx_folder):
         TF_CONFIG=tf_config(workers, 0),
         LAB_PATIENCE="10",
     )
-    gone = f"from lab import cluster; cluster.meet(cluster.Cluster({workers!r}, 1))"
+    gone = f"from lab.processes import cluster; cluster.meet(cluster.Cluster({workers!r}, 1))"
     assert start([sys.executable, "-c", gone]).wait() == 0
     words = f"train: worker 0 ({workers[0]}): worker 1 ({workers[1]}) came, but did not start"
     assert_ends(alone, 1, words)
