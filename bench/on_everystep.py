@@ -9,11 +9,14 @@ import tensorflow as tf
 from common import RATE, Made, Task
 from common import about as say
 
+from lab.kernels import xla
 from lab.models import losses, mlp, optimizers
 from lab.record.event_writer import Recorder
 from lab.settings.config import Config
 from lab.step import placement
 from lab.step.loop import TrainLoop
+from lab.step.placement import one_program
+from lab.step.replica import Training
 
 # Variants by the end of their names; those that say nothing train on one replica.
 WATCH = {
@@ -33,7 +36,7 @@ def make(task: Task) -> Made:
     watch = WATCH[what]
     strategy = _strategy(where or what)
     with strategy.scope():
-        model = mlp.MLP(task.sizes)
+        model = mlp.MLP(task.sizes, matmul=xla.matmul if one_program(strategy) else tf.matmul)
         rule = optimizers.RULES[task.rule](learning_rate=RATE)
         optimizer = optimizers.Optimizer(rule, model.trainable_variables)
     arrays = iter(task.weights())
@@ -42,19 +45,15 @@ def make(task: Task) -> Made:
         layer.bias.assign(next(arrays))
     loop = TrainLoop(
         strategy,
-        model,
-        optimizer,
-        losses.clipped_cross_entropy,
-        1.0,
+        Training(model, optimizer, losses.clipped_cross_entropy, task.batch),
         task.images,
         task.labels,
-        task.batch,
         watch or (),
         steps_per_loop=task.chunk,
     )
     recorder = None
     if watch is not None:
-        recorder = Recorder(task.folder, loop.scalar_tags, loop.tags, loop.sizes)
+        recorder = Recorder(task.folder, loop.watch.scalar_tags, loop.watch.tags, loop.watch.sizes)
     done = 0
 
     def run(indices: np.ndarray) -> np.ndarray:

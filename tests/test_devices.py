@@ -27,8 +27,8 @@ from lab.models.optimizers import RULES
 from lab.step import agreement
 from lab.step import gradient_noise as replicas
 from lab.step import placement as devices
-from lab.step.loop import variable_tags
-from lab.training import trial
+from lab.training.session import Session
+from lab.training.state import TrainingState
 
 pytestmark = pytest.mark.numbers
 
@@ -70,8 +70,7 @@ class Watched(Under):
         self._images, self._labels = tiny[0].reshape(103, 12) / 255, tiny[1]
 
     def tensors(self):
-        variables = self.model.trainable_variables
-        return dict(zip(variable_tags(variables), self.weights(), strict=True))
+        return dict(zip(self.training.variables, self.weights(), strict=True))
 
     def examples(self, rows):
         """The gradient of each of these examples, now; "" is all tensors in one row."""
@@ -81,7 +80,7 @@ class Watched(Under):
     def columns(self, recorded):
         """What was recorded, by tag: [steps] each."""
         values = recorded["scalars"].T
-        return dict(zip(self.loop.scalar_tags, np.float64(values), strict=True))
+        return dict(zip(self.loop.watch.scalar_tags, np.float64(values), strict=True))
 
 
 RATE = 0.1
@@ -252,8 +251,8 @@ def test_what_is_recorded_of_each_replica(tiny, count, batch, mean):
                 noisy = 1e-5 * (small + large) if "signal" in name else noisy
                 near = 1e-6 if "cosine" in name else noisy
                 assert found[tag] == pytest.approx(value, rel=1e-5, abs=near), tag
-    assert under.loop.scalar_tags[:2] == ["loss", "accuracy"]
-    assert sorted(under.loop.scalar_tags[2:]) == sorted(tags)
+    assert under.loop.watch.scalar_tags[:2] == ["loss", "accuracy"]
+    assert sorted(under.loop.watch.scalar_tags[2:]) == sorted(tags)
     assert len(tags) == 7 * (2 * count + 3)
 
 
@@ -314,8 +313,8 @@ def test_the_local_gradients_sum_to_the_reduced_one(tiny, count, batch):
 
 def test_one_replica_has_none_of_that(tiny):
     under = Watched(tiny, 1, watch=("gradients", "replicas"))
-    assert under.loop.scalar_tags == ["loss", "accuracy"]
-    assert not [tag for tag in under.loop.tags if "replica_" in tag]
+    assert under.loop.watch.scalar_tags == ["loss", "accuracy"]
+    assert not [tag for tag in under.loop.watch.tags if "replica_" in tag]
     assert under.run(1)["scalars"].shape == (1, 2)
 
 
@@ -434,14 +433,14 @@ def assert_scales(directory):
 @contextlib.contextmanager
 def stop_at(step):
     """SIGTERM to this process while the first checkpoint from `step` on is saved."""
-    save = trial._Desk.save
+    save = Session.save
 
-    def saving(desk, one):
-        save(desk, one)
-        if one.step >= step:
+    def saving(session, saved, *rest):
+        save(session, saved, *rest)
+        if saved >= step:
             os.kill(os.getpid(), signal.SIGTERM)
 
-    with mock.patch.object(trial._Desk, "save", saving):
+    with mock.patch.object(Session, "save", saving):
         yield
 
 
@@ -490,9 +489,9 @@ def test_histograms_of_each_replicas_gradients(tiny, count, batch):
     rounding of an edge may stand on either side of it."""
     watch = ("weights", "gradients", "replicas")
     under = Watched(tiny, count, rule=RULES["sgd"](0.05), batch=batch, watch=watch)
-    names = variable_tags(under.model.trainable_variables)
+    names = list(under.training.variables)
     local = [f"{name}/gradient/replica_{r}" for r in range(count) for name in names]
-    assert under.loop.tags == [*names, *(f"{name}/gradient" for name in names), *local]
+    assert under.loop.watch.tags == [*names, *(f"{name}/gradient" for name in names), *local]
     seen = set()
     for _ in range(4):
         by_hand = under.examples(under.batches.indices(under.step + 1, 1)[0])
@@ -501,9 +500,9 @@ def test_histograms_of_each_replicas_gradients(tiny, count, batch):
         for tag in local:
             name, r = tag.split("/gradient/replica_")
             value = by_hand[name][shares(batch, count)[int(r)]].sum(axis=0)
-            row = under.loop.tags.index(tag)
+            row = under.loop.watch.tags.index(tag)
             counts, low, high = (recorded[key][0, row] for key in ("counts", "low", "high"))
-            assert counts.sum() == value.size == under.loop.sizes[row]
+            assert counts.sum() == value.size == under.loop.watch.sizes[row]
             slack = 1e-5 * np.abs(value).max()
             assert abs(low - value.min()) <= slack and abs(high - value.max()) <= slack, tag
             expected, edges = np.histogram(value, 30)
@@ -521,9 +520,9 @@ def test_replicas_and_nothing_else(tiny):
     each = Watched(tiny, 2, watch=("replicas",))
     thin = Watched(tiny, 2, watch=("replicas",), histogram_every=2)
     a, b = each.run(4), thin.run(3, 1)
-    assert each.loop.tags == thin.loop.tags
-    assert all("/gradient/replica_" in tag for tag in each.loop.tags)
-    assert len(each.loop.tags) == 2 * len(TAGS)
+    assert each.loop.watch.tags == thin.loop.watch.tags
+    assert all("/gradient/replica_" in tag for tag in each.loop.watch.tags)
+    assert len(each.loop.watch.tags) == 2 * len(TAGS)
     np.testing.assert_array_equal(a["scalars"], b["scalars"])
     for key in ("counts", "low", "high"):
         np.testing.assert_array_equal(a[key][1::2], b[key][1::2])
@@ -708,17 +707,17 @@ def test_replicas_that_have_come_apart_are_named(tiny):
 )
 def test_a_run_whose_replicas_come_apart_ends_at_the_next_checkpoint(idx_folder, tmp_path, name):
     """With one line that names it, and with the last checkpoint that was right."""
-    run_loop = trial._Trial._run_loop
+    run = TrainingState.run
 
     def breaking(self, steps):
-        done = run_loop(self, steps)
-        if self.step + steps == 14:  # the save that follows is of this step
+        done = run(self, steps)
+        if self.step == 14:  # the save that follows is of this step
             one = self.loop._strategy.experimental_local_results(self.variables()[name])[1]
             one.assign_add(tf.fill(one.shape, 1e-3))
         return done
 
     flags = [*NOISY, "--optimizer=adam", f"--data_dir={idx_folder}", f"--logdir={tmp_path}"]
-    with mock.patch.object(trial._Trial, "_run_loop", breaking):
+    with mock.patch.object(TrainingState, "run", breaking):
         outcome = programs.train(*flags)
     forks.assert_one_line(outcome, 1, "replica 1", "come apart")
     assert outcome.err.count("\n") == 1
@@ -778,7 +777,7 @@ def test_local_gradients_of_gpus_sum_to_the_reduced_one(tiny):
     if gpus < 2:
         pytest.skip("needs two GPUs")
     under = Under(tiny, strategy=devices.make_strategy("auto"), batch=250, mean=True)
-    columns = dict(zip(under.loop.scalar_tags, under.run(10)["scalars"].T, strict=True))
+    columns = dict(zip(under.loop.watch.scalar_tags, under.run(10)["scalars"].T, strict=True))
     parts = [
         columns[f"gradient/replica_{r}/norm"] * columns[f"gradient/replica_{r}/cosine"]
         for r in range(gpus)
@@ -787,7 +786,7 @@ def test_local_gradients_of_gpus_sum_to_the_reduced_one(tiny):
     slots = [slot for slots in under.optimizer.slots for slot in slots]
     variables = [*under.model.trainable_variables, *slots]
     group = agreement.Group(under.strategy, None)
-    group.check_identical(dict(zip(variable_tags(variables), variables, strict=True)))
+    group.check_identical({str(i): variable for i, variable in enumerate(variables)})
 
 
 # ------------------------------------------------------------------ the cost

@@ -6,8 +6,10 @@ import tensorflow as tf
 from scipy import special, stats
 
 from lab.models import layers, losses
-from lab.models.layers import ACTIVATIONS, INITIALIZERS, MLP, Dense
+from lab.models.layers import ACTIVATIONS, INITIALIZERS, Dense
+from lab.models.mlp import MLP
 from lab.settings.config import Config
+from lab.step.evaluate import predictions
 
 pytestmark = pytest.mark.numbers
 
@@ -212,6 +214,6 @@ def test_predictions():
     """The largest, the first of equals, as NumPy has it."""
     random = np.random.default_rng(0)
     logits = random.integers(-2, 3, (200, 6)).astype(np.float32)  # full of ties
-    found = losses.predictions(tf.constant(logits))
+    found = predictions(tf.constant(logits))
     assert found.dtype == tf.int32
     np.testing.assert_array_equal(found.numpy(), logits.argmax(axis=1))

@@ -12,7 +12,7 @@ from references import Keras, Kernel, NumPy
 from lab.models import optimizers
 from lab.models.optimizers import RULES, Optimizer
 from lab.settings.config import Config
-from lab.training import trial
+from lab.training import build
 
 pytestmark = pytest.mark.numbers
 
@@ -102,14 +102,16 @@ def trajectory(rule, start, gradients):
     """The weights after each step, by the optimizer under test, as the step calls it."""
     variables = [tf.Variable(value) for value in start]
     optimizer = Optimizer(rule, variables)
-    apply = tf.function(optimizer.apply)
+    update = tf.function(optimizer.update)
+    weights = [tf.constant(value) for value in start]
+    slots = [tuple(map(tf.convert_to_tensor, row)) for row in optimizer.slots]
     for step, g in enumerate(gradients, 1):
-        before = [variable.numpy() for variable in variables]
-        returned, taken = apply([tf.constant(x) for x in g], tf.constant(step, tf.int64))
-        for variable, old, value, delta in zip(variables, before, returned, taken, strict=True):
-            np.testing.assert_array_equal(variable.numpy(), value.numpy())
-            np.testing.assert_array_equal(variable.numpy(), old - delta.numpy())
-        yield [variable.numpy() for variable in variables]
+        gradient = [tf.constant(x) for x in g]
+        new, slots, taken = update(weights, slots, gradient, tf.constant(step, tf.int64))
+        for old, value, delta in zip(weights, new, taken, strict=True):
+            np.testing.assert_array_equal(value.numpy(), old.numpy() - delta.numpy())
+        weights = new
+        yield [value.numpy() for value in weights]
 
 
 @functools.cache
@@ -281,7 +283,7 @@ def test_rules_are_frozen():
 def test_gradients_must_be_one_for_each_variable():
     optimizer = Optimizer(optimizers.SGD(), [tf.Variable([1.0]), tf.Variable([2.0])])
     with pytest.raises(ValueError):
-        optimizer.apply([tf.constant([1.0])], tf.constant(1))
+        optimizer.update([1.0, 2.0], [(), ()], [tf.constant([1.0])], tf.constant(1))
 
 
 @pytest.mark.parametrize("decay", ["linear", "cosine"])
@@ -298,11 +300,12 @@ def test_a_decayed_learning_rate_is_that_of_keras(rule, decay):
     kind = keras.optimizers.SGD if isinstance(rule, optimizers.SGD) else keras.optimizers.Adam
     reference = kind(schedule)
     start = np.random.default_rng(0).normal(size=(7, 3)).astype(np.float32)
-    ours, theirs = tf.Variable(start), keras.Variable(start)
-    optimizer = Optimizer(rule, [ours], trial.make_decay(config))
+    ours, theirs = [tf.constant(start)], keras.Variable(start)
+    optimizer = Optimizer(rule, [tf.Variable(start)], build.make_decay(config))
+    slots = [tuple(map(tf.convert_to_tensor, optimizer.slots[0]))]
     for step in range(1, steps + 1):
         g = np.random.default_rng(step).normal(size=(7, 3)).astype(np.float32)
-        optimizer.apply([tf.constant(g)], tf.constant(step))
+        ours, slots, _ = optimizer.update(ours, slots, [tf.constant(g)], tf.constant(step))
         reference.apply([tf.constant(g)], [theirs])
-        np.testing.assert_allclose(ours.numpy(), theirs.numpy(), 1e-5, 1e-6)
-    assert trial.make_decay(Config()) is None
+        np.testing.assert_allclose(ours[0].numpy(), theirs.numpy(), 1e-5, 1e-6)
+    assert build.make_decay(Config()) is None

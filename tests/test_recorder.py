@@ -14,6 +14,7 @@ from lab.kernels import histograms
 from lab.models import layers, losses, mlp, optimizers
 from lab.record.event_writer import Recorder
 from lab.step.loop import TrainLoop
+from lab.step.replica import Training
 
 pytestmark = pytest.mark.numbers
 
@@ -33,10 +34,10 @@ class Remembering(optimizers.Optimizer):
         super().__init__(optimizers.SGD(0.5), variables)
         self.seen = [tf.Variable(tf.zeros(w.shape), trainable=False) for w in variables]
 
-    def apply(self, gradients, step):
+    def update(self, weights, slots, gradients, step):
         for seen, gradient in zip(self.seen, gradients, strict=True):
             seen.assign(gradient)
-        return super().apply(gradients, step)
+        return super().update(weights, slots, gradients, step)
 
 
 class Bench:
@@ -50,20 +51,18 @@ class Bench:
             self.optimizer = Remembering(self.model.trainable_variables)
         self.loop = TrainLoop(
             strategy,
-            self.model,
-            self.optimizer,
-            losses.softmax_cross_entropy,
-            1.0,
+            Training(self.model, self.optimizer, losses.softmax_cross_entropy, batch_size=8),
             random.integers(0, 256, (64, 12), np.uint8),
             random.integers(0, 5, 64, np.int32),
-            8,
             watch,
-            every,
+            histogram_every=every,
         )
         self.indices = random.integers(0, 64, (STEPS, 8), np.int32)
 
     def recorder(self, directory):
-        return Recorder(str(directory), ("loss", "accuracy"), self.loop.tags, self.loop.sizes)
+        return Recorder(
+            str(directory), ("loss", "accuracy"), self.loop.watch.tags, self.loop.watch.sizes
+        )
 
     def run(self, first, steps):
         rows = self.indices[first - 1 : first - 1 + steps]

@@ -204,7 +204,7 @@ def test_a_signal_in_the_midst_of_a_step(tmp_path):
 def test_a_loop_is_as_short_as_a_signal_can_wait(program, long, monkeypatch, tmp_path):
     """Steps that take long are done a few at a time; that changes no bit."""
     from lab.step import loop as step
-    from lab.training import trial
+    from lab.training import periodic
 
     lengths = []
     run = step.TrainLoop.run
@@ -214,9 +214,9 @@ def test_a_loop_is_as_short_as_a_signal_can_wait(program, long, monkeypatch, tmp
         return run(self, indices, first_step)
 
     monkeypatch.setattr(step.TrainLoop, "run", noted)
-    for milliseconds, longest in ((0, 1), (trial.LOOP_MILLISECONDS, 10)):
+    for milliseconds, longest in ((0, 1), (periodic.LOOP_MILLISECONDS, 10)):
         lengths.clear()
-        monkeypatch.setattr(trial, "LOOP_MILLISECONDS", milliseconds)
+        monkeypatch.setattr(periodic, "LOOP_MILLISECONDS", milliseconds)
         directory = program.new()
         assert program.here(directory, *LONG).status == 0
         assert max(lengths) == longest and sum(lengths) == 400
@@ -226,9 +226,9 @@ def test_a_loop_is_as_short_as_a_signal_can_wait(program, long, monkeypatch, tmp
 
 
 def test_a_loop_holds_no_more_indices_than_it_may(program, monkeypatch):
-    from lab.training import trial
+    from lab.training import periodic
 
-    monkeypatch.setattr(trial, "LOOP_INDICES", 32)  # two batches of 16
+    monkeypatch.setattr(periodic, "LOOP_INDICES", 32)  # two batches of 16
     directory = program.new()
     assert program.here(directory, *RUN).status == 0
     assert forks.result(directory)["step"] == STEPS

@@ -1,6 +1,7 @@
 """The compiled loop against a plain eager loop with foreign optimizers; replicas; the evaluator."""
 
 import functools
+import types
 
 import keras
 import numpy as np
@@ -10,10 +11,13 @@ from references import Keras, Kernel, NumPy
 from test_histograms import assert_is_histogram
 
 from lab.data import Batches
-from lab.models import layers
+from lab.kernels import xla
+from lab.models import layers, mlp
 from lab.models.losses import LOSSES
 from lab.models.optimizers import RULES, Optimizer
-from lab.step.loop import Evaluator, TrainLoop, variable_tags
+from lab.step.evaluate import Evaluator
+from lab.step.loop import TrainLoop
+from lab.step.replica import Training
 
 pytestmark = pytest.mark.numbers
 
@@ -30,9 +34,9 @@ def mirrored(replicas=1):
     )
 
 
-def mlp():
+def small_mlp():
     """Weights large enough that the layers below the last one learn too."""
-    return mlp.MLP(SIZES, initializer=layers.glorot, seed=3)
+    return mlp.MLP(SIZES, initializer=layers.glorot, seed=3, matmul=xla.matmul)
 
 
 class Under:
@@ -42,7 +46,7 @@ class Under:
         self,
         tiny,
         rule=None,
-        make_model=mlp,
+        make_model=small_mlp,
         strategy=None,
         loss="clipped_cross_entropy",
         mean=False,
@@ -56,15 +60,12 @@ class Under:
         with self.strategy.scope():
             self.model = make_model()
             self.optimizer = Optimizer(rule or RULES["sgd"](), self.model.trainable_variables)
+        self.training = Training(self.model, self.optimizer, LOSSES[loss], batch, self.scale)
         self.loop = TrainLoop(
             self.strategy,
-            self.model,
-            self.optimizer,
-            LOSSES[loss],
-            self.scale,
+            self.training,
             images,
             labels,
-            batch,
             **options,
         )
         self.start = self.weights()
@@ -234,7 +235,7 @@ def compare_ten_steps(tiny, strategy, name, tolerance):
     recorded = under.run(10)
     *_, last = plain(tiny, under, make_reference(in_order(under, under.start)), 10)
     np.testing.assert_allclose(recorded["scalars"][-1, 0], last[0], rtol=tolerance)
-    assert recorded["counts"].sum(axis=2).tolist() == [under.loop.sizes] * 10
+    assert recorded["counts"].sum(axis=2).tolist() == [under.loop.watch.sizes] * 10
 
 
 def test_what_was_recorded_is_what_happened(tiny):
@@ -248,15 +249,15 @@ def test_what_was_recorded_is_what_happened(tiny):
     assert set(variables) == {
         f"{layer}/{tensor}" for layer in ("h1", "h2", "logits") for tensor in ("weights", "bias")
     }
-    assert under.loop.tags == [
+    assert under.loop.watch.tags == [
         *variables,
         *(f"{name}/gradient" for name in variables),
         *(f"{name}/update" for name in variables),
         *(f"{name}/activations" for name in ("h1", "h2", "logits")),
     ]
     sizes = [value.size for value in under.start]
-    assert under.loop.sizes == [*sizes * 3, BATCH * 9, BATCH * 7, BATCH * 5]
-    assert recorded["counts"].shape == (6, len(under.loop.tags), 30)
+    assert under.loop.watch.sizes == [*sizes * 3, BATCH * 9, BATCH * 7, BATCH * 5]
+    assert recorded["counts"].shape == (6, len(under.loop.watch.tags), 30)
     assert not recorded["nonfinite"].any()
 
     names = [f"{layer.name}/{t}" for layer in under.model.layers for t in ("weights", "bias")]
@@ -271,7 +272,7 @@ def test_what_was_recorded_is_what_happened(tiny):
             x = x @ before[2 * i] + before[2 * i + 1]
             x = x if layer == "logits" else 1 / (1 + np.exp(-x))
             tensors[f"{layer}/activations"] = x
-        for row, tag in enumerate(under.loop.tags):
+        for row, tag in enumerate(under.loop.watch.tags):
             value = np.float64(tensors[tag]).ravel()
             low, high = recorded["low"][t, row], recorded["high"][t, row]
             width = value.max() - value.min()
@@ -295,7 +296,7 @@ def test_norms_are_those_of_the_tensors(tiny, watch):
     names = [f"{layer.name}/{t}" for layer in under.model.layers for t in ("weights", "bias")]
     reference = Keras(in_order(under, under.start), lambda: KERAS.Adam(0.01))
     for t, (_, _, before, gradients, after) in enumerate(plain(tiny, under, reference, 6)):
-        said = dict(zip(under.loop.scalar_tags, recorded[t], strict=True))
+        said = dict(zip(under.loop.watch.scalar_tags, recorded[t], strict=True))
         assert len(said) == 2 + 3 * len(names)
         for name, old, gradient, new in zip(names, before, gradients, after, strict=True):
             for tag, tensor in (("", new), ("/gradient", gradient), ("/update", new - old)):
@@ -313,7 +314,7 @@ def test_histograms_are_of_the_very_tensors(tiny):
         recorded = under.run(1)
         after = under.weights()
         rows = [*after, *(a - b for a, b in zip(after, before, strict=True))]
-        assert len(under.loop.tags) == 2 * variables
+        assert len(under.loop.watch.tags) == 2 * variables
         for i, value in enumerate(rows):
             parts = (recorded[key][0, i] for key in ("counts", "low", "high", "nonfinite"))
             assert_is_histogram(value, *parts)
@@ -322,7 +323,7 @@ def test_histograms_are_of_the_very_tensors(tiny):
 
 def test_nothing_watched(tiny):
     under = Under(tiny)
-    assert under.loop.tags == [] and under.loop.sizes == []
+    assert under.loop.watch.tags == [] and under.loop.watch.sizes == []
     assert set(under.run(3)) == {"scalars"}
 
 
@@ -381,7 +382,7 @@ class Counting(tf.Module):
 
     def __init__(self):
         super().__init__()
-        self.mlp, self.calls = mlp(), 0
+        self.mlp, self.calls = small_mlp(), 0
 
     def __call__(self, x):
         self.calls += 1
@@ -446,10 +447,10 @@ def test_any_module(tiny):
         recorded["scalars"][:, 0], [step[0] for step in steps], rtol=TOLERANCE
     )
     names = ["w", "w_1", "unused", "scale"]
-    assert under.loop.tags == [*names, *(f"{name}/gradient" for name in names)]
-    assert under.loop.sizes == [36, 240, 3, 1] * 2
+    assert under.loop.watch.tags == [*names, *(f"{name}/gradient" for name in names)]
+    assert under.loop.watch.sizes == [36, 240, 3, 1] * 2
     np.testing.assert_array_equal(under.weights()[2], under.start[2])
-    row = under.loop.tags.index("unused/gradient")
+    row = under.loop.watch.tags.index("unused/gradient")
     assert not recorded["low"][:, row].any() and not recorded["high"][:, row].any()
     assert (recorded["counts"][:, row].sum(axis=1) == 3).all()
 
@@ -484,9 +485,12 @@ def test_activations_need_a_method(tiny):
         Under(tiny, make_model=Odd, watch=("activations",))
 
 
-def test_variable_tags_are_distinct():
+def test_names_of_variables_are_distinct():
     def named(*names):
-        return variable_tags([tf.Variable(0.0, name=name) for name in names])
+        model = types.SimpleNamespace(
+            trainable_variables=[tf.Variable(0.0, name=name) for name in names]
+        )
+        return list(Training(model, None, None, 1).variables)
 
     assert named("a", "b") == ["a", "b"]
     assert named("h1/weights", "w", "w", "w") == ["h1/weights", "w", "w_1", "w_2"]
@@ -515,8 +519,11 @@ def test_replicas_together_do_what_one_does(tiny, replicas, batch):
     np.testing.assert_allclose(b["scalars"][:, 0], a["scalars"][:, 0], rtol=TOLERANCE)
     np.testing.assert_allclose(b["scalars"][:, 1], a["scalars"][:, 1], rtol=1e-6)
     assert_close(many.weights(), one.weights(), "after 20 steps")
-    assert many.loop.tags == one.loop.tags and many.loop.sizes == one.loop.sizes
-    assert (b["counts"].sum(axis=2) == np.array(one.loop.sizes)).all()
+    assert (
+        many.loop.watch.tags == one.loop.watch.tags
+        and many.loop.watch.sizes == one.loop.watch.sizes
+    )
+    assert (b["counts"].sum(axis=2) == np.array(one.loop.watch.sizes)).all()
     # Gradients are of the whole batch, not of one replica's part; activations of all examples.
     for key in ("low", "high"):
         np.testing.assert_allclose(b[key], a[key], rtol=1e-4, atol=1e-6)
@@ -561,7 +568,7 @@ def test_evaluator(tiny, chunk, replicas):
     """Every one of 41 examples once and in order, whether or not the chunk divides them."""
     strategy = mirrored(replicas)
     with strategy.scope():
-        model = mlp()
+        model = small_mlp()
     images, labels = tiny[2], tiny[3].astype(np.int32)
     evaluator = Evaluator(
         strategy, model, LOSSES["softmax_cross_entropy"], images.reshape(41, 12), labels, chunk

@@ -24,7 +24,7 @@ import pytest
 import tensorflow as tf
 
 from lab import data
-from lab.training import progress, trial
+from lab.training import build, progress
 
 pytestmark = pytest.mark.numbers
 
@@ -236,13 +236,13 @@ def test_the_same_seed_gives_the_same_figures_and_record(run, steps_per_loop, tm
 
 def test_figures_and_last_histograms_are_those_of_the_final_model(tmp_path, labels):
     """The model is caught as the program makes it; all that follows is NumPy in float64."""
-    models, make = [], trial.make_model
+    trainings, make = [], build.make_training
 
     def catch(*arguments):
-        models.append(make(*arguments))
-        return models[-1]
+        trainings.append(make(*arguments))
+        return trainings[-1]
 
-    with mock.patch.object(trial, "make_model", catch):
+    with mock.patch.object(build, "make_training", catch):
         outcome = programs.train(
             *("--training_steps=45", "--display_step=20", "--optimizer=rmsprop", "--seed=1"),
             *("--histogram_every=5", "--reduction=mean", f"--logdir={tmp_path}"),
@@ -251,7 +251,7 @@ def test_figures_and_last_histograms_are_those_of_the_final_model(tmp_path, labe
     directory, _ = last_lines(outcome)
     result, record = programs.result(directory), events.read(directory)
     x = data.load().test_images / 255.0
-    for layer in models[0].layers:
+    for layer in trainings[0].model.layers:
         for name in ("weights", "bias"):
             series = record[f"{layer.name}/{name}"]
             assert series.steps == [5, 10, 15, 20, 25, 30, 35, 40, 45]

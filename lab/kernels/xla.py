@@ -8,9 +8,8 @@ belong into a function that is compiled.
 
 from __future__ import annotations
 
-import contextlib
 import functools
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 
 import numpy as np
 import tensorflow as tf
@@ -21,26 +20,12 @@ _TABLES = 2  # that take turns: adding to an entry has to wait for the last addi
 
 _NARROW = 64  # columns, see `matmul`
 
-_one_program = False
-
 Operation = Callable[[tf.Tensor, tf.Tensor], tf.Tensor]
 
 
-@contextlib.contextmanager
-def one_program(whether: bool) -> Iterator[None]:
-    """Says whether what is traced in here becomes a part of one program: to `matmul`, which has
-    no other way to know. In all threads, since tf.distribute traces replicas in their own."""
-    global _one_program
-    before, _one_program = _one_program, whether
-    try:
-        yield
-    finally:
-        _one_program = before
-
-
 def matmul(x: tf.Tensor, w: tf.Tensor) -> tf.Tensor:
-    """float32 [batch, n], [n, m] -> the product, [batch, m]."""
-    if _one_program and x.shape.rank == 2 and w.shape[1] <= _NARROW:
+    """float32 [batch, n], [n, m] -> [batch, m]; its gradient is fast when XLA compiles it."""
+    if x.shape.rank == 2 and w.shape[1] <= _NARROW:
         return _narrow(x, tf.convert_to_tensor(w))
     return tf.matmul(x, w)
 

@@ -12,10 +12,9 @@ from collections.abc import Callable, Sequence
 
 import tensorflow as tf
 
-from lab.kernels import xla
-
 Initializer = Callable[[Sequence[int], Sequence[int]], tf.Tensor]
 Activation = Callable[[tf.Tensor], tf.Tensor]
+Product = Callable[[tf.Tensor, tf.Tensor], tf.Tensor]
 
 
 def normal(stddev: float) -> Initializer:
@@ -60,6 +59,7 @@ class Dense(tf.Module):
       activation: elementwise function; tf.identity for none.
       initializer: (shape, seed) -> float32 weights. The bias starts at exactly 0.
       seed: two integers, for the initializer.
+      matmul: computes x W; `kernels.xla.matmul` where XLA compiles the whole step.
       name: the variables are `name/weights` [n_in, n_out] and `name/bias` [n_out].
     """
 
@@ -71,16 +71,17 @@ class Dense(tf.Module):
         initializer: Initializer,
         seed: Sequence[int],
         name: str,
+        matmul: Product = tf.matmul,
     ) -> None:
         super().__init__(name)
-        self.activation = activation
+        self.activation, self._matmul = activation, matmul
         self.weights = _variable(initializer((n_in, n_out), seed), f"{name}/weights")
         self.bias = _variable(tf.zeros([n_out]), f"{name}/bias")
 
     def __call__(self, x: tf.Tensor) -> tf.Tensor:
         """float32 [batch, n_in] -> float32 [batch, n_out]."""
         with tf.name_scope(self.name):
-            return self.activation(xla.matmul(x, self.weights) + self.bias)
+            return self.activation(self._matmul(x, self.weights) + self.bias)
 
 
 def _variable(value: tf.Tensor, name: str) -> tf.Variable:

@@ -1,4 +1,4 @@
-"""Per-example losses and accuracy. Their reduction over the batch is the step's."""
+"""Per-example losses. The step reduces them over the batch."""
 
 from __future__ import annotations
 
@@ -44,8 +44,3 @@ LOSSES: dict[str, Callable[[tf.Tensor, tf.Tensor], tf.Tensor]] = {
     "clipped_cross_entropy": clipped_cross_entropy,
     "softmax_cross_entropy": softmax_cross_entropy,
 }
-
-
-def predictions(logits: tf.Tensor) -> tf.Tensor:
-    """The class with the largest logit, the first of equal ones: int32 [batch]."""
-    return tf.argmax(logits, axis=1, output_type=tf.int32)

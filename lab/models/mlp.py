@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 import tensorflow as tf
 
-from lab.models.layers import Activation, Dense, Initializer, normal
+from lab.models.layers import Activation, Dense, Initializer, Product, normal
 
 
 class MLP(tf.Module):
@@ -18,6 +18,7 @@ class MLP(tf.Module):
       activation: of the hidden layers.
       initializer: (shape, seed) -> float32 weights.
       seed: layer i draws from (seed, i).
+      matmul: of every layer, see Dense.
 
     Raises:
       ValueError: fewer than two sizes.
@@ -29,6 +30,7 @@ class MLP(tf.Module):
         activation: Activation = tf.sigmoid,
         initializer: Initializer | None = None,
         seed: int = 0,
+        matmul: Product = tf.matmul,
     ) -> None:
         super().__init__("mlp")
         if len(sizes) < 2:
@@ -42,6 +44,7 @@ class MLP(tf.Module):
                 initializer=initializer or normal(0.05),
                 seed=tf.constant([seed, i], tf.int64),
                 name="logits" if i == last else f"h{i + 1}",
+                matmul=matmul,
             )
             for i, (n_in, n_out) in enumerate(itertools.pairwise(sizes))
         ]

@@ -229,29 +229,24 @@ class Optimizer(tf.Module):
             for w in self.variables_
         ]
 
-    def apply(
-        self, gradients: Sequence[tf.Tensor], step: tf.Tensor
-    ) -> tuple[list[tf.Tensor], list[tf.Tensor]]:
-        """Assigns every variable and slot its next value.
-
-        Call it in replica context, with gradients that are the same on every replica.
+    def update(
+        self,
+        weights: Sequence[tf.Tensor],
+        slots: Sequence[Slots],
+        gradients: Sequence[tf.Tensor],
+        step: tf.Tensor,
+    ) -> tuple[list[tf.Tensor], list[Slots], list[tf.Tensor]]:
+        """The next weights and slots, and what is subtracted from the weights. Nothing is assigned.
 
         Args:
-          gradients: one for each variable, of its shape.
+          weights, gradients: one for each variable, of its shape.
+          slots: for each variable, one tensor of its shape for each of the rule's slots.
           step: number of this step, from 1, integer scalar.
-
-        Returns:
-          The new value of each variable, and what was taken off the old one.
         """
         t = tf.cast(step, tf.float32)
-        values, deltas = [], []
-        for w, slots, g in zip(self.variables_, self.slots, gradients, strict=True):
-            delta, news = self.rule.delta(g, t, tuple(map(tf.convert_to_tensor, slots)))
-            if self._decay:
-                delta *= self._decay(t - 1)
-            for slot, new in zip(slots, news, strict=True):
-                slot.assign(new)
-            deltas.append(delta)
-            values.append(w - delta)
-            w.assign(values[-1])
-        return values, deltas
+        deltas, news = [], []
+        for own, g in zip(slots, gradients, strict=True):
+            delta, new = self.rule.delta(g, t, own)
+            deltas.append(delta * self._decay(t - 1) if self._decay else delta)
+            news.append(new)
+        return [w - delta for w, delta in zip(weights, deltas, strict=True)], news, deltas

@@ -1,34 +1,24 @@
 """The compiled loop: many training steps in one call, recorded step by step.
 
-Replicas compute: forward, gradient, all-reduce, update. What stands outside `strategy.run`
-records. Nothing else trains in replicas.
+Replicas compute a step (replica.py); here its batch is chosen, its results are assigned, and what
+is watched is counted. Nothing else trains in replicas.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 import tensorflow as tf
 
 from lab.kernels import histograms, xla
-from lab.models import losses
-from lab.models.optimizers import Optimizer
-from lab.step import gradient_noise
-from lab.step.placement import resident
+from lab.step import gradient_noise, replica
+from lab.step.placement import one_program, resident
+from lab.step.replica import Step, Training
+from lab.step.watch import Watch, Watched
 
-
-def variable_tags(variables: Sequence[tf.Variable]) -> list[str]:
-    """A distinct tag for each variable: its name, numbered where several have the same."""
-    tags: list[str] = []
-    for variable in variables:
-        name = tag = variable.name.split(":")[0]
-        number = 1
-        while tag in tags:
-            tag, number = f"{name}_{number}", number + 1
-        tags.append(tag)
-    return tags
+Recorded = dict[str, tf.Tensor]
 
 
 class TrainLoop:
@@ -36,34 +26,20 @@ class TrainLoop:
 
     Args:
       strategy: a tf.distribute strategy; model and optimizer were made under its scope.
-      model: a tf.Module that maps float32 [batch, inputs] to logits [batch, classes], of operations
-        that XLA compiles; random ones stateless, or runs do not repeat. To watch
-        activations it needs a method `activations` from the same argument to a dict of tensors
-        [batch, ...] by name, the logits last.
-      optimizer: of the model's trainable variables.
-      loss: (labels, logits) -> float32 [batch].
-      scale: what multiplies the sum of the losses over the global batch: 1 for the sum, 1 / the
-        global batch for the mean.
+      training: what is trained, and how.
       images: uint8 [examples, inputs]; they are divided by 255.
       labels: int32 [examples].
-      batch_size: of the global batch. Replica r of R takes the examples from r/R to (r+1)/R of it;
-        every example counts the same, also where R does not divide the batch.
-      watch: what has histograms: some of weights, gradients (reduced over the replicas), updates,
-        activations (of the whole batch), and replicas: the local gradient of each replica, where
-        there are several. With norms, the Euclidean norms of each weight, gradient and update
-        are scalars of every step.
+      watch: the kinds of tensors to record, see Watch.
+      extra: further tensors to take histograms of.
       histogram_every: histograms are counted at the steps that this divides.
       steps_per_loop: the most steps that a call of `run` may do.
 
     Attributes:
+      watch: the rows and columns of the record.
       function: the tf.function that `run` calls. On a CPU, for one replica, it is one program of
         XLA's; several replicas exchange their gradients between programs, and on a GPU an
         addition in the wrong order would make runs differ.
       replicas: how many there are, on all workers.
-      scalar_tags: of the scalars, in the order of the columns that `run` returns: loss and
-        accuracy, the norms and, with several replicas, what replicas.py says of their gradients.
-      tags: of the histograms, in the order of the rows that `run` returns.
-      sizes: number of entries of each of them.
 
     Raises:
       ValueError: activations are watched of a model that has no method of that name, or there are
@@ -73,53 +49,42 @@ class TrainLoop:
     def __init__(
         self,
         strategy: tf.distribute.Strategy,
-        model: Any,
-        optimizer: Optimizer,
-        loss: Callable[[tf.Tensor, tf.Tensor], tf.Tensor],
-        scale: float,
+        training: Training,
         images: np.ndarray | list[tf.Variable],
         labels: np.ndarray | list[tf.Variable],
-        batch_size: int,
         watch: Sequence[str] = (),
+        extra: Sequence[Watched] = (),
         histogram_every: int = 1,
         steps_per_loop: int = 100,
     ) -> None:
-        if "activations" in watch and not hasattr(model, "activations"):
+        if "activations" in watch and not hasattr(training.model, "activations"):
             raise ValueError(
-                f"{type(model).__name__} has no method activations(x) that returns a dict of "
-                "tensors: add one, or do not watch activations"
+                f"{type(training.model).__name__} has no method activations(x) that returns a dict "
+                "of tensors: add one, or do not watch activations"
             )
-        self._strategy, self._model, self._optimizer = strategy, model, optimizer
-        self._loss, self._scale = loss, scale
-        self._batch_size, self._every = batch_size, histogram_every
-        self._watch = tuple(watch)
-        self._variables = list(model.trainable_variables)
-        self._names = variable_tags(self._variables)
+        self._strategy, self._training = strategy, training
+        self._every, self._most = histogram_every, steps_per_loop
         self._images = resident(strategy, images)
         self._labels = resident(strategy, labels)
         self.replicas = count = strategy.num_replicas_in_sync
-        # Replica r takes the examples from bounds[r] to bounds[r + 1] of each batch.
-        self._bounds = [batch_size * r // count for r in range(count + 1)]
-        if batch_size < count:
-            raise ValueError(f"a batch of {batch_size} cannot be shared by {count} replicas")
+        size = training.batch_size
+        if size < count:
+            raise ValueError(f"a batch of {size} cannot be shared by {count} replicas")
+        # Replica r takes the examples from bounds[r] to bounds[r + 1] of each batch, which every
+        # example counts the same in, also where `count` does not divide it.
+        self._bounds = [size * r // count for r in range(count + 1)]
         self.on_gpu = any("GPU" in images.device for images in self._images)
         self._xla = not self.on_gpu
-        self.scalar_tags = ["loss", "accuracy"]
-        self._normed: list[str] = []
-        if "norms" in watch:
-            # With several replicas, the gradients' are among what replicas.py says.
-            kinds = ("", "/update", "/gradient")[: 3 if count == 1 else 2]
-            self._normed = [name + kind for kind in kinds for name in self._names]
-        self.scalar_tags += [f"{tag}/norm" for tag in self._normed]
-        if count > 1:
-            self.scalar_tags += gradient_noise.tags(self._names, count)
-        self.tags, self.sizes = self._watched()
-        self._most = steps_per_loop
-        self._one_program = self._xla and count == 1
+        self._one_program = one_program(strategy)
+        self._activations = "activations" in watch
+        self._count_locally = "replicas" in watch
+        self.watch = Watch(
+            watch, training.variables, self._activation_sizes(), self.replicas, extra
+        )
         self.function = tf.function(
             self._run,
             input_signature=[
-                tf.TensorSpec([steps_per_loop, batch_size], tf.int32, "indices"),
+                tf.TensorSpec([steps_per_loop, size], tf.int32, "indices"),
                 tf.TensorSpec([], tf.int32, "steps"),
                 tf.TensorSpec([], tf.int64, "first_step"),
             ],
@@ -129,7 +94,7 @@ class TrainLoop:
         self._step = tf.function(
             self._one_step,
             input_signature=[
-                tf.TensorSpec([batch_size], tf.int32, "indices"),
+                tf.TensorSpec([size], tf.int32, "indices"),
                 tf.TensorSpec([], tf.int64, "step"),
             ],
             autograph=False,
@@ -139,13 +104,9 @@ class TrainLoop:
         """This loop, on the same model, optimizer and data, with other histograms at every step."""
         return TrainLoop(
             self._strategy,
-            self._model,
-            self._optimizer,
-            self._loss,
-            self._scale,
+            self._training,
             self._images,
             self._labels,
-            self._batch_size,
             watch,
             steps_per_loop=self._most,
         )
@@ -153,11 +114,12 @@ class TrainLoop:
     def largest_gradient(self, indices: np.ndarray) -> float:
         """The largest absolute value of the gradient on one batch, int32 [batch_size]. Nothing is
         updated."""
-        x = tf.cast(tf.gather(self._images[0], indices), tf.float32) / 255.0
+        training = self._training
+        x, labels = self._batch(indices, 0)
         with tf.GradientTape() as tape:
-            loss = tf.reduce_sum(self._loss(tf.gather(self._labels[0], indices), self._model(x)))
-            loss *= self._scale
-        gradients = tape.gradient(loss, self._variables, unconnected_gradients="zero")
+            loss = tf.reduce_sum(training.loss(labels, training.model(x))) * training.scale
+        variables = list(training.variables.values())
+        gradients = tape.gradient(loss, variables, unconnected_gradients="zero")
         return max(float(tf.reduce_max(tf.abs(gradient))) for gradient in gradients)
 
     @property
@@ -165,30 +127,7 @@ class TrainLoop:
         """The graph of one step, as the loop calls it."""
         return self._step.get_concrete_function().graph
 
-    def _watched(self) -> tuple[list[str], list[int]]:
-        sizes: dict[str, int] = {}
-        self._kinds: list[list[str]] = []  # tags that are counted together
-        names = list(zip(self._names, self._variables, strict=True))
-        for kind, suffix in (("weights", ""), ("gradients", "/gradient"), ("updates", "/update")):
-            if kind in self._watch:
-                these = {name + suffix: int(np.prod(w.shape)) for name, w in names}
-                self._kinds.append(list(these))
-                sizes |= these
-        if "activations" in self._watch:
-            batch = tf.zeros([1, self._images[0].shape[1]])
-            these = {
-                f"{name}/activations": int(np.prod(output.shape)) * self._batch_size
-                for name, output in self._model.activations(batch).items()
-            }
-            self._kinds.append(list(these))
-            sizes |= these
-        if "replicas" in self._watch and self._strategy.num_replicas_in_sync > 1:
-            # They are counted by their replicas.
-            for r in range(self._strategy.num_replicas_in_sync):
-                sizes |= {f"{n}/gradient/replica_{r}": int(np.prod(w.shape)) for n, w in names}
-        return list(sizes), list(sizes.values())
-
-    def run(self, indices: np.ndarray, first_step: int) -> dict[str, tf.Tensor]:
+    def run(self, indices: np.ndarray, first_step: int) -> Recorded:
         """Runs one step for each row of `indices`.
 
         The first call compiles, also one of no steps; no other compiles the whole loop again.
@@ -210,16 +149,14 @@ class TrainLoop:
         if steps > self._most:
             raise ValueError(f"{steps} steps: make the loop with steps_per_loop={steps}, or more")
         # One program serves calls of all lengths.
-        padded = np.zeros([self._most, self._batch_size], np.int32)
+        padded = np.zeros([self._most, self._training.batch_size], np.int32)
         padded[:steps] = indices
         # A program of XLA's sees the variables of the device that it runs on, and no others.
         with tf.device(self._images[0].device if self._one_program else None):
             recorded = self.function(padded, tf.constant(steps), tf.constant(first_step, tf.int64))
         return {name: tensor[:steps] for name, tensor in recorded.items()}
 
-    def _run(
-        self, indices: tf.Tensor, steps: tf.Tensor, first_step: tf.Tensor
-    ) -> dict[str, tf.Tensor]:
+    def _run(self, indices: tf.Tensor, steps: tf.Tensor, first_step: tf.Tensor) -> Recorded:
         arrays = {
             name: tf.TensorArray(spec.dtype, self._most, element_shape=spec.shape)
             for name, spec in self._step.get_concrete_function().structured_outputs.items()
@@ -233,41 +170,90 @@ class TrainLoop:
         _, arrays = tf.while_loop(lambda i, _: i < steps, body, (0, arrays))
         return {name: array.stack() for name, array in arrays.items()}
 
-    def _one_step(self, indices: tf.Tensor, step: tf.Tensor) -> dict[str, tf.Tensor]:
-        with xla.one_program(self._one_program):
-            outputs = self._strategy.run(self._replica_step, args=(indices, step))
+    def _one_step(self, indices: tf.Tensor, number: tf.Tensor) -> Recorded:
+        outputs = self._strategy.run(self._replica_step, args=(indices, number))
         # What comes out of the replicas was reduced or assigned: it is the same on all of them.
         first = tf.nest.map_structure(
             lambda value: self._strategy.experimental_local_results(value)[0], outputs
         )
+        scale, size = self._training.scale, self._training.batch_size
         with tf.name_scope("record"):
-            scalars = first["totals"] * [self._scale, 1 / self._batch_size]
-            if self._normed:
-                normed = [first["tensors"][tag] for tag in self._normed]
+            scalars = first["totals"] * [scale, 1 / size]
+            if self.watch.norms:
+                normed = [first["tensors"][entry.tag] for entry in self.watch.norms]
                 if self._xla:
                     squares = xla.squares(normed)
                 else:
                     squares = tf.stack([tf.reduce_sum(x * x) for x in normed])
                 scalars = tf.concat([scalars, tf.sqrt(squares)], 0)
             if "products" in first:
-                said = gradient_noise.scalars(first["products"], self._bounds, self._scale)
-                scalars = tf.concat([scalars, said], 0)
+                noise = gradient_noise.scalars(first["products"], self._bounds, scale)
+                scalars = tf.concat([scalars, noise], 0)
             recorded = {"scalars": scalars}
-            if self.tags:
-                recorded |= self._histograms(first["tensors"], first.get("local"), step)
+            if self.watch.tags:
+                recorded |= self._histograms(first["tensors"], first.get("local"), number)
         return recorded
 
+    def _replica_step(self, indices: tf.Tensor, number: tf.Tensor) -> dict[str, Any]:
+        context = tf.distribute.get_replica_context()
+        index = int(tf.get_static_value(context.replica_id_in_sync_group))
+        with tf.name_scope("batch"):
+            share = indices[self._bounds[index] : self._bounds[index + 1]]
+            x, labels = self._batch(share, index % len(self._images))
+
+        def reduce(tensors: list[tf.Tensor]) -> list[tf.Tensor]:
+            return context.all_reduce(tf.distribute.ReduceOp.SUM, tensors)
+
+        done = replica.step(self._training, x, labels, number, reduce, self._activations)
+        self._assign(done)
+        outputs: dict[str, Any] = {"totals": done.totals}
+        if self.replicas > 1:
+            with tf.name_scope("replicas"):
+                local, gradients = list(done.local.values()), list(done.gradients.values())
+                products = gradient_noise.products(local, gradients)
+                outputs["products"] = self._row(index, products)
+                outputs = context.all_reduce(tf.distribute.ReduceOp.SUM, outputs)
+                if self._count_locally:
+                    # One by one: integers cannot be reduced in a list.
+                    rows = [
+                        context.all_reduce("SUM", self._row(index, part))
+                        for part in histograms.histograms(local, self._xla)
+                    ]
+                    outputs["local"] = [tf.reshape(row, [-1, *row.shape[2:]]) for row in rows]
+                gathered = {n: context.all_gather(a, axis=0) for n, a in done.activations.items()}
+                done = done._replace(activations=gathered)
+        return outputs | {"tensors": self.watch.tensors(done)}
+
+    def _batch(self, indices: tf.Tensor, device: int) -> tuple[tf.Tensor, tf.Tensor]:
+        x = tf.cast(tf.gather(self._images[device], indices), tf.float32) / 255.0
+        return x, tf.gather(self._labels[device], indices)
+
+    def _assign(self, done: Step) -> None:
+        """The only place where training changes a variable: each replica its own copy."""
+        variables = self._training.variables.items()
+        with tf.name_scope("update"):
+            for (name, variable), slots in zip(
+                variables, self._training.optimizer.slots, strict=True
+            ):
+                for slot, new in zip(slots, done.new_slots[name], strict=True):
+                    slot.assign(new)
+                variable.assign(done.new_weights[name])
+
+    def _activation_sizes(self) -> dict[str, int]:
+        if not self._activations:
+            return {}
+        outputs = self._training.model.activations(tf.zeros([1, self._images[0].shape[1]]))
+        size = self._training.batch_size
+        return {name: int(np.prod(output.shape)) * size for name, output in outputs.items()}
+
     def _histograms(
-        self,
-        tensors: dict[str, tf.Tensor],
-        local: list[tf.Tensor] | None,
-        step: tf.Tensor,
-    ) -> dict[str, tf.Tensor]:
-        def count() -> dict[str, tf.Tensor]:
-            # A kind at a time: with several replicas each is a program of its own.
+        self, tensors: dict[str, tf.Tensor], local: list[tf.Tensor] | None, number: tf.Tensor
+    ) -> Recorded:
+        def count() -> Recorded:
+            # A list at a time: with several replicas each is a program of its own.
             parts = [
-                histograms.histograms([tensors[tag] for tag in kind], self._xla)
-                for kind in self._kinds
+                histograms.histograms([tensors[entry.tag] for entry in entries], self._xla)
+                for entries in self.watch.histograms
             ]
             if local:
                 parts.append(histograms.Histograms(*local))
@@ -277,70 +263,17 @@ class TrainLoop:
         if self._every == 1:
             return count()
         # Zeros of the dtypes and shapes that count() has.
+        rows = len(self.watch.tags)
         empty = {
-            "counts": tf.zeros([len(self.tags), histograms.BUCKETS], tf.int32),
-            "low": tf.zeros([len(self.tags)]),
-            "high": tf.zeros([len(self.tags)]),
-            "nonfinite": tf.zeros([len(self.tags)], tf.int32),
+            "counts": tf.zeros([rows, histograms.BUCKETS], tf.int32),
+            "low": tf.zeros([rows]),
+            "high": tf.zeros([rows]),
+            "nonfinite": tf.zeros([rows], tf.int32),
         }
-        return tf.cond(step % self._every == 0, count, lambda: empty)
-
-    def _replica_step(self, indices: tf.Tensor, step: tf.Tensor) -> dict[str, Any]:
-        replica = tf.distribute.get_replica_context()
-        several = replica.num_replicas_in_sync > 1
-        index = int(tf.get_static_value(replica.replica_id_in_sync_group))
-        with tf.name_scope("batch"):
-            share = indices[self._bounds[index] : self._bounds[index + 1]]
-            own = index % len(self._images)
-            x = tf.cast(tf.gather(self._images[own], share), tf.float32) / 255.0
-            labels = tf.gather(self._labels[own], share)
-        with tf.GradientTape() as tape:
-            with tf.name_scope("forward"):
-                if "activations" in self._watch:
-                    activations = self._model.activations(x)
-                    logits = list(activations.values())[-1]
-                else:
-                    activations, logits = {}, self._model(x)
-            with tf.name_scope("loss"):
-                total = tf.reduce_sum(self._loss(labels, logits))
-                scaled = total * self._scale
-                correct = tf.equal(losses.predictions(logits), labels)
-                totals = tf.stack([total, tf.reduce_sum(tf.cast(correct, tf.float32))])
-        with tf.name_scope("gradient"):
-            local = tape.gradient(
-                scaled, self._variables, unconnected_gradients=tf.UnconnectedGradients.ZERO
-            )
-            local = [tf.convert_to_tensor(g) for g in local]  # of a lookup they are sparse
-        with tf.name_scope("reduce"):
-            reduced = replica.all_reduce(tf.distribute.ReduceOp.SUM, local)
-        with tf.name_scope("update"):
-            before = [tf.identity(w) for w in self._variables] if "updates" in self._watch else []
-            after, deltas = self._optimizer.apply(reduced, step)
-        tensors = dict(zip(self._names, after, strict=True))
-        tensors |= {f"{n}/gradient": g for n, g in zip(self._names, reduced, strict=True)}
-        # As it was applied, or, where only its norm is asked for, before the rounding.
-        applied = [new - old for new, old in zip(after, before, strict=True)] if before else deltas
-        tensors |= {f"{n}/update": u for n, u in zip(self._names, applied, strict=True)}
-        outputs: dict[str, Any] = {"totals": totals}
-        if several:
-            with tf.name_scope("replicas"):
-                outputs["products"] = self._row(index, gradient_noise.products(local, reduced))
-                outputs = replica.all_reduce(tf.distribute.ReduceOp.SUM, outputs)
-                if "replicas" in self._watch:
-                    # One by one: integers cannot be reduced in a list.
-                    rows = [
-                        replica.all_reduce("SUM", self._row(index, part))
-                        for part in histograms.histograms(local, self._xla)
-                    ]
-                    rows = [tf.reshape(row, [-1, *row.shape[2:]]) for row in rows]
-                    outputs["local"] = rows
-                activations = {n: replica.all_gather(a, axis=0) for n, a in activations.items()}
-        tensors |= {f"{name}/activations": part for name, part in activations.items()}
-        used = tensors.keys() & {*self.tags, *self._normed}
-        return outputs | {"tensors": {tag: tensors[tag] for tag in sorted(used)}}
+        return tf.cond(number % self._every == 0, count, lambda: empty)
 
     def _row(self, index: int, value: tf.Tensor) -> tf.Tensor:
-        """`value` in row `index` of zeros, one row a replica: the sum over them holds all."""
-        rows = [tf.zeros_like(value)] * (len(self._bounds) - 1)
+        """`value` in row `index` of zeros, one row per replica: the sum over them holds all."""
+        rows = [tf.zeros_like(value)] * self.replicas
         rows[index] = value
         return tf.stack(rows)

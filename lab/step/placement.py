@@ -150,6 +150,15 @@ def _logical_cpus(count: int) -> list[str]:
     return [f"CPU:{i}" for i in range(count)]
 
 
+def one_program(strategy: tf.distribute.Strategy) -> bool:
+    """Whether a whole training loop is compiled to one program of XLA's: on one CPU device."""
+    try:
+        devices = strategy.extended.worker_devices
+    except RuntimeError:  # the default strategy, which is none
+        devices = tf.config.list_logical_devices("GPU") or ("CPU:0",)
+    return strategy.num_replicas_in_sync == 1 and "GPU" not in str(devices[0])
+
+
 def resident(
     strategy: tf.distribute.Strategy, array: np.ndarray | list[tf.Variable]
 ) -> list[tf.Variable]:

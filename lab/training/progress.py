@@ -23,7 +23,7 @@ class Reporter(Protocol):
     def evaluated(self, step: int, figures: dict[str, float]) -> None:
         """The figures of an evaluation: loss, accuracy, test-loss and test-accuracy."""
 
-    def say(self, text: str) -> None:
+    def notify(self, text: str) -> None:
         """Something that the user should know now."""
 
     def end(self) -> None:
@@ -54,7 +54,7 @@ class Console:
         else:
             self._bar.set_postfix_str(f"test-accuracy {figures['test-accuracy']:.4f}")
 
-    def say(self, text: str) -> None:
+    def notify(self, text: str) -> None:
         """See Reporter."""
         tqdm.tqdm.write(text, file=sys.stdout)
         sys.stdout.flush()
@@ -69,7 +69,7 @@ class Silence:
 
     def _nothing(self, *_: Any) -> None: ...
 
-    begin = advance = evaluated = say = end = _nothing
+    begin = advance = evaluated = notify = end = _nothing
 
 
 def conclusion(result: dict[str, Any], directory: str) -> str:

@@ -47,7 +47,7 @@ class _Pipe:
 
     def evaluated(self, step: int, figures: dict[str, float]) -> None: ...
 
-    def say(self, text: str) -> None:
+    def notify(self, text: str) -> None:
         if self.ran:
             self.answer(say=text)
 

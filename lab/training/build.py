@@ -1,0 +1,106 @@
+"""The parts of a run, made from its config."""
+
+from __future__ import annotations
+
+import dataclasses
+import itertools
+from collections.abc import Callable
+from typing import Any
+
+import tensorflow as tf
+
+from lab import data, machine
+from lab.data import Dataset
+from lab.errors import LabError
+from lab.kernels import xla
+from lab.models import layers, losses, mlp, optimizers
+from lab.settings.config import Config
+from lab.step.loop import TrainLoop
+from lab.step.placement import one_program
+from lab.step.replica import Training
+
+
+def check_memory(config: Config, dataset: Dataset, strategy: tf.distribute.Strategy) -> None:
+    """Raises LabError where this machine's main memory cannot hold a step of this size."""
+    devices_here = strategy.extended.worker_devices
+    if "GPU" in devices_here[0]:
+        return  # TensorFlow says so, when it allocates
+    sizes = _sizes(config, dataset)
+    examples = -(-config.batch_size * len(devices_here) // strategy.num_replicas_in_sync)
+    # As measured: inputs as bytes and as float32; of a unit its output, its gradient, and one more.
+    one = 5 * sizes[0] + 12 * sum(sizes[1:])
+    # Weights, gradients, new weights, slots; they are there once for each replica.
+    copies = (3 + len(make_rule(config).slots)) * len(devices_here)
+    weights = 4 * copies * sum((n + 1) * m for n, m in itertools.pairwise(sizes))
+    free = 0.75 * machine.free_memory()
+    if examples * one + weights > free:
+        fit = max(int((free - weights) / one), 0)
+        raise LabError(
+            f"--batch_size={config.batch_size}: a step needs about"
+            f" {(examples * one + weights) / 2**30:,.1f} GiB here, for {examples:,} examples and"
+            f" {'-'.join(map(str, sizes))} units, and {free / 2**30:,.1f} GiB are free for it: "
+            + (f"take at most {fit:,} examples" if fit else "take smaller layers")
+        )
+
+
+def make_training(config: Config, dataset: Dataset, strategy: tf.distribute.Strategy) -> Training:
+    """Model, optimizer and loss of a config."""
+    with strategy.scope():
+        model = mlp.MLP(
+            _sizes(config, dataset),
+            layers.ACTIVATIONS[config.activation],
+            layers.INITIALIZERS[config.initializer](config.init_stddev),
+            config.seed,
+            xla.matmul if one_program(strategy) else tf.matmul,
+        )
+        optimizer = optimizers.Optimizer(
+            make_rule(config), model.trainable_variables, make_decay(config)
+        )
+    scale = 1 / config.batch_size if config.reduction == "mean" else 1.0
+    return Training(model, optimizer, losses.LOSSES[config.loss], config.batch_size, scale)
+
+
+def make_loop(
+    config: Config,
+    dataset: Dataset,
+    strategy: tf.distribute.Strategy,
+    training: Training,
+    steps_per_loop: int,
+) -> TrainLoop:
+    """The compiled loop over the training data."""
+    labels = dataset.train_labels
+    if config.shuffle_labels:
+        labels = data.shuffled(labels, config.seed)
+    return TrainLoop(
+        strategy,
+        training,
+        dataset.train_images,
+        labels,
+        config.watch,
+        histogram_every=config.histogram_every,
+        steps_per_loop=steps_per_loop,
+    )
+
+
+def make_rule(config: Config) -> Any:
+    """The update rule of a config: each hyperparameter from its field, plain or with the rule's
+    name before it (`learning_rate`, `adam_beta_1`)."""
+    values = dataclasses.asdict(config)
+    kind = optimizers.RULES[config.optimizer]
+    return kind(
+        **{
+            field.name: values.get(f"{config.optimizer}_{field.name}", values.get(field.name))
+            for field in dataclasses.fields(kind)
+        }
+    )
+
+
+def make_decay(config: Config) -> Callable[[tf.Tensor], tf.Tensor] | None:
+    """The decay of a config's learning rate, over all its steps; None for a constant one."""
+    decay = optimizers.DECAYS.get(config.learning_rate_decay)
+    return decay and (lambda done: decay(done / config.training_steps))
+
+
+def _sizes(config: Config, dataset: Dataset) -> list[int]:
+    inputs = dataset.train_images.shape[1]
+    return [inputs, config.n_hidden_1, config.n_hidden_2, dataset.num_classes]
