@@ -1,4 +1,4 @@
-"""The bytes of one step's event: laid out once, the numbers of many steps put in by NumPy.
+"""The bytes of one step's summary: laid out once, the numbers of many steps put in by NumPy.
 
 On the wire a histogram is a tensor [30, 3] of rows (left edge, right edge, count): float32, which
 holds both ends exactly as they were and counts up to 2^24; float64 for tensors larger than that.
@@ -11,7 +11,6 @@ from typing import Any
 
 import numpy as np
 import tensorflow as tf
-from tensorboard.compat.proto.event_pb2 import Event
 from tensorboard.compat.proto.summary_pb2 import Summary
 from tensorboard.plugins.histogram import metadata as histogram_metadata
 from tensorboard.plugins.scalar import metadata as scalar_metadata
@@ -20,9 +19,9 @@ _EXACT_IN_FLOAT32 = 2**24
 
 
 class Layout:
-    """The bytes of one step's event, and where in them the numbers stand."""
+    """The bytes of one step's Summary, and where in them the numbers stand."""
 
-    ORDER = ("scalars", "counts", "low", "high")  # of the arguments of `events`
+    ORDER = ("scalars", "counts", "low", "high")  # of the arguments of `summaries`
 
     def __init__(self, scalars: Sequence[str], tags: Sequence[str], sizes: Sequence[int]) -> None:
         summary = Summary()
@@ -34,7 +33,7 @@ class Layout:
             dtype: type = np.float32 if size <= _EXACT_IN_FLOAT32 else np.float64
             metadata = histogram_metadata.create_summary_metadata(None, None)
             parts.append(self._add(summary, tag, dtype, [30, 3], metadata))
-        self._bytes = Event(summary=summary).SerializeToString()
+        self._bytes = summary.SerializeToString()
         places, end = [], 0
         for marker, dtype in parts:
             start = self._bytes.index(marker, end)
@@ -54,14 +53,14 @@ class Layout:
         value.tensor.tensor_content = marker
         return marker, dtype
 
-    def events(
+    def summaries(
         self,
         scalars: np.ndarray,
         counts: np.ndarray | None = None,
         low: np.ndarray | None = None,
         high: np.ndarray | None = None,
     ) -> list[bytes]:
-        """One serialized Event a step, without its time and step.
+        """One serialized Summary per step.
 
         Args:
           scalars: [steps, scalars].

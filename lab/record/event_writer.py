@@ -1,13 +1,9 @@
-"""What the loop hands over -> TensorBoard's event files, the same that tf.summary writes.
+"""What the training loop returns -> TensorBoard's event files, through tf.summary.
 
-Each step is one event that holds all its scalars and histograms. Its bytes are the same from step
-to step but for the numbers, so they are laid out once and the numbers of a whole loop are put in
-by NumPy. A thread of its own does that and writes, while the next loop already runs. An event
-file is a file of TFRecords, and TensorFlow's writer of those takes the bytes as they are;
-tf.summary's would read each event and write it anew, which takes six times as long.
-
-On the wire a histogram is a tensor [30, 3] of rows (left edge, right edge, count): float32, which
-holds both ends exactly as they were and counts up to 2^24; float64 for tensors larger than that.
+Each step is one event with all its scalars and histograms. The bytes of its summary are the same
+from step to step but for the numbers, so they are laid out once, and NumPy puts in the numbers of
+a whole loop. A thread of its own does that, and hands all summaries of a loop to tf.summary in one
+graph call while the next loop runs: one call per step would take three times as long.
 """
 
 from __future__ import annotations
@@ -15,15 +11,12 @@ from __future__ import annotations
 import concurrent.futures
 import json
 import os
-import socket
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 import tensorflow as tf
-from tensorboard.compat.proto.event_pb2 import Event
-from tensorboard.compat.proto.summary_pb2 import Summary
 from tensorboard.plugins.hparams import api as hparams_api
 from tensorboard.plugins.hparams import summary as hparams_summary
 from tensorboard.plugins.scalar.summary_v2 import scalar_pb
@@ -32,6 +25,8 @@ from tensorboard.plugins.text.summary_v2 import text_pb
 from lab.errors import LabError
 from lab.record.directory import event_files
 from lab.record.event_bytes import Layout
+
+_QUEUE = 100  # events that the writer holds back at most
 
 
 class Recorder:
@@ -42,6 +37,7 @@ class Recorder:
       scalars: tags of the scalars of a step.
       tags: of the histograms of a step.
       sizes: number of entries of each of them.
+      writer: takes the events; a file writer in `directory` unless given.
 
     Attributes:
       nonfinite: by tag, the first step whose tensor held NaN or infinity, and how many. Such
@@ -51,41 +47,52 @@ class Recorder:
     """
 
     def __init__(
-        self, directory: str, scalars: Sequence[str], tags: Sequence[str], sizes: Sequence[int]
+        self,
+        directory: str,
+        scalars: Sequence[str],
+        tags: Sequence[str],
+        sizes: Sequence[int],
+        writer: tf.summary.SummaryWriter | None = None,
     ) -> None:
         self.nonfinite: dict[str, dict[str, int]] = {}
         _wait_for_a_later_name(directory)
         self._tags = list(tags)
         self._plain = Layout(scalars, [], [])
         self._full = Layout(scalars, tags, sizes)
-        name = f"events.out.tfevents.{int(time.time())}.{socket.gethostname()}.{os.getpid()}.v2"
-        self._path = os.path.join(directory, name)
         try:
             tf.io.gfile.makedirs(directory)
-            self._writer = tf.io.TFRecordWriter(self._path)
+            with tf.device("/cpu:0"):
+                self._writer = writer or tf.summary.create_file_writer(
+                    directory, max_queue=_QUEUE, filename_suffix=".v2"
+                )
         except tf.errors.OpError as error:
             raise _unwritable(error) from error
+        self._path = "" if writer else event_files(directory)[-1]
+        self._write = tf.function(
+            self._write_each,
+            input_signature=[tf.TensorSpec([None], tf.string), tf.TensorSpec([None], tf.int64)],
+            autograph=False,
+        )
         # One thread, so events come in the order of the calls.
         self._thread = concurrent.futures.ThreadPoolExecutor(1, "recorder")
         self._pending: list[concurrent.futures.Future] = []
-        self._submit(self._write, Event(file_version="brain.Event:2"))
 
     def steps(self, first_step: int, recorded: Mapping[str, tf.Tensor], every: int = 1) -> None:
         """Records the steps from `first_step` on, as TrainLoop.run returned them.
 
-        Histograms are taken of the steps that `every` divides.
+        Histograms are taken of the steps that `every` divides. Where `tf.summary.record_if` says
+        no in the calling thread, nothing is recorded.
         """
-        self._submit(self._write_steps, first_step, recorded, every)
+        with self._writer.as_default():
+            if tf.summary.should_record_summaries():
+                self._submit(self._write_steps, first_step, recorded, every)
 
     def scalars(self, step: int, values: Mapping[str, float]) -> None:
         """Records scalars of one step, as float32: what is beyond it is infinite."""
 
-        def write() -> None:
-            with np.errstate(over="ignore"):
-                for tag, value in values.items():
-                    self._write_summary(scalar_pb(tag, np.float32(value)), step)
-
-        self._submit(write)
+        with np.errstate(over="ignore"):
+            summaries = [scalar_pb(tag, np.float32(value)) for tag, value in values.items()]
+        self._submit(self._write_summaries, summaries, step)
 
     def start(
         self,
@@ -108,24 +115,24 @@ class Recorder:
             hparams_api.hparams_pb(dict(hparams), trial_id=name),
         ]
 
-        def write() -> None:
-            self._write(Event(graph_def=graph.as_graph_def().SerializeToString()))
-            for summary in summaries:
-                self._write_summary(summary)
+        def write_graph() -> None:
+            with self._writer.as_default():
+                tf.summary.graph(graph)
 
-        self._submit(write)
+        self._submit(write_graph)
+        self._submit(self._write_summaries, summaries)
 
     def finish(self, succeeded: bool) -> None:
         """Records how the run ended, for the HParams page."""
         status = "STATUS_SUCCESS" if succeeded else "STATUS_FAILURE"
         summary = hparams_summary.session_end_pb(hparams_summary.api_pb2.Status.Value(status))
-        self._submit(self._write_summary, summary)
+        self._submit(self._write_summaries, [summary])
 
     def flush(self) -> None:
         """Returns when all that was recorded so far is in the file."""
         self._submit(self._writer.flush)
         self._wait(0)
-        if not os.path.exists(self._path):
+        if self._path and not os.path.exists(self._path):
             raise LabError(f"{self._path} was deleted while it was written: run again")
 
     def close(self) -> None:
@@ -152,33 +159,45 @@ class Recorder:
             except tf.errors.OpError as error:
                 raise _unwritable(error) from error
 
-    def _write(self, event: Event, rest: bytes = b"") -> None:
-        """Writes an event; `rest` holds further fields of it, serialized."""
-        event.wall_time = time.time()
-        self._writer.write(event.SerializeToString() + rest)
+    def _write_each(self, summaries: tf.Tensor, steps: tf.Tensor) -> None:
+        def write(i: tf.Tensor) -> tuple[tf.Tensor]:
+            with self._writer.as_default():
+                tf.summary.experimental.write_raw_pb(summaries[i], step=steps[i])
+            return (i + 1,)
 
-    def _write_summary(self, summary: Any, step: int = 0) -> None:
-        # TensorBoard's own modules do not agree on the class of a Summary, only on its bytes.
-        self._write(Event(step=step, summary=Summary.FromString(summary.SerializeToString())))
+        with tf.device("/cpu:0"):
+            tf.while_loop(
+                lambda i: i < tf.size(steps), write, (tf.constant(0),), parallel_iterations=1
+            )
+
+    def _write_summaries(self, summaries: Sequence[Any], step: int = 0) -> None:
+        content = [summary.SerializeToString() for summary in summaries]
+        self._write(tf.constant(content, tf.string), tf.fill([len(content)], np.int64(step)))
 
     def _write_steps(self, first: int, recorded: Mapping[str, tf.Tensor], every: int) -> None:
         values = {name: tensor.numpy() for name, tensor in recorded.items()}
         steps = np.arange(first, first + len(values["scalars"]))
         chosen = steps % every == 0 if self._tags else np.zeros(len(steps), bool)
-        plain = iter(self._plain.events(values["scalars"][~chosen]))
+        plain = iter(self._plain.summaries(values["scalars"][~chosen]))
         full: Iterator[bytes] = iter(())
         if chosen.any():
-            full = iter(self._full.events(*(values[name][chosen] for name in Layout.ORDER)))
+            full = iter(self._full.summaries(*(values[name][chosen] for name in Layout.ORDER)))
+        content, numbers = [], []
         for i, step in enumerate(steps.tolist()):
-            self._write(Event(step=step), next(full if chosen[i] else plain))
+            found = [next(full if chosen[i] else plain)]
             if chosen[i]:
-                self._note_nonfinite(step, values["nonfinite"][i])
+                found += self._nonfinite(step, values["nonfinite"][i])
+            content += found
+            numbers += [step] * len(found)
+        self._write(tf.constant(content, tf.string), tf.constant(numbers, tf.int64))
 
-    def _note_nonfinite(self, step: int, counts: np.ndarray) -> None:
+    def _nonfinite(self, step: int, counts: np.ndarray) -> list[bytes]:
+        found = []
         for column in np.flatnonzero(counts).tolist():
             tag, count = self._tags[column], int(counts[column])
             self.nonfinite.setdefault(tag, {"first_step": step, "count": count})
-            self._write_summary(scalar_pb(f"{tag}/nonfinite", count), step)
+            found.append(scalar_pb(f"{tag}/nonfinite", count).SerializeToString())
+        return found
 
 
 def _unwritable(error: tf.errors.OpError) -> LabError:
