@@ -9,7 +9,7 @@ import small_runs
 from forks import RUN, STEPS
 
 from lab.analysis.runs import read_runs
-from lab.compare import table
+from lab.compare import results, table
 from lab.compare import text as tables
 from lab.errors import LabError
 from lab.record import result_file
@@ -42,7 +42,7 @@ def test_every_field_of_a_result_with_each_wrong_value(tmp_path_factory):
         for new in WRONG:
             text = json.dumps(changed(whole, field, new))
             try:
-                found = table.parse_result(text, str(path))
+                found = results.parse_result(text, str(path))
             except LabError as error:
                 assert str(error).startswith(str(path)) and "\n" not in str(error)
                 assert field[-1] in str(error) or field[0] in str(error)

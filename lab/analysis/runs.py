@@ -20,6 +20,7 @@ import numpy as np
 from lab import data
 from lab.analysis.network import Network
 from lab.compare import table as results
+from lab.compare.results import read_results
 from lab.errors import LabError
 from lab.record import result_file
 from lab.record.directory import RESULT, event_files
@@ -158,7 +159,7 @@ def read_runs(logdir: str, progress: Progress | None = None) -> Runs:
     Raises:
       LabError: `logdir` is no folder.
     """
-    found, problems = results.read_results(logdir)
+    found, problems = read_results(logdir)
     table = results.make_table(found, problems=problems)
     pattern = os.path.join(glob.escape(logdir), "**", "config.json")
     folders = sorted(os.path.dirname(p) for p in glob.glob(pattern, recursive=True))

@@ -1,111 +1,47 @@
-"""The statistics of repeated runs: intervals, paired comparisons, letters; functions of numbers.
-
-Without scipy, since the table is part of every installation; the tests hold them against it.
-"""
+"""The statistics of repeated runs: intervals, paired comparisons, letters."""
 
 from __future__ import annotations
 
-import functools
 import itertools
-import math
 import statistics
 import string
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
+
+import scipy  # its parts load when they are first used
 
 LEVEL = 0.05  # the family-wise level of the tests; intervals cover 1 - LEVEL
 
 
-def _beta_fraction(a: float, b: float, x: float) -> Iterator[float]:
-    """Partial numerators d_1, d_2, ... of the continued fraction DLMF 8.17.22."""
-    for m in itertools.count():
-        if m:
-            yield m * (b - m) * x / ((a + 2 * m - 1) * (a + 2 * m))
-        yield -(a + m) * (a + b + m) * x / ((a + 2 * m) * (a + 2 * m + 1))
-
-
-def incomplete_beta(a: float, b: float, x: float) -> float:
-    """Regularized incomplete beta function I_x(a, b); a, b > 0, 0 <= x <= 1.
-
-    I_x = x^a (1-x)^b / (a B(a,b)) / (1 + d_1/(1 + d_2/(1 + ...))), the fraction by Lentz's method.
-    Source: DLMF 8.17.22 and 3.10(iii).
-    """
-    if x <= 0.0 or x >= 1.0:
-        return float(x >= 1.0)
-    if x > (a + 1) / (a + b + 2):  # the fraction converges fast on the other side only
-        return 1.0 - incomplete_beta(b, a, 1.0 - x)
-    tiny = 1e-300  # stands in for a vanishing denominator
-    value, c, d = 1.0, 1.0, 0.0
-    for term in itertools.islice(_beta_fraction(a, b, x), 10_000):
-        d = 1.0 / ((1.0 + term * d) or tiny)
-        c = (1.0 + term / c) or tiny
-        value *= c * d
-        if abs(c * d - 1.0) < 1e-15:
-            break
-    log_beta = math.lgamma(a) + math.lgamma(b) - math.lgamma(a + b)
-    return math.exp(a * math.log(x) + b * math.log1p(-x) - log_beta) / (a * value)
-
-
-def t_two_sided(t: float, df: float) -> float:
-    """P(|T| >= |t|) for Student's T with df > 0 degrees of freedom.
-
-    It is I_x(df/2, 1/2) at x = df/(df + t^2). Source: Abramowitz and Stegun 26.5.27.
-    """
-    if math.isinf(t):
-        return 0.0
-    if abs(t) < 1:  # x may be rounded next to 1: take the other side, whose argument is exact
-        return 1.0 - incomplete_beta(0.5, df / 2, t * t / (df + t * t))
-    return incomplete_beta(df / 2, 0.5, df / (df + t * t))
-
-
-@functools.cache
-def t_quantile(p: float, df: float) -> float:
-    """The t with P(T <= t) = p, by bisection. Raises ValueError unless 0 < p < 1 and df > 0."""
-    if not (0 < p < 1 and df > 0):
-        raise ValueError(f"t_quantile needs 0 < p < 1 and df > 0, not p={p!r}, df={df!r}")
-    if p < 0.5:
-        return -t_quantile(1 - p, df)
-    tail = 2 * (1 - p)  # bisect the two-sided tail: it keeps its digits where the CDF nears 1
-    low, high = 0.0, 1.0
-    while t_two_sided(high, df) > tail:
-        low, high = high, 2 * high
-    while low < (middle := (low + high) / 2) < high:
-        low, high = (middle, high) if t_two_sided(middle, df) > tail else (low, middle)
-    return high if tail < 1 else 0.0
-
-
 def t_interval(values: Sequence[float]) -> tuple[float, float]:
-    """Interval of the mean, mean +- t_{1-LEVEL/2, n-1} s/sqrt(n) (Student 1908), in their units.
+    """Student's t interval of the mean, in their units.
 
     Raises statistics.StatisticsError for fewer than two values.
     """
-    n, mean = len(values), statistics.fmean(values)
-    standard_error = statistics.stdev(values) / math.sqrt(n)
-    half = t_quantile(1 - LEVEL / 2, n - 1) * standard_error
+    spread, mean = statistics.stdev(values), statistics.fmean(values)
+    half = t_quantile(1 - LEVEL / 2, len(values) - 1) * spread / len(values) ** 0.5
     return mean - half, mean + half
 
 
-def wilson_interval(correct: int, total: int) -> tuple[float, float]:
-    """Score interval of a proportion correct/total; total > 0.
+def t_quantile(p: float, df: float) -> float:
+    """The t with P(T <= t) = p for Student's T with df degrees of freedom."""
+    return float(scipy.stats.t.ppf(p, df))
 
-    (p + z^2/2n +- z sqrt(p(1-p)/n + z^2/4n^2)) / (1 + z^2/n). Source: Wilson, JASA 22 (1927).
-    """
-    z = statistics.NormalDist().inv_cdf(1 - LEVEL / 2)
-    p, z2n = correct / total, z * z / total
-    half = z * math.sqrt(p * (1 - p) / total + z2n / (4 * total))
-    low, high = (p + z2n / 2 - half) / (1 + z2n), (p + z2n / 2 + half) / (1 + z2n)
-    return max(low, 0.0), min(high, 1.0)  # only rounding can take them past 0 or 1
+
+def wilson_interval(correct: int, total: int) -> tuple[float, float]:
+    """Wilson's score interval of a proportion correct / total."""
+    found = scipy.stats.binomtest(correct, total).proportion_ci(1 - LEVEL, method="wilson")
+    return float(found.low), float(found.high)
 
 
 def paired_p(differences: Sequence[float]) -> float:
-    """Two-sided p of the paired t test (Student 1908): t = mean/(s/sqrt(n)), n - 1 degrees.
+    """Two-sided p of the paired t test.
 
     Without any spread p is 1 if the differences are 0, else 0. Raises
     statistics.StatisticsError for fewer than two differences.
     """
-    spread, mean = statistics.stdev(differences), statistics.fmean(differences)
-    if spread == 0:
-        return 1.0 if mean == 0 else 0.0
-    return t_two_sided(mean / (spread / math.sqrt(len(differences))), len(differences) - 1)
+    if statistics.stdev(differences) == 0:
+        return float(statistics.fmean(differences) == 0)
+    return float(scipy.stats.ttest_1samp(differences, 0.0).pvalue)
 
 
 def holm(p_values: Sequence[float]) -> list[float]:

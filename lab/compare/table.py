@@ -1,7 +1,6 @@
-"""result.json files -> the table's rows, their comparisons and notes.
+"""Results -> the table's rows, their comparisons and notes.
 
-`read_results` finds the files and `make_table` turns them into rows; tables.py prints them. Trials
-whose configs differ in nothing but the seed are one row.
+Runs whose configs differ in nothing but the seed are one row.
 """
 
 from __future__ import annotations
@@ -14,9 +13,9 @@ import statistics
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
+from lab.compare.results import Result
 from lab.compare.statistics import (
     LEVEL,
     holm,
@@ -25,8 +24,6 @@ from lab.compare.statistics import (
     t_interval,
     wilson_interval,
 )
-from lab.errors import LabError
-from lab.record import result_file
 from lab.settings.config import Config
 
 LAST_EVALUATIONS = 10
@@ -51,74 +48,9 @@ README_TOLERANCE = 0.004  # where seeds agree so closely that 3 standard deviati
 RECORDING_FIELDS = frozenset({"watch", "histogram_every", "display_step"})
 
 
-@dataclass(frozen=True)
-class Result:
-    """What the table needs of one result.json. Accuracies are shares of 1, seconds are seconds."""
-
-    path: str
-    config: dict[str, Any]  # without the seed
-    seed: int
-    status: str
-    correct: int  # of `total` test images; both 0 if the run has no count
-    total: int
-    readme_accuracy: float | None
-    collapsed: int | None
-    seconds: float | None
-    evaluations: tuple[float, ...]  # test accuracies, in the order of the steps
-
-    @property
-    def accuracy(self) -> float:
-        """correct / total, rather than the file's own rounding of it; needs total > 0."""
-        return self.correct / self.total
-
-
 def _number(value: Any) -> float | None:
     ok = isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
     return value if ok else None
-
-
-def parse_result(text: str, path: str) -> Result:
-    """One result.json's text -> Result. LabError says what is wrong, see stored.parse_result."""
-    found = result_file.parse_result(text, path)
-    config = found["config"]
-    accuracies = (found["evaluations"] or {}).get("test_accuracy", ())
-    correct, total = found["test_correct"], found["test_total"]
-    return Result(
-        path=path,
-        config=config,
-        seed=config.pop("seed"),
-        status=found["status"],
-        correct=correct or 0,
-        total=total or 0,
-        readme_accuracy=found["readme_accuracy"],
-        collapsed=found["collapsed"],
-        seconds=found["seconds"],
-        evaluations=tuple(a for a in accuracies if a is not None),
-    )
-
-
-def read_results(logdir: str | Path) -> tuple[list[Result], list[str]]:
-    """Every result.json below logdir, as `read_files`. LabError if logdir is not a directory."""
-    if not Path(logdir).is_dir():
-        raise LabError(f"{logdir}: no such directory; name the one that holds the runs")
-    return read_files(sorted(Path(logdir).rglob("result.json")))
-
-
-def read_files(paths: Iterable[Path]) -> tuple[list[Result], list[str]]:
-    """These result.json files, in order, and one line for each that cannot be used.
-
-    Those lines belong into `make_table`, which shows them: one bad file must neither hide the
-    other runs nor go unseen.
-    """
-    results, problems = [], []
-    for path in paths:
-        try:
-            results.append(parse_result(path.read_text(encoding="utf-8"), str(path)))
-        except LabError as error:
-            problems.append(str(error))
-        except (OSError, UnicodeDecodeError) as error:
-            problems.append(f"{path}: cannot be read: {error}")
-    return results, problems
 
 
 @dataclass(frozen=True)
@@ -288,7 +220,7 @@ def make_table(
 
     recipe: every config field with the reference recipe's value, Config's defaults unless given. It
     says which rows the README has; a field that an older result.json lacks counts as having
-    that value. problems: what `read_results` could not use. order: configs (a grid's trials;
+    that value. problems: what results.py could not use. order: configs (a grid's trials;
     their seeds do not matter) whose rows come first, in that order; then follow the README's rows
     in the README's order, then the others by their hyperparameters.
     """

@@ -14,7 +14,7 @@ from collections.abc import Iterator
 import tqdm
 
 from lab.analysis.runs import Progress
-from lab.compare import table
+from lab.compare import results, table
 from lab.compare import text as tables
 from lab.errors import LabError
 from lab.settings import command_line
@@ -25,7 +25,7 @@ def main() -> int:
     """Prints the table of all runs, then writes the page; returns the exit status."""
     try:
         settings = command_line.parse_report(sys.argv)
-        found, problems = table.read_results(settings.logdir)
+        found, problems = results.read_results(settings.logdir)
     except LabError as error:
         return _fail(error, 2)
     print(tables.FORMATS[settings.format](table.make_table(found, problems=problems)), end="")

@@ -13,7 +13,7 @@ import sys
 import time
 from collections.abc import Sequence
 
-from lab.compare import table, text
+from lab.compare import results, table, text
 from lab.errors import LabError
 from lab.processes import cluster, pool
 from lab.processes.stop import Stop
@@ -76,7 +76,7 @@ def _train_here(config: Config, settings: Settings) -> int:
 def _table(configs: Sequence[Config], settings: Settings, outcomes: dict[str, str]) -> str:
     """The table of a grid's runs, as far as they have a result."""
     paths = {directory: pathlib.Path(directory, RESULT) for directory in outcomes}
-    found, problems = table.read_files([path for path in paths.values() if path.exists()])
+    found, problems = results.read_files([path for path in paths.values() if path.exists()])
     problems += [f"{d}: {outcomes[d]}" for d, path in paths.items() if not path.exists()]
     order = [dataclasses.asdict(config) for config in configs]
     return text.to_text(table.make_table(found, problems=problems, order=order))
