@@ -1,3 +1,15 @@
 """Everystep: a lab for looking inside a network while it trains."""
 
+import importlib
+from typing import Any
+
 __version__ = "0.1.0"
+__all__ = ["open_run"]
+
+_PLACES = {"open_run": "lab.record.run"}  # loaded when they are first used
+
+
+def __getattr__(name: str) -> Any:
+    if name in _PLACES:
+        return getattr(importlib.import_module(_PLACES[name]), name)
+    raise AttributeError(f"module 'lab' has no attribute {name!r}")

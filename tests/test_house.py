@@ -32,7 +32,7 @@ ROOMS: dict[str, set[str]] = {
     },
 }
 # The rooms that load no TensorFlow, and of others the modules that do not.
-LIGHT = ("settings", "data", "processes", "compare", "training.main", "record.result_file")
+LIGHT = ("settings", "data", "processes", "compare", "training.main", "record.run")
 HEAVY = {"tensorflow", "tensorboard", "keras"}
 
 

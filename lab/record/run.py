@@ -1,0 +1,118 @@
+"""A run directory as NumPy arrays: `lab.open_run`. A run that is still being written can be read."""
+
+from __future__ import annotations
+
+import functools
+import json
+import os
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from lab.errors import LabError
+from lab.record import event_reader
+from lab.record.directory import CONFIG, RESULT
+from lab.record.event_reader import Series
+
+
+class Histograms(NamedTuple):
+    """The histograms of a tensor, one per recorded step, in order.
+
+    steps: int64 [n].
+    edges: float64 [n, 31], of the buckets, from the smallest to the largest finite value.
+    counts: float64 [n, 30], whole numbers. Where all entries are equal, all edges are that value
+      and the last bucket has the count.
+    """
+
+    steps: np.ndarray
+    edges: np.ndarray
+    counts: np.ndarray
+
+
+class RunReader:
+    """What a run directory holds, read when it is first asked for.
+
+    Attributes:
+      path: of the directory.
+      config: every field of the run's config, by name.
+      result: of result.json; None as long as the run has not ended.
+    """
+
+    def __init__(self, path: str) -> None:
+        self.path = path
+        config = _read_json(os.path.join(path, CONFIG))
+        if not config or not isinstance(config.get("config"), dict):
+            raise LabError(f"{path} is no run: it has no {CONFIG} of one")
+        self.config: dict[str, Any] = config["config"]
+        self.result: dict[str, Any] | None = _read_json(os.path.join(path, RESULT))
+
+    @functools.cached_property
+    def _series(self) -> tuple[dict[str, Series], dict[str, Series]]:
+        return event_reader.read(self.path)
+
+    @property
+    def tags(self) -> list[str]:
+        """All tags with scalars or histograms, sorted."""
+        scalars, histograms = self._series
+        return sorted({*scalars, *histograms})
+
+    def scalars(self, tag: str) -> Series:
+        """The steps and values of a scalar. Raises KeyError for a tag without any."""
+        return self._series[0][tag]
+
+    def histograms(self, tag: str) -> Histograms:
+        """The histograms of a tensor. Raises KeyError for a tag without any."""
+        steps, rows = self._series[1][tag]
+        edges = np.concatenate([rows[:, :, 0], rows[:, -1:, 1]], axis=1)
+        return Histograms(steps, edges, rows[:, :, 2])
+
+    @property
+    def checkpoints(self) -> dict[int, str]:
+        """The paths of the checkpoints by step, the oldest first."""
+        from lab.record import checkpoints
+
+        return dict(checkpoints.find(self.path))
+
+    def weights(self, step: int) -> dict[str, np.ndarray]:
+        """The weights and slots of a checkpoint by tag, which loads TensorFlow.
+
+        Raises:
+          LabError: there is no checkpoint of that step, or it cannot be read.
+        """
+        import tensorflow as tf
+
+        from lab.record import checkpoints
+
+        found = self.checkpoints
+        if step not in found:
+            there = ", ".join(map(str, found)) or "none"
+            raise LabError(f"{self.path} has no checkpoint of step {step}; there are: {there}")
+        try:
+            return checkpoints.read_tensors(found[step], lambda name: name != "step")
+        except (ValueError, LookupError, tf.errors.OpError) as error:
+            raise LabError(
+                f"{found[step]} cannot be read: {' '.join(str(error).split())}"
+            ) from error
+
+
+def open_run(path: str | os.PathLike) -> RunReader:
+    """Reads a run directory, also one that is still being written: open it again for what is new.
+
+    Raises:
+      LabError: it is none.
+    """
+    return RunReader(os.fspath(path))
+
+
+def _read_json(path: str) -> dict[str, Any] | None:
+    """The object in a file, or None if there is no file."""
+    try:
+        with open(path, encoding="utf-8") as file:
+            value = json.load(file)
+    except FileNotFoundError:
+        return None
+    except (OSError, ValueError, RecursionError) as error:
+        raise LabError(f"{path} cannot be read: {error}") from error
+    if not isinstance(value, dict):
+        raise LabError(f"{path} cannot be read: it holds no object")
+    return value

@@ -1,0 +1,87 @@
+"""Reading a run: event files against TensorBoard's own reader, whole, cut and damaged."""
+
+import pathlib
+import shutil
+
+import events
+import forks
+import numpy as np
+import pytest
+import tensorflow as tf
+from tensorboard.backend.event_processing import event_file_loader
+
+import lab
+from lab.errors import LabError
+from lab.record import event_reader
+from lab.record.directory import event_files
+
+
+@pytest.fixture(scope="module")
+def run(program):
+    """A run of 48 steps; read only."""
+    return program.undisturbed([*forks.RUN, "--histogram_every=2"])
+
+
+def test_every_value_is_tensorboards(run):
+    reader, theirs = lab.open_run(run), events.read(run)
+    shown = {tag for tag, one in theirs.items() if one.plugin in ("scalars", "histograms")}
+    assert {*reader.tags} == shown and len(shown) > 30
+    for tag in shown:
+        one = theirs[tag]
+        if one.plugin == "scalars":
+            steps, values = reader.scalars(tag)
+            np.testing.assert_array_equal(values, one.values)
+        else:
+            steps, edges, counts = reader.histograms(tag)
+            np.testing.assert_array_equal(edges[:, :-1], one.values[:, :, 0])
+            np.testing.assert_array_equal(edges[:, 1:], one.values[:, :, 1])
+            np.testing.assert_array_equal(counts, one.values[:, :, 2])
+        assert steps.tolist() == one.steps
+
+
+def test_config_result_and_weights(run):
+    reader = lab.open_run(str(run))
+    assert reader.config["optimizer"] == "adam"
+    assert reader.result["step"] == forks.STEPS
+    assert list(reader.checkpoints) == sorted(forks.checkpoints(run))
+    loader = tf.train.load_checkpoint(str(forks.checkpoints(run)[24] / "variables"))
+    weights = reader.weights(24)
+    assert {"h1/weights", "logits/bias/m"} <= weights.keys()
+    for tag, value in weights.items():
+        np.testing.assert_array_equal(value, loader.get_tensor(tag))
+    with pytest.raises(LabError, match="no checkpoint of step 25"):
+        reader.weights(25)
+
+
+def test_a_file_that_is_cut_anywhere_is_read_up_to_there(run, tmp_path):
+    """As it is while a run writes."""
+    (path,) = event_files(str(run))
+    content, whole = pathlib.Path(path).read_bytes(), list(event_reader.records(path))
+    assert whole == list(event_file_loader.RawEventFileLoader(path).Load())
+    copy = tmp_path / "events.out.tfevents.1.v2"
+    ends = np.cumsum([16 + len(record) for record in whole])
+    random = np.random.default_rng(0)
+    for size in [0, 5, 12, *random.integers(0, len(content), 50), *(ends[:3] - 1), *ends[:3]]:
+        copy.write_bytes(content[:size])
+        assert list(event_reader.records(str(copy))) == whole[: (ends <= size).sum()]
+
+
+def test_a_damaged_record_is_the_end(run, tmp_path):
+    (path,) = event_files(str(run))
+    content, whole = pathlib.Path(path).read_bytes(), list(event_reader.records(path))
+    ends = np.cumsum([16 + len(record) for record in whole])
+    copy = tmp_path / "events.out.tfevents.1.v2"
+    for place in np.random.default_rng(1).integers(ends[3], len(content), 50):
+        damaged = bytearray(content)
+        damaged[place] ^= 0x10
+        copy.write_bytes(damaged)
+        assert list(event_reader.records(str(copy))) == whole[: (ends <= place).sum()]
+
+
+def test_a_run_that_has_not_ended(run, tmp_path):
+    copy = shutil.copytree(run, tmp_path / "run")
+    (copy / "result.json").unlink()
+    reader = lab.open_run(copy)
+    assert reader.result is None and reader.scalars("loss").steps[-1] == forks.STEPS
+    with pytest.raises(LabError, match="is no run"):
+        lab.open_run(tmp_path)
