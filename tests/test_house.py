@@ -24,7 +24,9 @@ ROOMS: dict[str, set[str]] = {
     "record": {"errors", "settings"},
     "processes": {"errors", "machine", "record", "settings"},
     "compare": {"errors", "record", "settings"},
-    "analysis": {"compare", "data", "errors", "record", "settings"},
+    "analysis": {
+        *("compare", "data", "errors", "machine", "models", "record", "settings", "terminal"),
+    },
     "report": {"analysis", "compare", "errors", "settings", "terminal"},
     "training": {
         *("compare", "data", "errors", "kernels", "machine", "models", "processes", "record"),

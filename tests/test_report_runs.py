@@ -5,13 +5,14 @@ import shutil
 
 import events
 import numpy as np
+import numpy_network
 import pytest
 import small_runs
 import tensorflow as tf
 
 from lab import data, errors
 from lab.analysis.runs import _DEFAULTS, _labels, _unique, label, read_runs, read_scalars
-from lab.report import accuracy, page
+from lab.report import page
 from lab.report.answers import tell
 
 
@@ -52,7 +53,8 @@ def test_the_weights_are_those_that_were_evaluated(found):
         dataset = data.load(found.folders[group.data])
         x = dataset.test_images.astype(np.float32) / np.float32(255)
         for run in group.runs:
-            said = accuracy(run.final, x, dataset.test_labels) * len(x)
+            labels = dataset.test_labels
+            said = numpy_network.accuracy(run.final, "sigmoid", x, labels) * len(x)
             assert round(said) == run.result["test_correct"]
             # The newest two checkpoints stay beside the first.
             assert sorted(run.networks) == [0, small_runs.STEPS - 20, small_runs.STEPS]

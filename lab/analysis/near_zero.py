@@ -2,55 +2,46 @@
 
 from __future__ import annotations
 
-import dataclasses
-from collections.abc import Sequence
+import itertools
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
 
 import numpy as np
 
-from lab.analysis.network import Network, accuracy, evaluate_from, hidden
+from lab.analysis.model import Model
+from lab.analysis.weights import Weights, not_dense
 
-SHARES = tuple(k / 24 for k in range(25))  # of a pruning curve
-
-
-def near_zero_shares(
-    values: np.ndarray, limits: Sequence[float] = (0.01, 0.05, 0.1)
-) -> dict[float, float]:
-    """The share of entries with |w| < limit, for each limit."""
-    return {limit: float(np.mean(np.abs(values) < limit)) for limit in limits}
+LIMITS = (0.01, 0.05, 0.1)  # of |w|
+SHARES = tuple(k / 16 for k in range(17))  # of a pruning curve
 
 
-@dataclasses.dataclass(frozen=True)
-class NaturalScale:
+def near_zero_shares(values: np.ndarray) -> dict[float, float]:
+    """The share of entries with |w| < limit, for each of `LIMITS`."""
+    return {limit: float(np.mean(np.abs(values) < limit)) for limit in LIMITS}
+
+
+class NaturalScale(NamedTuple):
     """How large the first layer's pre-activations z = x W + b are, since many inputs add up.
 
-    square_norm: E||x||^2. weight: the weights' root mean square. implied: weight sqrt(E||x||^2),
-    z's root mean square for independent weights of mean 0. measured: z's root mean square.
+    square_norm: E||x||^2. weight: the weights' root mean square; times the root of square_norm,
+    it is what z would have with independent weights of mean 0. measured: z's root mean square.
     """
 
     square_norm: float
     weight: float
-    implied: float
     measured: float
 
 
 def natural_scale(x: np.ndarray, weights: np.ndarray, bias: np.ndarray) -> NaturalScale:
     """Of inputs [n, n_in] and a layer's weights [n_in, n_out] and bias [n_out]."""
-    square_norm = float(np.mean(np.einsum("ij,ij->i", x, x, dtype=np.float64)))
-    weight, measured = (
-        float(np.sqrt(np.mean(np.square(v, dtype=np.float64))))
-        for v in (weights, x @ weights + bias)
-    )
-    return NaturalScale(square_norm, weight, weight * float(np.sqrt(square_norm)), measured)
+    rms = [float(np.sqrt(np.mean(np.square(v, dtype=np.float64))))
+           for v in (weights, x @ weights + bias)]  # fmt: skip
+    return NaturalScale(float(np.square(x).sum(axis=1).mean(dtype=np.float64)), *rms)
 
 
 def lit_shares(images: np.ndarray) -> np.ndarray:
     """The share of images [n, pixels] in which each pixel is not 0: float64 [pixels]."""
     return np.count_nonzero(images, axis=0) / len(images)
-
-
-def never_lit(images: np.ndarray) -> np.ndarray:
-    """Which pixels are 0 in all the images [n, pixels]: bool [pixels]."""
-    return lit_shares(images) == 0
 
 
 def unmoved_rows(final: np.ndarray, initial: np.ndarray) -> np.ndarray:
@@ -59,67 +50,58 @@ def unmoved_rows(final: np.ndarray, initial: np.ndarray) -> np.ndarray:
     return (bits[0] == bits[1]).all(axis=1)
 
 
-@dataclasses.dataclass(frozen=True)
-class Movement:
-    """Pixels lit in more than `above` and up to `upto` of the images, and how far their rows went.
-
-    mean, low, high: of the rows' ||w_T - w_0||, the mean and the 10th and 90th percentile; nan
-    where there is no such pixel.
-    """
+class Movement(NamedTuple):
+    """Pixels lit in more than `above` and up to `upto` of the images, and their rows' mean
+    ||w_T - w_0||; nan where there is no such pixel."""
 
     above: float
     upto: float
     pixels: int
     mean: float
-    low: float
-    high: float
 
 
 def movement_by_lighting(
-    final: np.ndarray,
-    initial: np.ndarray,
-    shares: np.ndarray,
-    edges: Sequence[float] = (0, 1e-3, 1e-2, 1e-1, 1),
+    final: np.ndarray, initial: np.ndarray, shares: np.ndarray
 ) -> list[Movement]:
     """How far h1's rows moved, grouped by `lit_shares`; first the pixels that are never lit."""
     moved = np.linalg.norm(np.float64(final) - initial, axis=1)
+    edges = (-1, 0, 1e-3, 1e-2, 1e-1, 1)
     groups = []
-    for above, upto in zip((-1, *edges[:-1]), edges, strict=True):
+    for above, upto in itertools.pairwise(edges):
         rows = moved[(shares > above) & (shares <= upto)]
-        figures = (rows.mean(), *np.quantile(rows, [0.1, 0.9])) if len(rows) else [np.nan] * 3
-        groups.append(Movement(max(above, 0), upto, len(rows), *map(float, figures)))
+        mean = float(rows.mean()) if len(rows) else float("nan")
+        groups.append(Movement(max(above, 0), upto, len(rows), mean))
     return groups
 
 
-def mean_inputs(network: Network, x: np.ndarray) -> list[np.ndarray]:
+def mean_inputs(model: Model, weights: Weights, x: Any) -> dict[str, np.ndarray]:
     """The mean input of every layer, [n_in] each, over x: training images, not those of a test."""
-    return [np.mean(a, axis=0) for a in (x, *hidden(network, x))]
+    outputs = [np.asarray(x), *model.hidden(weights, x).values()]
+    return {name: a.mean(axis=0) for name, a in zip(weights.names, outputs, strict=True)}
 
 
-def prune(network: Network, share: float, order: Sequence[np.ndarray]) -> Network:
-    """Sets in every layer the first `share` of its weights, in that order of flat places, to 0."""
-    pruned = []
-    for w, places in zip(network.weights, order, strict=True):
-        flat = w.flatten()
-        flat[places[: round(share * w.size)]] = 0
-        pruned.append(flat.reshape(w.shape))
-    return dataclasses.replace(network, weights=tuple(pruned))
+def prune(weights: Weights, share: float, order: Mapping[str, np.ndarray]) -> Weights:
+    """Sets of every tensor in `order`, flat places by tag, the first `share` of them to 0."""
+    pruned = {}
+    for tag, places in order.items():
+        flat = weights[tag].flatten()
+        flat[places[: round(share * flat.size)]] = 0
+        pruned[tag] = flat.reshape(weights[tag].shape)
+    return weights.replace(pruned)
 
 
-def compensate(pruned: Network, network: Network, means: Sequence[np.ndarray]) -> Network:
+def compensate(pruned: Weights, weights: Weights, means: Mapping[str, np.ndarray]) -> Weights:
     """Adds to every bias the input that its units lost on the mean: E[a] (W - W_pruned)."""
-    triples = zip(means, network.weights, pruned.weights, strict=True)
-    lost = [(mean @ (w - p)).astype(w.dtype) for mean, w, p in triples]
-    biases = tuple(b + more for b, more in zip(pruned.biases, lost, strict=True))
-    return dataclasses.replace(pruned, biases=biases)
+    lost = {n: mean @ (weights[f"{n}/weights"] - pruned[f"{n}/weights"])
+            for n, mean in means.items()}  # fmt: skip
+    return pruned.replace({f"{n}/bias": pruned[f"{n}/bias"] + more for n, more in lost.items()})
 
 
-@dataclasses.dataclass(frozen=True, eq=False)
-class PruningCurve:
-    """Accuracies [shares] with a share of every layer's weights set to 0, biases kept.
+class PruningCurve(NamedTuple):
+    """Accuracies [shares] with a share of every matrix's entries set to 0, biases kept.
 
     smallest: those of smallest magnitude. compensated: the same ones, their lost mean input added
-    to the biases. random: as many at random, the control.
+    to the biases; nan where a layer is not dense. random: as many at random, the control.
     """
 
     shares: np.ndarray
@@ -129,28 +111,34 @@ class PruningCurve:
 
 
 def pruning_curve(
-    network: Network,
-    x: np.ndarray,
-    labels: np.ndarray,
-    means: Sequence[np.ndarray],
+    model: Model,
+    weights: Weights,
+    x: Any,
+    labels: Any,
+    train: Any,
     rng: np.random.Generator,
     shares: Sequence[float] = SHARES,
 ) -> PruningCurve:
-    """Test accuracy against the share of weights pruned, layer by layer the same share.
+    """Test accuracy against the share of entries pruned, the same share of every matrix.
 
     Args:
-      means: as `mean_inputs` gives them: a sigmoid's mean is not 0, so what is pruned was not
-        only noise but also a constant, which the next bias can hold.
+      train: examples for `mean_inputs`: a sigmoid's mean is not 0, so what is pruned was not only
+        noise but also a constant, which the next bias can hold.
 
     Source: magnitude pruning as in Han et al., NeurIPS 2015, without training afterwards.
     """
-    by_size = [np.argsort(np.abs(w), axis=None, kind="stable") for w in network.weights]
-    by_chance = [rng.permutation(w.size) for w in network.weights]
-    curves = []
+    dense = not not_dense(weights)
+    means = mean_inputs(model, weights, train) if dense else {}
+    matrices = weights.matrices()
+    by_size = {t: np.argsort(np.abs(w), axis=None, kind="stable") for t, w in matrices.items()}
+    by_chance = {t: rng.permutation(w.size) for t, w in matrices.items()}
+
+    def accuracy(pruned: Weights) -> float:
+        return model.evaluate(pruned, x, labels).accuracy
+
+    rows = []
     for share in shares:
-        smallest = prune(network, share, by_size)
-        product = x @ smallest.weights[0]
-        same = (smallest, compensate(smallest, network, means))
-        pair = [evaluate_from(one, product, labels).accuracy for one in same]
-        curves.append([*pair, accuracy(prune(network, share, by_chance), x, labels)])
-    return PruningCurve(np.asarray(shares), *np.array(curves).T)
+        smallest = prune(weights, share, by_size)
+        fixed = accuracy(compensate(smallest, weights, means)) if dense else np.nan
+        rows.append((accuracy(smallest), fixed, accuracy(prune(weights, share, by_chance))))
+    return PruningCurve(np.asarray(shares), *np.array(rows).T)

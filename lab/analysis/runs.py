@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 
 from lab import data
-from lab.analysis.network import Network
+from lab.analysis.weights import Weights
 from lab.compare import table as results
 from lab.compare.results import read_results
 from lab.errors import LabError
@@ -44,7 +44,7 @@ class Run:
     path: str
     config: dict[str, Any]
     result: dict[str, Any]
-    networks: dict[int, Network]
+    networks: dict[int, Weights]
     scalars: dict[str, tuple[np.ndarray, np.ndarray]]
 
     @property
@@ -60,11 +60,11 @@ class Run:
         return self.result["status"] == "completed"
 
     @property
-    def initial(self) -> Network:
+    def initial(self) -> Weights:
         return self.networks[0]
 
     @property
-    def final(self) -> Network:
+    def final(self) -> Weights:
         return self.networks[self.steps]
 
     def every_step(self, tag: str) -> np.ndarray | None:
@@ -205,7 +205,7 @@ def _read_run(folder: str) -> Run:
         raise _Unusable("its result.json cannot be used: no data or no test_accuracy")
     if status == "collapsed" and result["collapsed"] is None:
         raise _Unusable("its result.json cannot be used: no class that it collapsed to")
-    networks = _read_networks(folder, config["activation"])
+    networks = _read_networks(folder)
     if missing := {0, step} - networks.keys():
         raise _Unusable(f"it has no checkpoint of step {', '.join(map(str, sorted(missing)))}")
     if not all(np.isfinite(w).all() for w in networks[step].tensors().values()):
@@ -217,7 +217,7 @@ def _read_run(folder: str) -> Run:
     return run
 
 
-def _read_networks(folder: str, activation: str) -> dict[int, Network]:
+def _read_networks(folder: str) -> dict[int, Weights]:
     import tensorflow as tf
 
     from lab.record import checkpoints
@@ -227,7 +227,7 @@ def _read_networks(folder: str, activation: str) -> dict[int, Network]:
     for step, path in checkpoints.find(folder):
         try:
             tensors = checkpoints.read_tensors(path, wanted)
-            networks[step] = Network.from_tensors(tensors, activation)
+            networks[step] = Weights.from_tensors(tensors)
         except (ValueError, LookupError, RuntimeError, tf.errors.OpError) as error:
             why = " ".join(str(error).split())
             raise _Unusable(f"{os.path.basename(path)} cannot be read: {why}") from None

@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Sequence
+from typing import Any, NamedTuple
 
 import numpy as np
+from scipy.optimize import linear_sum_assignment
 
-from lab.analysis.network import Network, distance, evaluate_from, logits
+from lab.analysis.model import Model
+from lab.analysis.weights import Weights, distance
 
 
-@dataclasses.dataclass(frozen=True)
-class Disagreement:
+class Disagreement(NamedTuple):
     """Shares of examples: on which two classifiers differ, beside what their errors allow.
 
     independent: how often they would differ, and both_wrong_independent: how often both would be
@@ -19,8 +20,6 @@ class Disagreement:
     """
 
     share: float
-    error_a: float
-    error_b: float
     independent: float
     both_wrong: float
     both_wrong_independent: float
@@ -36,65 +35,60 @@ def disagreement(a: np.ndarray, b: np.ndarray, labels: np.ndarray, classes: int)
     wrong_a, wrong_b = a != labels, b != labels
     error_a, error_b = float(wrong_a.mean()), float(wrong_b.mean())
     both = error_a * error_b
+    independent = 1 - (1 - error_a) * (1 - error_b) - both / (classes - 1)
     return Disagreement(
-        share=float(np.mean(a != b)),
-        error_a=error_a,
-        error_b=error_b,
-        independent=1 - (1 - error_a) * (1 - error_b) - both / (classes - 1),
-        both_wrong=float(np.mean(wrong_a & wrong_b)),
-        both_wrong_independent=both,
+        float(np.mean(a != b)), independent, float(np.mean(wrong_a & wrong_b)), both
     )
 
 
-def permute_hidden(network: Network, permutations: Sequence[np.ndarray]) -> Network:
-    """The same function with hidden units in another order: unit j is what unit p[j] was.
+def permute_hidden(weights: Weights, permutations: Sequence[np.ndarray]) -> Weights:
+    """The same function of a dense network, hidden units in another order: j is what p[j] was.
 
     permutations: integers [units], one for each hidden layer. Columns and bias of a layer move,
     and with them the rows of the next.
     """
-    weights, biases = list(network.weights), list(network.biases)
-    for i, p in enumerate(permutations):
-        weights[i], biases[i] = weights[i][:, p], biases[i][p]
-        weights[i + 1] = weights[i + 1][p]
-    return dataclasses.replace(network, weights=tuple(weights), biases=tuple(biases))
+    found = Weights(weights)
+    for (name, after), p in zip(_hidden(weights), permutations, strict=True):
+        found[f"{name}/weights"] = found[f"{name}/weights"][:, p]
+        found[f"{name}/bias"] = found[f"{name}/bias"][p]
+        found[f"{after}/weights"] = found[f"{after}/weights"][p]
+    return found
 
 
-def random_permutations(network: Network, rng: np.random.Generator) -> list[np.ndarray]:
-    """One permutation for each hidden layer."""
-    return [rng.permutation(len(b)) for b in network.biases[:-1]]
+def _hidden(weights: Weights) -> list[tuple[str, str]]:
+    """Every hidden layer, and the layer after it."""
+    return list(zip(weights.names[:-1], weights.names[1:], strict=True))
 
 
-@dataclasses.dataclass(frozen=True)
-class Symmetry:
-    """logits_change: max |z - z'| over examples and classes. distance, norm: ||w - w'||, ||w||."""
+def random_permutations(weights: Weights, rng: np.random.Generator) -> list[np.ndarray]:
+    """One permutation for each hidden layer of a dense network."""
+    return [rng.permutation(len(b)) for b in weights.biases[:-1]]
+
+
+class Symmetry(NamedTuple):
+    """logits_change: the largest change of a logit, relative to the largest logit; in float32 that
+    is some 1e-6, the rounding of sums in another order. distance, norm: ||w - w'||, ||w||."""
 
     logits_change: float
     distance: float
     norm: float
 
 
-def symmetry(network: Network, x: np.ndarray, rng: np.random.Generator) -> Symmetry:
-    """What a random permutation of the hidden units changes: the weights, not the logits.
-
-    Evaluated in float64. In float32 the other order of the sums rounds otherwise, by some 1e-6
-    of the largest logit, which would hide what a wrong permutation changes.
-    """
-    network = network.float64()
-    other = permute_hidden(network, random_permutations(network, rng))
-    change = np.abs(logits(network, x) - logits(other, x)).max()
-    norm = np.sqrt(sum(np.sum(np.square(v, dtype=np.float64)) for v in network.tensors().values()))
-    return Symmetry(float(change), distance(network, other), float(norm))
+def symmetry(model: Model, weights: Weights, x: Any, rng: np.random.Generator) -> Symmetry:
+    """What a random permutation of a dense network's hidden units changes."""
+    other = permute_hidden(weights, random_permutations(weights, rng))
+    z, permuted = (np.float64(model.logits(w, x)) for w in (weights, other))
+    zero = {tag: np.zeros_like(w) for tag, w in weights.items()}
+    change = np.abs(z - permuted).max() / max(np.abs(z).max(), np.finfo(np.float32).tiny)
+    return Symmetry(float(change), distance(weights, other), distance(weights, zero))
 
 
-def interpolate(a: Network, b: Network, t: float) -> Network:
+def interpolate(a: Weights, b: Weights, t: float) -> Weights:
     """(1 - t) a + t b, array by array; exactly a at 0 and b at 1."""
-    pairs = [zip(u, v, strict=True) for u, v in ((a.weights, b.weights), (a.biases, b.biases))]
-    mixed = [tuple(((1 - t) * u + t * v).astype(u.dtype) for u, v in pair) for pair in pairs]
-    return dataclasses.replace(a, weights=mixed[0], biases=mixed[1])
+    return a.replace({tag: ((1 - t) * u + t * b[tag]).astype(u.dtype) for tag, u in a.items()})
 
 
-@dataclasses.dataclass(frozen=True, eq=False)
-class Barrier:
+class Barrier(NamedTuple):
     """The straight path from one network to another: figures [points] at places t in [0, 1].
 
     cross_entropy_barrier: max_t L(t) - ((1 - t) L(0) + t L(1)), in nats. accuracy_barrier: max_t
@@ -108,27 +102,29 @@ class Barrier:
     accuracy_barrier: float
 
 
-def barrier(a: Network, b: Network, x: np.ndarray, labels: np.ndarray, points: int = 25) -> Barrier:
-    """Linear interpolation between networks of one shape, both ends evaluated here.
+def barrier(model: Model, a: Weights, b: Weights, x: Any, labels: Any, points: int = 25) -> Barrier:
+    """Linear interpolation between two weights of one network, both ends evaluated here.
 
     Source: Frankle et al., ICML 2020; Ainsworth et al., "Git Re-Basin", 2022.
     """
-    # x W_1 is linear in the weights: two products serve all the points.
-    start, end = (x @ network.weights[0] for network in (a, b))
     places = np.linspace(0, 1, points)
     found = []
+    # x W_1 is linear in the weights: two products serve all the points.
+    start, end = (model.product(w, x) for w in (a, b))
     for t in map(float, places):
-        found.append(evaluate_from(interpolate(a, b, t), (1 - t) * start + t * end, labels))
-    losses = np.array([one.cross_entropy for one in found])
-    accuracies = np.array([one.accuracy for one in found])
-    above = losses - ((1 - places) * losses[0] + places * losses[-1])
-    below = (1 - places) * accuracies[0] + places * accuracies[-1] - accuracies
-    barriers = [max(float(np.max(gap)), 0.0) for gap in (above, below)]
-    return Barrier(places, losses, accuracies, *barriers)
+        product = None if start is None or end is None else (1 - t) * start + t * end
+        found.append(model.evaluate(interpolate(a, b, t), x, labels, product))
+    accuracies, losses = np.array(found).T
+
+    def above_the_line(values: np.ndarray) -> float:
+        line = (1 - places) * values[0] + places * values[-1]
+        return max(float(np.max(values - line)), 0.0)
+
+    return Barrier(places, losses, accuracies, above_the_line(losses), above_the_line(-accuracies))
 
 
-def match(a: Network, b: Network, rng: np.random.Generator) -> list[np.ndarray]:
-    """Permutations for which `permute_hidden(b, ...)` lies near a: weight matching.
+def match(a: Weights, b: Weights, rng: np.random.Generator) -> list[np.ndarray]:
+    """Permutations for which `permute_hidden(b, ...)` lies near a, both dense: weight matching.
 
     Layer after layer in random order, the assignment p that maximizes the inner product of what
     it moves, sum_j <W_l^a[:, j], W_l^b[:, p_j]> + b_l^a[j] b_l^b[p_j] + <W_{l+1}^a[j],
@@ -138,10 +134,7 @@ def match(a: Network, b: Network, rng: np.random.Generator) -> list[np.ndarray]:
 
     Source: Ainsworth et al., "Git Re-Basin", 2022, algorithm 1.
     """
-    # Imported here: scipy.optimize loads slowly, and only this and the fits want it.
-    from scipy.optimize import linear_sum_assignment
-
-    a, b = a.float64(), b.float64()
+    a, b = (Weights({tag: np.float64(w) for tag, w in one.items()}) for one in (a, b))
     found = [np.arange(len(bias)) for bias in a.biases[:-1]]
     gained = True
     while gained:

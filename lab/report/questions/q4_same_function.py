@@ -172,7 +172,8 @@ def sameness(evidence: Evidence) -> Section:
         worst = max(s.symmetry.logits_change for s in seen.values())
         near = min(s.symmetry.distance / s.symmetry.norm for s in seen.values())
         figures += [
-            across("permuted_logits", "largest change of a logit when hidden units are permuted",
+            across("permuted_logits", "largest change of a logit when hidden units are permuted,"
+                   " of the largest logit",
                    [s.symmetry.logits_change for s in seen.values()]),
             across("permuted_distance", "distance of the permuted weights, in norms of the weights",
                    [s.symmetry.distance / s.symmetry.norm for s in seen.values()]),
@@ -183,7 +184,7 @@ def sameness(evidence: Evidence) -> Section:
                 "The order of the hidden units is no part of the function: permuted, the weights"
                 " are far away and the logits the same within rounding.",
                 f"The weights move by {number(near)} norms or more, no logit by more than"
-                f" {worst:.0e}.",
+                f" {worst:.0e} of the largest.",
                 worst < 1e-5 and near > 0.1,
             ),
         )

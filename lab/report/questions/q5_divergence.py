@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-from collections import Counter
-
 import numpy as np
 
-from lab.analysis.drift import GrowthFit, drift_ratio, growth_fit, late_trend
+from lab.analysis.drift import drift_ratio, growth_exponent, late_trend
 from lab.analysis.runs import Group, Run
 from lab.analysis.study import Evidence, plain_sgd
 from lab.report.figures import (
@@ -101,16 +99,10 @@ def growth(evidence: Evidence) -> Section:
         line = command(logdir, group.config, seeds=len(runs))
         commands.append(("the norms of every update, which newer runs record", line))
     pictures.insert(0, _distance_picture(group))
-    verdicts = _verdicts(group)
-    if verdicts:
-        words = [f"{count} of {sum(verdicts.values())} say {verdict}"
-                 for verdict, count in verdicts.most_common()]  # fmt: skip
-        figures += _powers(group)
-        unknown.append(f"The law of growth, logarithm or power: of the fits {listed(words)}.")
-    else:
-        unknown.append(
-            "The law of growth, logarithm or power: the distance is on record at too few steps."
-        )
+    powers = _powers(group)
+    figures += powers
+    if not powers:
+        unknown.append("The exponent of growth: the distance is on record at too few steps.")
     late, more = _late(group)
     figures += late
     answer += more + "."
@@ -164,26 +156,17 @@ def _distance_picture(group: Group) -> Picture:
     )
 
 
-def _fits(group: Group) -> list[tuple[str, GrowthFit]]:
-    found = []
+def _powers(group: Group) -> list[Figure]:
+    found: dict[str, list[float]] = {}
     for run in group.completed:
         for name in run.final.names:
             steps, distances = _distances(run, name)
             if len(steps) >= _FIT_POINTS:
-                found.append((name, growth_fit(steps, distances)))
-    return found
-
-
-def _verdicts(group: Group) -> Counter[str]:
-    return Counter(fit.verdict for _, fit in _fits(group))
-
-
-def _powers(group: Group) -> list[Figure]:
-    fits = _fits(group)
+                found.setdefault(name, []).append(growth_exponent(steps, distances))
     return [
         across(f"power:{name}", f"exponent of {name}'s distance, fitted as a power of the step",
-               [fit.power.parameters[1] for other, fit in fits if other == name])
-        for name in group.runs[0].final.names
+               exponents)
+        for name, exponents in found.items()
     ]  # fmt: skip
 
 

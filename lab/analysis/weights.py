@@ -1,0 +1,83 @@
+"""A network's weights: arrays by tag, `LAYER/PART`, in the order of the layers."""
+
+from __future__ import annotations
+
+import itertools
+import re
+from collections.abc import Mapping
+
+import numpy as np
+
+
+class Weights(dict[str, np.ndarray]):
+    """Every array by its tag, first layer first.
+
+    The properties `weights` and `biases` hold where every layer has both; see `not_dense`.
+    """
+
+    @classmethod
+    def from_tensors(cls, tensors: Mapping[str, np.ndarray]) -> Weights:
+        """From `h1/weights`, `h1/bias`, ..., `logits/bias`, in any order; other names are ignored.
+
+        Raises:
+          ValueError: one of them is missing, or their shapes do not fit together.
+        """
+        numbers = {int(m[1]) for name in tensors if (m := re.fullmatch(r"h(\d+)/weights", name))}
+        names = [*(f"h{i + 1}" for i in range(len(numbers))), "logits"]
+        tags = [f"{name}/{part}" for name in names for part in ("weights", "bias")]
+        if missing := [tag for tag in tags if tag not in tensors]:
+            raise ValueError(f"no {', '.join(missing)} among the tensors {', '.join(tensors)}")
+        found = cls({tag: np.asarray(tensors[tag]) for tag in tags})
+        if reason := not_dense(found):
+            raise ValueError(reason)
+        return found
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """The layers."""
+        return tuple(dict.fromkeys(tag.rpartition("/")[0] for tag in self))
+
+    @property
+    def weights(self) -> tuple[np.ndarray, ...]:
+        return tuple(self[f"{name}/weights"] for name in self.names)
+
+    @property
+    def biases(self) -> tuple[np.ndarray, ...]:
+        return tuple(self[f"{name}/bias"] for name in self.names)
+
+    def tensors(self) -> dict[str, np.ndarray]:
+        """The same arrays in a plain dict."""
+        return dict(self)
+
+    def replace(self, tensors: Mapping[str, np.ndarray]) -> Weights:
+        """The same, with some arrays in the place of its own."""
+        assert tensors.keys() <= self.keys()
+        return Weights({**self, **tensors})
+
+    def matrices(self) -> dict[str, np.ndarray]:
+        """By tag, the arrays of rank 2 or more, with all axes but the last folded into one."""
+        return {tag: w.reshape(-1, w.shape[-1]) for tag, w in self.items() if w.ndim > 1}
+
+
+def not_dense(weights: Weights) -> str:
+    """Why this is no chain of fully connected layers, `weights` [n_in, n_out] and `bias` [n_out]
+    each; "" if it is one."""
+    for name in weights.names:
+        if {f"{name}/weights", f"{name}/bias"} - weights.keys() or name.count("/"):
+            return f"{name} has no weights and bias"
+    if 2 * len(weights.names) != len(weights):
+        return "a layer has other tensors than weights and bias"
+    for name, w, b in zip(weights.names, weights.weights, weights.biases, strict=True):
+        if w.ndim != 2 or b.shape != w.shape[1:]:
+            return f"{name}: weights {w.shape} and bias {b.shape} are not of a dense layer"
+    for (_, w), (name, after) in itertools.pairwise(
+        zip(weights.names, weights.weights, strict=True)
+    ):
+        if w.shape[1] != len(after):
+            return f"{name}: weights {after.shape} do not fit {w.shape[1]} inputs"
+    return ""
+
+
+def distance(a: Mapping[str, np.ndarray], b: Mapping[str, np.ndarray]) -> float:
+    """The root of the summed squared differences of all weights and biases."""
+    return float(np.sqrt(sum(np.sum(np.square(np.float64(a[tag]) - b[tag])) for tag in a)))

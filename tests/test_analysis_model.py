@@ -1,0 +1,277 @@
+"""The model with a run's weights, its derivatives and its collapse: against NumPy and scipy."""
+
+import itertools
+
+import numpy as np
+import numpy_network
+import pytest
+import tensorflow as tf
+from scipy import special, stats
+
+from lab.analysis.collapse import SPREAD_LIMIT, autopsy, sgd_step, vital_signs
+from lab.analysis.model import Model, fresh, model_of
+from lab.analysis.near_zero import pruning_curve
+from lab.analysis.resets import reset_layers
+from lab.analysis.sameness import barrier
+from lab.analysis.sharpness import sharpness
+from lab.analysis.spectrum import low_rank_changes, shuffle_test
+from lab.analysis.weights import Weights, not_dense
+from lab.models.layers import ACTIVATIONS
+from lab.models.losses import clipped_cross_entropy, softmax_cross_entropy
+
+pytestmark = pytest.mark.numbers
+
+SIZES = (6, 5, 7, 4)
+
+
+def make(rng, sizes=SIZES, scale=1.0):
+    """Normal weights and biases."""
+    names = [*(f"h{i + 1}" for i in range(len(sizes) - 2)), "logits"]
+    tensors = {}
+    for name, (n_in, n_out) in zip(names, itertools.pairwise(sizes), strict=True):
+        tensors[f"{name}/weights"] = rng.normal(0, scale, (n_in, n_out)).astype(np.float32)
+        tensors[f"{name}/bias"] = rng.normal(0, scale, n_out).astype(np.float32)
+    return Weights.from_tensors(tensors)
+
+
+def examples(rng, n, inputs=SIZES[0], classes=SIZES[-1]):
+    return rng.random((n, inputs)).astype(np.float32), rng.integers(0, classes, n)
+
+
+def model_for(weights, activation="sigmoid"):
+    return model_of({"activation": activation}, weights)
+
+
+@pytest.mark.parametrize("sizes", [(6, 4), (6, 5, 4), SIZES])
+@pytest.mark.parametrize("activation", ACTIVATIONS)
+def test_forward_loss_and_accuracy(sizes, activation):
+    """With one model after another's weights, as the report calls it."""
+    rng = np.random.default_rng(1)
+    x, labels = examples(rng, 2345)
+    for weights in (make(rng, sizes), make(rng, sizes)):
+        model = model_for(weights, activation)
+        *hidden, expected = numpy_network.forward(weights, activation, x)[1:]
+        found = model.logits(weights, x)
+        np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-5)
+        outputs = model.hidden(weights, x)
+        assert tuple(outputs) == weights.names[:-1]
+        for mine, theirs in zip(outputs.values(), hidden, strict=True):
+            np.testing.assert_allclose(mine, theirs, rtol=1e-4, atol=1e-5)
+        loss = numpy_network.cross_entropy(weights, activation, x, labels)
+        evaluation = model.evaluate(weights, x, labels)
+        assert evaluation.cross_entropy == pytest.approx(loss, rel=1e-5)
+        assert evaluation.accuracy == np.mean(found.argmax(axis=1) == labels)
+    assert model is model_for(weights, activation)  # one compiled function for all runs
+
+
+def test_evaluate_notices_what_changed():
+    """Though it keeps the first product and the variables of arrays that it has seen."""
+    rng = np.random.default_rng(2)
+    weights, (x, labels) = make(rng), examples(rng, 300)
+    model = model_for(weights)
+    for other in (
+        weights,
+        weights.replace({"h1/bias": weights["h1/bias"] + 3}),
+        weights.replace({"h1/weights": -weights["h1/weights"]}),
+        weights.replace({"logits/weights": -weights["logits/weights"]}),
+        weights,
+    ):
+        for images in (x, x[::-1].copy()):
+            expected = numpy_network.cross_entropy(other, "sigmoid", images, labels)
+            found = model.evaluate(other, images, labels).cross_entropy
+            assert found == pytest.approx(expected, rel=1e-5)
+
+
+def test_tensors_in_any_order_come_back_by_name():
+    weights = make(np.random.default_rng(0), (3,) * 13)  # h10 stands behind h9, not behind h1
+    tensors = dict(sorted(weights.items(), reverse=True))
+    again = Weights.from_tensors({**tensors, "h1/weights/gradient": 0, "step": 3})
+    assert again.names == (*(f"h{i}" for i in range(1, 12)), "logits")
+    assert list(again) == list(weights)
+    assert all(value is tensors[tag] for tag, value in again.items())
+
+
+def test_what_does_not_fit_is_refused():
+    tensors = make(np.random.default_rng(0))
+    with pytest.raises(ValueError, match="no h2/bias among"):
+        Weights.from_tensors({k: v for k, v in tensors.items() if k != "h2/bias"})
+    with pytest.raises(ValueError, match=r"h2: weights \(3, 7\) do not fit 5 inputs"):
+        Weights.from_tensors({**tensors, "h2/weights": np.zeros((3, 7))})
+    with pytest.raises(ValueError, match=r"h2: .* bias \(6,\) are not of a dense layer"):
+        Weights.from_tensors({**tensors, "h2/bias": np.zeros(6)})
+
+
+@pytest.mark.parametrize("initializer", ["normal", "glorot", "he"])
+def test_fresh_weights_follow_the_initial_law(initializer):
+    config = {"initializer": initializer, "init_stddev": 0.07}
+    weights = make(np.random.default_rng(0), (200, 300, 5))
+    first, again, other = (fresh(config, weights, seed) for seed in (1, 1, 2))
+    limit = np.sqrt(6 / 500)
+    law = {
+        "normal": stats.norm(0, 0.07),
+        "glorot": stats.uniform(-limit, 2 * limit),
+        "he": stats.norm(0, np.sqrt(2 / 200)),
+    }[initializer]
+    for drawn in (first, other):
+        assert stats.kstest(drawn["h1/weights"].ravel(), law.cdf).pvalue > 1e-3
+        assert not drawn["h1/bias"].any() and not drawn["logits/bias"].any()
+        assert [w.shape for w in drawn.values()] == [w.shape for w in weights.values()]
+    np.testing.assert_array_equal(first["h1/weights"], again["h1/weights"])
+    assert not np.array_equal(first["h1/weights"], other["h1/weights"])
+
+
+@pytest.mark.parametrize("reduction", ["sum", "mean"])
+@pytest.mark.parametrize("activation", ACTIVATIONS)
+def test_gradients_of_the_clipped_loss(activation, reduction):
+    """Examples of the last class are on the clip, and one input is dark."""
+    rng = np.random.default_rng(3)
+    weights = make(rng)
+    weights = weights.replace({"logits/bias": np.array([0, 1, 0, -60], np.float32)})
+    x, labels = examples(rng, 64)
+    x[:, 2] = 0
+    z = numpy_network.forward(weights, activation, x)[-1]
+    p = special.softmax(z, axis=1)[np.arange(64), labels]
+    assert np.any(p < 1e-9) and np.any((p > 1e-3) & (p < 0.9))
+    expected = numpy_network.gradients(weights, activation, x, labels, clip=1e-9)
+    model = model_for(weights, activation)
+    found = model.gradients(weights, x, labels, clipped_cross_entropy, reduction)
+    for tag, g in expected.items():
+        g = g / (64 if reduction == "mean" else 1)
+        np.testing.assert_allclose(
+            found[tag], g, rtol=1e-4, atol=1e-5 * np.abs(g).max(), err_msg=tag
+        )
+    assert not found["h1/weights"][2].any()
+    stepped = sgd_step(model, weights, (x, labels), 0.1, reduction)
+    np.testing.assert_allclose(
+        stepped["h2/bias"], weights["h2/bias"] - 0.1 * found["h2/bias"], rtol=1e-6
+    )
+
+
+def hessian(weights, activation, x, labels):
+    """In full and in float64, reverse over reverse, in the order of weights."""
+    shapes = [w.shape for w in weights.values()]
+    flat = tf.Variable(np.concatenate([np.float64(w).ravel() for w in weights.values()]))
+    with tf.GradientTape() as outer:
+        with tf.GradientTape() as inner:
+            pieces = tf.split(flat, [int(np.prod(s)) for s in shapes])
+            tensors = [tf.reshape(p, s) for p, s in zip(pieces, shapes, strict=True)]
+            z = tf.constant(np.float64(x))
+            for i, (w, b) in enumerate(zip(tensors[::2], tensors[1::2], strict=True)):
+                z = z @ w + b
+                z = z if 2 * i + 2 == len(tensors) else ACTIVATIONS[activation](z)
+            loss = tf.reduce_mean(softmax_cross_entropy(labels, z))
+        gradient = inner.gradient(loss, flat)
+    return outer.jacobian(gradient, flat).numpy()
+
+
+@pytest.mark.parametrize("sizes", [(6, 4), (6, 5, 4), SIZES])
+@pytest.mark.parametrize("activation", ACTIVATIONS)
+def test_hessian_vector_product_and_sharpness_are_the_full_hessians(sizes, activation):
+    rng = np.random.default_rng(5)
+    weights, (x, labels) = make(rng, sizes), examples(rng, 30)
+    expected = hessian(weights, activation, x, labels)
+    model = model_for(weights, activation)
+    product, size = model.hessian_vector_product(weights, x, labels)
+    found = np.stack([product(row) for row in np.eye(size)])
+    # The model has its variables in its own order.
+    starts = np.cumsum([0, *(w.size for w in weights.values())])
+    places = {
+        tag: np.arange(a, b)
+        for tag, (a, b) in zip(weights, itertools.pairwise(starts), strict=True)
+    }
+    order = np.concatenate([places[v.name.split(":")[0]] for v in model.network.variables])
+    largest = np.abs(expected).max()
+    np.testing.assert_allclose(found, expected[np.ix_(order, order)], atol=1e-6 * largest)
+    top = sharpness(model, weights, x, labels, rng)
+    assert top.value == pytest.approx(np.linalg.eigvalsh(expected)[-1], rel=1e-5)
+    assert top.residual < 0.02
+
+
+def test_sharpness_where_nothing_is_curved():
+    rng = np.random.default_rng(0)
+    weights, (x, _) = make(rng), examples(rng, 30)
+    sure = weights.replace({"logits/bias": np.array([0, 500, 0, 0], np.float32)})
+    assert sharpness(model_for(sure), sure, x, np.ones(30, int), rng) == (0, 0)
+
+
+def test_autopsy_of_a_step_that_is_too_long():
+    """Inputs alike, as images are: a long step puts all logits far apart for every one."""
+    rng = np.random.default_rng(0)
+    weights = make(rng, (30, 16, 24, 10), scale=0.05)
+    model = model_for(weights)
+
+    def batch(n):
+        x = (0.5 + 0.1 * rng.random((n, 30))).astype(np.float32)
+        return x, rng.choice(10, n, p=np.arange(1, 11) / 55)  # one class is the most frequent
+
+    first, second = batch(256), batch(256)
+    before, dead = autopsy(model, weights, first, second, 20.0, "sum")
+    spreads = np.ptp(numpy_network.forward(weights, "sigmoid", first[0])[-1], axis=1)
+    assert before.spread == pytest.approx(np.median(spreads), rel=1e-4)
+    assert before.on_clip == before.certain == 0 and before.unmoved < 0.05
+    assert dead.spread > SPREAD_LIMIT == pytest.approx(20.723, abs=1e-3)
+    assert dead.on_clip + dead.certain == 1
+    after = sgd_step(model, weights, first, 20.0, "sum")
+    said = model.logits(after, second[0]).argmax(axis=1)
+    assert np.ptp(said) == 0 and dead.certain == np.mean(second[1] == said[0])
+    assert dead.unmoved == 1  # whether each gradient is exactly 0 or only too small
+
+    _, alive = autopsy(model, weights, first, second, 0.1, "mean")
+    assert alive.on_clip == alive.certain == 0 and alive.unmoved < 0.05
+
+
+def test_all_on_the_clip_is_exactly_nothing():
+    weights = make(np.random.default_rng(0), scale=0.1)
+    weights = weights.replace({"logits/bias": np.array([0, 50, 0, 0], np.float32)})
+    x, _ = examples(np.random.default_rng(1), 20)
+    signs = vital_signs(model_for(weights), weights, (x, np.zeros(20, int)), 0.1, "sum")
+    assert (signs.on_clip, signs.certain, signs.unmoved) == (1, 0, 1)
+
+
+class Convolution(tf.Module):
+    """Not a chain of dense layers: a kernel of rank 4 and no bias."""
+
+    def __init__(self):
+        super().__init__()
+        self.kernel = tf.Variable(tf.zeros([2, 2, 1, 3]), name="c1/kernel")
+        self.weights = tf.Variable(tf.zeros([12, 3]), name="logits/weights")
+
+    def __call__(self, x):
+        return self.activations(x)["logits"]
+
+    def activations(self, x):
+        a = tf.nn.relu(tf.nn.conv2d(tf.reshape(x, [-1, 3, 3, 1]), self.kernel, 1, "VALID"))
+        return {"c1": a, "logits": tf.matmul(tf.reshape(a, [-1, 12]), self.weights)}
+
+
+def test_any_network_can_be_measured():
+    """What is of dense layers alone is not applicable, and says why."""
+    rng = np.random.default_rng(4)
+    start, end = (
+        Weights(
+            {
+                "c1/kernel": rng.normal(size=(2, 2, 1, 3)).astype(np.float32),
+                "logits/weights": rng.normal(size=(12, 3)).astype(np.float32),
+            }
+        )
+        for _ in range(2)
+    )
+    model, x = Model(Convolution()), rng.random((200, 9), np.float32)
+    labels = model.logits(end, x).argmax(axis=1)
+    assert not_dense(end) == "c1 has no weights and bias"
+    assert [reset[:2] for reset in reset_layers(model, end, start, start, x, labels)] == [
+        *(("c1", "both"), ("c1", "kernel"), ("logits", "both"), ("logits", "weights"))
+    ]
+    assert all(test.same_counts for test in shuffle_test(model, end, x, labels, rng))
+    ranks = low_rank_changes(model, end, start, x, labels, (1, 3))
+    assert ranks[0].accuracy < ranks[1].accuracy == 1
+    curve = pruning_curve(model, end, x, labels, x, rng, (0, 0.5))
+    assert curve.smallest[0] == curve.random[0] == 1 > curve.random[1]
+    assert np.isnan(curve.compensated).all()
+    path = barrier(model, start, end, x, labels, 5)
+    assert path.cross_entropy[-1] < path.cross_entropy[0] and path.accuracy[-1] == 1
+    product, size = model.hessian_vector_product(end, x, labels)
+    full = np.stack([product(row) for row in np.eye(size)])
+    np.testing.assert_allclose(full, full.T, atol=1e-5)
+    top = sharpness(model, end, x, labels, rng)
+    assert top.value == pytest.approx(np.linalg.eigvalsh(full)[-1], rel=1e-4)
