@@ -8,16 +8,16 @@ import pytest
 import tensorflow as tf
 from scipy import special, stats
 
-from lab.analysis.collapse import SPREAD_LIMIT, autopsy, sgd_step, vital_signs
+from lab.analysis.collapse import SPREAD_LIMIT, sgd_step
 from lab.analysis.model import Model, fresh, model_of
 from lab.analysis.near_zero import pruning_curve
 from lab.analysis.resets import reset_layers
-from lab.analysis.sameness import barrier
-from lab.analysis.sharpness import sharpness
+from lab.analysis.sameness import barrier, match, symmetry
+from lab.analysis.sharpness import hessian_product, sharpness
 from lab.analysis.spectrum import low_rank_changes, shuffle_test
 from lab.analysis.weights import Weights, not_dense
 from lab.models.layers import ACTIVATIONS
-from lab.models.losses import clipped_cross_entropy, softmax_cross_entropy
+from lab.models.losses import softmax_cross_entropy
 
 pytestmark = pytest.mark.numbers
 
@@ -95,9 +95,9 @@ def test_what_does_not_fit_is_refused():
     tensors = make(np.random.default_rng(0))
     with pytest.raises(ValueError, match="no h2/bias among"):
         Weights.from_tensors({k: v for k, v in tensors.items() if k != "h2/bias"})
-    with pytest.raises(ValueError, match=r"h2: weights \(3, 7\) do not fit 5 inputs"):
+    with pytest.raises(ValueError, match=r"h2: weights \(3, 7\), bias \(7,\) do not fit 5 inputs"):
         Weights.from_tensors({**tensors, "h2/weights": np.zeros((3, 7))})
-    with pytest.raises(ValueError, match=r"h2: .* bias \(6,\) are not of a dense layer"):
+    with pytest.raises(ValueError, match=r"h2: weights \(5, 7\), bias \(6,\) do not fit"):
         Weights.from_tensors({**tensors, "h2/bias": np.zeros(6)})
 
 
@@ -134,17 +134,14 @@ def test_gradients_of_the_clipped_loss(activation, reduction):
     assert np.any(p < 1e-9) and np.any((p > 1e-3) & (p < 0.9))
     expected = numpy_network.gradients(weights, activation, x, labels, clip=1e-9)
     model = model_for(weights, activation)
-    found = model.gradients(weights, x, labels, clipped_cross_entropy, reduction)
+    signs, after = sgd_step(model, weights, (x, labels), 1.0, reduction)
     for tag, g in expected.items():
         g = g / (64 if reduction == "mean" else 1)
-        np.testing.assert_allclose(
-            found[tag], g, rtol=1e-4, atol=1e-5 * np.abs(g).max(), err_msg=tag
-        )
-    assert not found["h1/weights"][2].any()
-    stepped = sgd_step(model, weights, (x, labels), 0.1, reduction)
-    np.testing.assert_allclose(
-        stepped["h2/bias"], weights["h2/bias"] - 0.1 * found["h2/bias"], rtol=1e-6
-    )
+        moved = np.float64(weights[tag]) - after[tag]
+        np.testing.assert_allclose(moved, g, rtol=1e-4, atol=1e-5 * np.abs(g).max(), err_msg=tag)
+    np.testing.assert_array_equal(after["h1/weights"][2], weights["h1/weights"][2])
+    assert signs.on_clip == np.mean(p < 1e-9) and signs.unmoved >= 5 / 103
+    assert signs.spread == pytest.approx(np.median(np.ptp(z, axis=1)), rel=1e-5)
 
 
 def hessian(weights, activation, x, labels):
@@ -171,8 +168,7 @@ def test_hessian_vector_product_and_sharpness_are_the_full_hessians(sizes, activ
     weights, (x, labels) = make(rng, sizes), examples(rng, 30)
     expected = hessian(weights, activation, x, labels)
     model = model_for(weights, activation)
-    product, size = model.hessian_vector_product(weights, x, labels)
-    found = np.stack([product(row) for row in np.eye(size)])
+    found = np.stack([model(hessian_product, weights, x, labels, v) for v in np.eye(len(expected))])
     # The model has its variables in its own order.
     starts = np.cumsum([0, *(w.size for w in weights.values())])
     places = {
@@ -205,26 +201,25 @@ def test_autopsy_of_a_step_that_is_too_long():
         return x, rng.choice(10, n, p=np.arange(1, 11) / 55)  # one class is the most frequent
 
     first, second = batch(256), batch(256)
-    before, dead = autopsy(model, weights, first, second, 20.0, "sum")
-    spreads = np.ptp(numpy_network.forward(weights, "sigmoid", first[0])[-1], axis=1)
-    assert before.spread == pytest.approx(np.median(spreads), rel=1e-4)
+    before, after = sgd_step(model, weights, first, 20.0, "sum")
     assert before.on_clip == before.certain == 0 and before.unmoved < 0.05
+    dead, _ = sgd_step(model, after, second, 20.0, "sum")
     assert dead.spread > SPREAD_LIMIT == pytest.approx(20.723, abs=1e-3)
     assert dead.on_clip + dead.certain == 1
-    after = sgd_step(model, weights, first, 20.0, "sum")
     said = model.logits(after, second[0]).argmax(axis=1)
     assert np.ptp(said) == 0 and dead.certain == np.mean(second[1] == said[0])
     assert dead.unmoved == 1  # whether each gradient is exactly 0 or only too small
 
-    _, alive = autopsy(model, weights, first, second, 0.1, "mean")
+    _, after = sgd_step(model, weights, first, 0.1, "mean")
+    alive, _ = sgd_step(model, after, second, 0.1, "mean")
     assert alive.on_clip == alive.certain == 0 and alive.unmoved < 0.05
 
 
 def test_all_on_the_clip_is_exactly_nothing():
     weights = make(np.random.default_rng(0), scale=0.1)
     weights = weights.replace({"logits/bias": np.array([0, 50, 0, 0], np.float32)})
-    x, _ = examples(np.random.default_rng(1), 20)
-    signs = vital_signs(model_for(weights), weights, (x, np.zeros(20, int)), 0.1, "sum")
+    batch = examples(np.random.default_rng(1), 20)[0], np.zeros(20, int)
+    signs, _ = sgd_step(model_for(weights), weights, batch, 0.1, "sum")
     assert (signs.on_clip, signs.certain, signs.unmoved) == (1, 0, 1)
 
 
@@ -258,20 +253,20 @@ def test_any_network_can_be_measured():
     )
     model, x = Model(Convolution()), rng.random((200, 9), np.float32)
     labels = model.logits(end, x).argmax(axis=1)
-    assert not_dense(end) == "c1 has no weights and bias"
+    assert "not weights and bias of one layer after another" in not_dense(end)
     assert [reset[:2] for reset in reset_layers(model, end, start, start, x, labels)] == [
         *(("c1", "both"), ("c1", "kernel"), ("logits", "both"), ("logits", "weights"))
     ]
     assert all(test.same_counts for test in shuffle_test(model, end, x, labels, rng))
     ranks = low_rank_changes(model, end, start, x, labels, (1, 3))
     assert ranks[0].accuracy < ranks[1].accuracy == 1
-    curve = pruning_curve(model, end, x, labels, x, rng, (0, 0.5))
+    curve = pruning_curve(model, end, (x, labels), x, rng, (0, 0.5))
     assert curve.smallest[0] == curve.random[0] == 1 > curve.random[1]
     assert np.isnan(curve.compensated).all()
+    assert np.isnan(symmetry(model, end, x, rng)).all() and match(end, start, rng) == []
     path = barrier(model, start, end, x, labels, 5)
     assert path.cross_entropy[-1] < path.cross_entropy[0] and path.accuracy[-1] == 1
-    product, size = model.hessian_vector_product(end, x, labels)
-    full = np.stack([product(row) for row in np.eye(size)])
+    full = np.stack([model(hessian_product, end, x, labels, v) for v in np.eye(48)])
     np.testing.assert_allclose(full, full.T, atol=1e-5)
     top = sharpness(model, end, x, labels, rng)
     assert top.value == pytest.approx(np.linalg.eigvalsh(full)[-1], rel=1e-4)

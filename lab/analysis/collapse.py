@@ -6,8 +6,9 @@ import math
 from typing import Any, NamedTuple
 
 import numpy as np
+import tensorflow as tf
 
-from lab.analysis.model import Model
+from lab.analysis.model import Model, variables_of
 from lab.analysis.weights import Weights
 from lab.models.losses import CLIP, CLIPPED, clipped_cross_entropy
 
@@ -15,15 +16,6 @@ CERTAIN = 1e-6  # a loss up to here is that of a probability of 1 within roundin
 SPREAD_LIMIT = -math.log(CLIP)  # ln(1e9) = 20.7: logits further apart reach the clip
 
 Batch = tuple[Any, Any]  # x, labels
-
-
-def sgd_step(
-    model: Model, weights: Weights, batch: Batch, learning_rate: float, reduction: str
-) -> Weights:
-    """W - learning_rate dL/dW, once, for the clipped cross-entropy of this batch."""
-    gradients = model.gradients(weights, *batch, clipped_cross_entropy, reduction)
-    rate = np.float32(learning_rate)
-    return Weights({tag: w - rate * gradients[tag] for tag, w in weights.items()})
 
 
 class VitalSigns(NamedTuple):
@@ -40,35 +32,32 @@ class VitalSigns(NamedTuple):
     unmoved: float
 
 
-def vital_signs(
+def sgd_step(
     model: Model, weights: Weights, batch: Batch, learning_rate: float, reduction: str
-) -> VitalSigns:
-    """Of weights on one batch, in float32 like the training."""
-    z, losses = model.losses(weights, *batch, clipped_cross_entropy)
-    after = sgd_step(model, weights, batch, learning_rate, reduction)
+) -> tuple[VitalSigns, Weights]:
+    """The signs before, and W - learning_rate dL/dW, for the clipped cross-entropy of this batch.
+
+    In float32, as the training. reduction: sum or mean.
+    """
+    z, losses, gradients = model(_gradients, weights, *batch, reduction)
+    rate = np.float32(learning_rate)
+    after = Weights({tag: w - rate * gradients[tag].numpy() for tag, w in weights.items()})
     unmoved = sum(int(np.sum(after[tag] == w)) for tag, w in weights.items())
-    return VitalSigns(
-        float(np.median(np.ptp(z, axis=1))),
-        float(np.mean(losses >= CLIPPED)),
-        float(np.mean(losses <= CERTAIN)),
+    signs = VitalSigns(
+        float(np.median(np.ptp(z.numpy(), axis=1))),
+        float(np.mean(losses.numpy() >= CLIPPED)),
+        float(np.mean(losses.numpy() <= CERTAIN)),
         unmoved / sum(w.size for w in weights.values()),
     )
+    return signs, after
 
 
-def autopsy(
-    model: Model,
-    weights: Weights,
-    batch: Batch,
-    next_batch: Batch,
-    learning_rate: float,
-    reduction: str,
-) -> tuple[VitalSigns, VitalSigns]:
-    """One sgd step on `batch`: the signs on it before, on `next_batch` after.
-
-    Some entries are unmoved before, too: those of pixels that the whole batch leaves dark.
-    """
-    after = sgd_step(model, weights, batch, learning_rate, reduction)
-    return (
-        vital_signs(model, weights, batch, learning_rate, reduction),
-        vital_signs(model, after, next_batch, learning_rate, reduction),
-    )
+def _gradients(
+    network: Any, x: tf.Tensor, labels: tf.Tensor, reduction: str
+) -> tuple[tf.Tensor, tf.Tensor, dict[str, tf.Tensor]]:
+    reduce = {"sum": tf.reduce_sum, "mean": tf.reduce_mean}[reduction]
+    with tf.GradientTape() as tape:
+        z = network(x)
+        losses = clipped_cross_entropy(tf.cast(labels, tf.int32), z)
+        total = reduce(losses)
+    return z, losses, tape.gradient(total, variables_of(network))

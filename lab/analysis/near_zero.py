@@ -32,10 +32,12 @@ class NaturalScale(NamedTuple):
     measured: float
 
 
-def natural_scale(x: np.ndarray, weights: np.ndarray, bias: np.ndarray) -> NaturalScale:
-    """Of inputs [n, n_in] and a layer's weights [n_in, n_out] and bias [n_out]."""
-    rms = [float(np.sqrt(np.mean(np.square(v, dtype=np.float64))))
-           for v in (weights, x @ weights + bias)]  # fmt: skip
+def natural_scale(weights: Weights, x: np.ndarray) -> NaturalScale:
+    """Of a dense first layer on inputs [n, n_in]; nan of another."""
+    if not_dense(weights):
+        return NaturalScale(*[np.nan] * 3)
+    w, b = weights.weights[0], weights.biases[0]
+    rms = [float(np.sqrt(np.mean(np.square(v, dtype=np.float64)))) for v in (w, x @ w + b)]
     return NaturalScale(float(np.square(x).sum(axis=1).mean(dtype=np.float64)), *rms)
 
 
@@ -65,35 +67,26 @@ def movement_by_lighting(
 ) -> list[Movement]:
     """How far h1's rows moved, grouped by `lit_shares`; first the pixels that are never lit."""
     moved = np.linalg.norm(np.float64(final) - initial, axis=1)
-    edges = (-1, 0, 1e-3, 1e-2, 1e-1, 1)
     groups = []
-    for above, upto in itertools.pairwise(edges):
+    for above, upto in itertools.pairwise((-1, 0, 1e-3, 1e-2, 1e-1, 1)):
         rows = moved[(shares > above) & (shares <= upto)]
-        mean = float(rows.mean()) if len(rows) else float("nan")
+        mean = float(rows.mean()) if len(rows) else np.nan
         groups.append(Movement(max(above, 0), upto, len(rows), mean))
     return groups
 
 
-def mean_inputs(model: Model, weights: Weights, x: Any) -> dict[str, np.ndarray]:
-    """The mean input of every layer, [n_in] each, over x: training images, not those of a test."""
-    outputs = [np.asarray(x), *model.hidden(weights, x).values()]
-    return {name: a.mean(axis=0) for name, a in zip(weights.names, outputs, strict=True)}
-
-
 def prune(weights: Weights, share: float, order: Mapping[str, np.ndarray]) -> Weights:
     """Sets of every tensor in `order`, flat places by tag, the first `share` of them to 0."""
-    pruned = {}
+    pruned = {tag: weights[tag].copy() for tag in order}
     for tag, places in order.items():
-        flat = weights[tag].flatten()
-        flat[places[: round(share * flat.size)]] = 0
-        pruned[tag] = flat.reshape(weights[tag].shape)
+        pruned[tag].flat[places[: round(share * places.size)]] = 0
     return weights.replace(pruned)
 
 
 def compensate(pruned: Weights, weights: Weights, means: Mapping[str, np.ndarray]) -> Weights:
-    """Adds to every bias the input that its units lost on the mean: E[a] (W - W_pruned)."""
-    lost = {n: mean @ (weights[f"{n}/weights"] - pruned[f"{n}/weights"])
-            for n, mean in means.items()}  # fmt: skip
+    """Adds to every bias the input that its units lost: E[a] (W - W_pruned), E[a] in `means`."""
+    lost = {name: mean @ (weights[f"{name}/weights"] - pruned[f"{name}/weights"])
+            for name, mean in means.items()}  # fmt: skip
     return pruned.replace({f"{n}/bias": pruned[f"{n}/bias"] + more for n, more in lost.items()})
 
 
@@ -113,32 +106,29 @@ class PruningCurve(NamedTuple):
 def pruning_curve(
     model: Model,
     weights: Weights,
-    x: Any,
-    labels: Any,
+    examples: tuple[Any, Any],
     train: Any,
     rng: np.random.Generator,
     shares: Sequence[float] = SHARES,
 ) -> PruningCurve:
     """Test accuracy against the share of entries pruned, the same share of every matrix.
 
-    Args:
-      train: examples for `mean_inputs`: a sigmoid's mean is not 0, so what is pruned was not only
-        noise but also a constant, which the next bias can hold.
+    train: images for the mean inputs: a sigmoid's mean is not 0, so what is pruned was not only
+    noise but also a constant, which the next bias can hold.
 
     Source: magnitude pruning as in Han et al., NeurIPS 2015, without training afterwards.
     """
     dense = not not_dense(weights)
-    means = mean_inputs(model, weights, train) if dense else {}
-    matrices = weights.matrices()
-    by_size = {t: np.argsort(np.abs(w), axis=None, kind="stable") for t, w in matrices.items()}
-    by_chance = {t: rng.permutation(w.size) for t, w in matrices.items()}
-
-    def accuracy(pruned: Weights) -> float:
-        return model.evaluate(pruned, x, labels).accuracy
-
+    inputs = [np.asarray(train), *model.hidden(weights, train).values()] if dense else []
+    means = dict(zip(weights.names, (a.mean(axis=0) for a in inputs), strict=False))
+    matrices = weights.matrices().items()
+    by_size = {tag: np.argsort(np.abs(w), axis=None, kind="stable") for tag, w in matrices}
+    by_chance = {tag: rng.permutation(w.size) for tag, w in matrices}
     rows = []
     for share in shares:
-        smallest = prune(weights, share, by_size)
-        fixed = accuracy(compensate(smallest, weights, means)) if dense else np.nan
-        rows.append((accuracy(smallest), fixed, accuracy(prune(weights, share, by_chance))))
-    return PruningCurve(np.asarray(shares), *np.array(rows).T)
+        smallest, random = (prune(weights, share, order) for order in (by_size, by_chance))
+        pruned = smallest, compensate(smallest, weights, means), random
+        rows.append([model.evaluate(w, *examples).accuracy for w in pruned])
+    smallest, compensated, random = np.array(rows).T
+    compensated = compensated if dense else np.full(len(rows), np.nan)
+    return PruningCurve(np.asarray(shares), smallest, compensated, random)

@@ -10,21 +10,9 @@ from lab.analysis.model import Model
 from lab.analysis.weights import Weights
 
 
-def swap(weights: Weights, other: Weights, layer: str, part: str = "both") -> Weights:
-    """`weights` with one layer's `part`, a tensor's last name or "both", taken from `other`."""
-    tags = [f"{layer}/{part}"] if part != "both" else [t for t in other if _layer(t) == layer]
-    return weights.replace({tag: other[tag] for tag in tags})
-
-
-def _layer(tag: str) -> str:
-    return tag.rpartition("/")[0]
-
-
 class Reset(NamedTuple):
-    """Test accuracies after one layer's `part` (both, weights, bias) was reset, all else final.
-
-    rewound: put back to its own W_0. redrawn: drawn afresh; nan of parts.
-    """
+    """Test accuracies after one layer's `part` ("both" or a tensor's name) was reset, all else
+    final. rewound: put back to its own W_0. redrawn: drawn afresh."""
 
     layer: str
     part: str
@@ -39,18 +27,14 @@ def reset_layers(
 
     Source: Zhang, Bengio and Singer, "Are All Layers Created Equal?", JMLR 2022.
     """
-
-    def accuracy(other: Weights, layer: str, part: str) -> float:
-        return model.evaluate(swap(final, other, layer, part), x, labels).accuracy
-
-    resets = []
+    found = []
     for layer in final.names:
-        parts = [tag.rpartition("/")[2] for tag in final if _layer(tag) == layer]
-        resets.append(
-            Reset(layer, "both", accuracy(initial, layer, "both"), accuracy(drawn, layer, "both"))
-        )
-        resets += [Reset(layer, part, accuracy(initial, layer, part), np.nan) for part in parts]
-    return resets
+        own = [tag for tag in final if tag.rpartition("/")[0] == layer]
+        for part, tags in {"both": own, **{tag.rpartition("/")[2]: [tag] for tag in own}}.items():
+            swapped = [final.replace({t: other[t] for t in tags}) for other in (initial, drawn)]
+            accuracies = (model.evaluate(weights, x, labels).accuracy for weights in swapped)
+            found.append(Reset(layer, part, *accuracies))
+    return found
 
 
 def update_ratio(update_norms: np.ndarray, weight_norms: np.ndarray) -> np.ndarray:
@@ -76,13 +60,11 @@ class Saturation(NamedTuple):
 
 
 def saturation(activations: np.ndarray, activation: str) -> Saturation:
-    """Of one hidden layer's activations [n, units].
-
-    tanh(z) = 2 sigmoid(2z) - 1, so its limits are those of the sigmoid.
-    """
+    """Of one hidden layer's activations [n, units]; tanh's limits are those of the sigmoid, since
+    tanh(z) = 2 sigmoid(2z) - 1."""
     low, high = {"sigmoid": (0.05, 0.95), "tanh": (-0.9, 0.9), "relu": (0, np.inf)}[activation]
     at_low = activations <= 0 if activation == "relu" else activations < low
     dead = activations.std(axis=0, dtype=np.float64) < 0.01
     return Saturation(
-        float(at_low.mean()), float(np.mean(activations > high)), int(dead.sum()), len(dead)
+        float(at_low.mean()), float(np.mean(activations > high)), int(dead.sum()), dead.size
     )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
@@ -9,15 +10,12 @@ import numpy as np
 from scipy.optimize import linear_sum_assignment
 
 from lab.analysis.model import Model
-from lab.analysis.weights import Weights, distance
+from lab.analysis.weights import Weights, distance, not_dense
 
 
 class Disagreement(NamedTuple):
-    """Shares of examples: on which two classifiers differ, beside what their errors allow.
-
-    independent: how often they would differ, and both_wrong_independent: how often both would be
-    wrong, if their errors fell independently.
-    """
+    """Shares of examples: on which two classifiers differ, and on which both are wrong; and what
+    both would be if their errors fell independently."""
 
     share: float
     independent: float
@@ -33,36 +31,35 @@ def disagreement(a: np.ndarray, b: np.ndarray, labels: np.ndarray, classes: int)
     1 - (1 - e_a)(1 - e_b) - e_a e_b / (K - 1) is the share of disagreement.
     """
     wrong_a, wrong_b = a != labels, b != labels
-    error_a, error_b = float(wrong_a.mean()), float(wrong_b.mean())
-    both = error_a * error_b
-    independent = 1 - (1 - error_a) * (1 - error_b) - both / (classes - 1)
-    return Disagreement(
-        float(np.mean(a != b)), independent, float(np.mean(wrong_a & wrong_b)), both
+    error_a, error_b, both, share = (
+        float(np.mean(v)) for v in (wrong_a, wrong_b, wrong_a & wrong_b, a != b)
     )
+    independent = 1 - (1 - error_a) * (1 - error_b) - error_a * error_b / (classes - 1)
+    return Disagreement(share, independent, both, error_a * error_b)
+
+
+def _hidden(weights: Weights) -> list[tuple[str, str, str]]:
+    """Of every hidden layer whose units can be permuted: the tags of its weights, of its bias and
+    of the next layer's weights. None where layers are not dense."""
+    pairs = [] if not_dense(weights) else itertools.pairwise(weights.names)
+    return [(f"{name}/weights", f"{name}/bias", f"{after}/weights") for name, after in pairs]
 
 
 def permute_hidden(weights: Weights, permutations: Sequence[np.ndarray]) -> Weights:
-    """The same function of a dense network, hidden units in another order: j is what p[j] was.
+    """The same function, hidden units in another order: unit j is what unit p[j] was.
 
     permutations: integers [units], one for each hidden layer. Columns and bias of a layer move,
     and with them the rows of the next.
     """
     found = Weights(weights)
-    for (name, after), p in zip(_hidden(weights), permutations, strict=True):
-        found[f"{name}/weights"] = found[f"{name}/weights"][:, p]
-        found[f"{name}/bias"] = found[f"{name}/bias"][p]
-        found[f"{after}/weights"] = found[f"{after}/weights"][p]
+    for (w, bias, after), p in zip(_hidden(weights), permutations, strict=True):
+        found |= {w: found[w][:, p], bias: found[bias][p], after: found[after][p]}
     return found
 
 
-def _hidden(weights: Weights) -> list[tuple[str, str]]:
-    """Every hidden layer, and the layer after it."""
-    return list(zip(weights.names[:-1], weights.names[1:], strict=True))
-
-
 def random_permutations(weights: Weights, rng: np.random.Generator) -> list[np.ndarray]:
-    """One permutation for each hidden layer of a dense network."""
-    return [rng.permutation(len(b)) for b in weights.biases[:-1]]
+    """One permutation for each hidden layer."""
+    return [rng.permutation(weights[bias].size) for _, bias, _ in _hidden(weights)]
 
 
 class Symmetry(NamedTuple):
@@ -75,17 +72,14 @@ class Symmetry(NamedTuple):
 
 
 def symmetry(model: Model, weights: Weights, x: Any, rng: np.random.Generator) -> Symmetry:
-    """What a random permutation of a dense network's hidden units changes."""
+    """What a random permutation of the hidden units changes; nan where there is none."""
+    if not_dense(weights):
+        return Symmetry(*[np.nan] * 3)
     other = permute_hidden(weights, random_permutations(weights, rng))
     z, permuted = (np.float64(model.logits(w, x)) for w in (weights, other))
-    zero = {tag: np.zeros_like(w) for tag, w in weights.items()}
     change = np.abs(z - permuted).max() / max(np.abs(z).max(), np.finfo(np.float32).tiny)
-    return Symmetry(float(change), distance(weights, other), distance(weights, zero))
-
-
-def interpolate(a: Weights, b: Weights, t: float) -> Weights:
-    """(1 - t) a + t b, array by array; exactly a at 0 and b at 1."""
-    return a.replace({tag: ((1 - t) * u + t * b[tag]).astype(u.dtype) for tag, u in a.items()})
+    norm = distance(weights, {tag: np.zeros_like(w) for tag, w in weights.items()})
+    return Symmetry(float(change), distance(weights, other), norm)
 
 
 class Barrier(NamedTuple):
@@ -107,24 +101,24 @@ def barrier(model: Model, a: Weights, b: Weights, x: Any, labels: Any, points: i
 
     Source: Frankle et al., ICML 2020; Ainsworth et al., "Git Re-Basin", 2022.
     """
-    places = np.linspace(0, 1, points)
-    found = []
+    places, found = np.linspace(0, 1, points), []
     # x W_1 is linear in the weights: two products serve all the points.
     start, end = (model.product(w, x) for w in (a, b))
     for t in map(float, places):
+        mixed = Weights({tag: np.float32((1 - t) * w + t * b[tag]) for tag, w in a.items()})
         product = None if start is None or end is None else (1 - t) * start + t * end
-        found.append(model.evaluate(interpolate(a, b, t), x, labels, product))
+        found.append(model.evaluate(mixed, x, labels, product))
     accuracies, losses = np.array(found).T
 
-    def above_the_line(values: np.ndarray) -> float:
+    def rise(values: np.ndarray) -> float:
         line = (1 - places) * values[0] + places * values[-1]
         return max(float(np.max(values - line)), 0.0)
 
-    return Barrier(places, losses, accuracies, above_the_line(losses), above_the_line(-accuracies))
+    return Barrier(places, losses, accuracies, rise(losses), rise(-accuracies))
 
 
 def match(a: Weights, b: Weights, rng: np.random.Generator) -> list[np.ndarray]:
-    """Permutations for which `permute_hidden(b, ...)` lies near a, both dense: weight matching.
+    """Permutations for which `permute_hidden(b, ...)` lies near a: weight matching.
 
     Layer after layer in random order, the assignment p that maximizes the inner product of what
     it moves, sum_j <W_l^a[:, j], W_l^b[:, p_j]> + b_l^a[j] b_l^b[p_j] + <W_{l+1}^a[j],
@@ -135,14 +129,14 @@ def match(a: Weights, b: Weights, rng: np.random.Generator) -> list[np.ndarray]:
     Source: Ainsworth et al., "Git Re-Basin", 2022, algorithm 1.
     """
     a, b = (Weights({tag: np.float64(w) for tag, w in one.items()}) for one in (a, b))
-    found = [np.arange(len(bias)) for bias in a.biases[:-1]]
+    layers = _hidden(a)
+    found = [np.arange(a[bias].size) for _, bias, _ in layers]
     gained = True
     while gained:
         gained = False
         for i in rng.permutation(len(found)):
-            now = permute_hidden(b, found)
-            gain = a.weights[i].T @ now.weights[i] + np.outer(a.biases[i], now.biases[i])
-            gain += a.weights[i + 1] @ now.weights[i + 1].T
+            now, (w, bias, after) = permute_hidden(b, found), layers[i]
+            gain = a[w].T @ now[w] + np.outer(a[bias], now[bias]) + a[after] @ now[after].T
             better = linear_sum_assignment(gain, maximize=True)[1]
             rise = gain[np.arange(len(gain)), better].sum() - gain.trace()
             # Beyond rounding, so that equal assignments cannot take turns for ever.

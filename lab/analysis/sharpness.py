@@ -5,10 +5,28 @@ from __future__ import annotations
 from typing import Any, NamedTuple
 
 import numpy as np
+import tensorflow as tf
 from scipy.sparse.linalg import LinearOperator, eigsh
 
 from lab.analysis.model import Model
 from lab.analysis.weights import Weights
+from lab.models.losses import softmax_cross_entropy
+
+
+def hessian_product(network: Any, x: tf.Tensor, labels: tf.Tensor, v: tf.Tensor) -> tf.Tensor:
+    """H v, float32 [entries], H the Hessian of the mean unclipped cross-entropy over x.
+
+    Forward over reverse. v: all entries, in the order of the network's variables.
+    """
+    zero, variables = tf.UnconnectedGradients.ZERO, list(network.variables)
+    pieces = tf.split(tf.cast(v, tf.float32), [w.shape.num_elements() for w in variables])
+    tangents = [tf.reshape(piece, w.shape) for piece, w in zip(pieces, variables, strict=True)]
+    with tf.autodiff.ForwardAccumulator(variables, tangents) as forward:
+        with tf.GradientTape() as tape:
+            loss = tf.reduce_mean(softmax_cross_entropy(tf.cast(labels, tf.int32), network(x)))
+        gradients = tape.gradient(loss, variables, unconnected_gradients=zero)
+    products = [forward.jvp(g, unconnected_gradients=zero) for g in gradients]
+    return tf.concat([tf.reshape(p, [-1]) for p in products], axis=0)
 
 
 class Eigenvalue(NamedTuple):
@@ -19,29 +37,26 @@ class Eigenvalue(NamedTuple):
 
 
 def sharpness(
-    model: Model,
-    weights: Weights,
-    x: Any,
-    labels: Any,
-    rng: np.random.Generator,
-    tolerance: float = 1e-3,
+    model: Model, weights: Weights, x: Any, labels: Any, rng: np.random.Generator
 ) -> Eigenvalue:
-    """The largest (most positive) Hessian eigenvalue of the mean cross-entropy over examples x.
+    """The largest (most positive) Hessian eigenvalue of the mean cross-entropy over x: Lanczos.
 
     Show it beside 2 / learning rate **on the mean loss** (for a summed loss that is 2 / (batch
     size times the rate)): above it full-batch gradient descent is unstable. For sgd a heuristic;
     for adaptive optimizers it does not hold as it stands.
 
-    By Lanczos's method, to a relative `tolerance`. The loss is the unclipped one.
-
     Source: Cohen et al., "Gradient Descent on Neural Networks Typically Occurs at the Edge of
     Stability", ICLR 2021.
     """
-    product, size = model.hessian_vector_product(weights, x, labels)
-    start = rng.normal(size=size)
+    x, labels = tf.convert_to_tensor(x), tf.convert_to_tensor(labels)
+
+    def product(v: np.ndarray) -> np.ndarray:
+        return model(hessian_product, weights, x, labels, v).numpy()
+
+    start = rng.normal(size=sum(w.size for w in weights.values()))
     if not product(start).any():
         return Eigenvalue(0.0, 0.0)
-    hessian = LinearOperator((size, size), product, dtype=np.float64)
-    values, vectors = eigsh(hessian, 1, which="LA", tol=tolerance, v0=start)
+    hessian = LinearOperator((start.size, start.size), product, dtype=np.float64)
+    values, vectors = eigsh(hessian, 1, which="LA", tol=1e-3, v0=start)
     value, v = float(values[0]), vectors[:, 0]
     return Eigenvalue(value, float(np.linalg.norm(product(v) - value * v)) / abs(value))

@@ -6,10 +6,11 @@ from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
-from scipy import stats
 
 from lab.analysis.model import Model
 from lab.analysis.weights import Weights
+
+RANKS = (1, 2, 5, 10, 20)
 
 
 def shuffle(weights: Weights, layers: Sequence[str], rng: np.random.Generator) -> Weights:
@@ -36,28 +37,18 @@ def shuffle_test(
     tests = []
     for layers in [*((name,) for name in weights.names), weights.names]:
         after = shuffle(weights, layers, rng)
-        same = all(np.array_equal(np.sort(w, None), np.sort(after[t], None))
-                   for t, w in weights.items())  # fmt: skip
-        tests.append(Shuffle(layers, same, model.evaluate(after, x, labels).accuracy))
+        same = (
+            np.array_equal(np.sort(w, None), np.sort(after[t], None)) for t, w in weights.items()
+        )
+        tests.append(Shuffle(layers, all(same), model.evaluate(after, x, labels).accuracy))
     return tests
-
-
-def marchenko_pastur_edge(shape: Sequence[int], sigma: float) -> float:
-    """sigma (sqrt(n) + sqrt(m)): the largest singular value of n x m noise, as n, m grow.
-
-    Of entries drawn independently with standard deviation sigma. For normal entries the expected
-    largest singular value lies below it; single draws reach past it by less than about sigma.
-    Source: Marchenko and Pastur 1967; Davidson and Szarek 2001, theorem II.13.
-    """
-    return float(sigma * (np.sqrt(shape[0]) + np.sqrt(shape[1])))
 
 
 class Spectrum(NamedTuple):
     """Singular values of a layer's weights, largest first, at the end and at the start.
 
-    edge: Marchenko-Pastur's, of entries with the root mean square of W_0's. outside,
-    initial_outside: how many of W_T and of W_0 lie above it. stable_rank, initial_stable_rank:
-    ||W||_F^2 / ||W||_2^2.
+    edge: Marchenko-Pastur's, of noise with the root mean square of W_0. outside, initial_outside:
+    how many of W_T and of W_0 lie above it. stable_rank, initial_stable_rank: ||W||_F^2/||W||_2^2.
     """
 
     singular: np.ndarray
@@ -70,9 +61,15 @@ class Spectrum(NamedTuple):
 
 
 def spectrum(final: np.ndarray, initial: np.ndarray) -> Spectrum:
-    """Of one layer's weights W_T and W_0 [n_in, n_out]."""
+    """Of one layer's weights W_T and W_0 [n, m].
+
+    The edge, sigma (sqrt(n) + sqrt(m)), is the largest singular value of independent entries with
+    standard deviation sigma as n, m grow; single normal draws reach past it by less than about
+    sigma. Source: Marchenko and Pastur 1967; Davidson and Szarek 2001, theorem II.13.
+    """
     end, start = (np.linalg.svd(np.float64(w), compute_uv=False) for w in (final, initial))
-    edge = marchenko_pastur_edge(initial.shape, np.sqrt(np.mean(np.float64(initial) ** 2)))
+    sigma = np.sqrt(np.mean(np.float64(initial) ** 2))
+    edge = float(sigma * np.sqrt(initial.shape).sum())
     outside = [int(np.sum(s > edge)) for s in (end, start)]
     ranks = [float(np.sum(s**2) / s[0] ** 2) if s[0] > 0 else np.nan for s in (end, start)]
     return Spectrum(end, start, edge, *outside, *ranks)
@@ -92,35 +89,20 @@ def low_rank_changes(
     initial: Weights,
     x: Any,
     labels: Any,
-    ranks: Sequence[int] = (1, 2, 5, 10, 20),
+    ranks: Sequence[int] = RANKS,
 ) -> list[LowRank]:
     """acc(W_0 + D_k) and acc(D_k), D_k the best rank-k approximation of W_T - W_0, all layers.
 
     D_k = sum_{i<=k} s_i u_i v_i^T (Eckart and Young 1936), of matrices as `Weights.matrices` has
     them. Vectors, as biases are, stay final: they have no rank to cut.
     """
-    start = initial.matrices()
-    parts = {tag: np.linalg.svd(w - start[tag], full_matrices=False)
-             for tag, w in final.matrices().items()}  # fmt: skip
+    ends, starts = final.matrices(), initial.matrices()
+    parts = {tag: np.linalg.svd(w - starts[tag], full_matrices=False) for tag, w in ends.items()}
     found = []
     for k in ranks:
-        changes = {tag: ((u[:, :k] * s[:k]) @ v[:k]).reshape(final[tag].shape)
-                   for tag, (u, s, v) in parts.items()}  # fmt: skip
-        kept = {tag: initial[tag] + change for tag, change in changes.items()}
-        both = (model.evaluate(final.replace(w), x, labels).accuracy for w in (kept, changes))
+        changes = {tag: (u[:, :k] * s[:k]) @ v[:k] for tag, (u, s, v) in parts.items()}
+        alone = {tag: change.reshape(final[tag].shape) for tag, change in changes.items()}
+        kept = {tag: initial[tag] + change for tag, change in alone.items()}
+        both = (model.evaluate(final.replace(w), x, labels).accuracy for w in (kept, alone))
         found.append(LowRank(k, *both))
     return found
-
-
-def row_kurtosis(weights: np.ndarray) -> float:
-    """Excess kurtosis of weights [n_in, n_out], each row brought to mean 0 and variance 1 first.
-
-    Without that, rows that moved and rows that did not make a mixture with heavy tails of its
-    own. Standardizing a row of m normal entries leaves E[r^4] = 3 (m - 1)/(m + 1), and it is that
-    which is subtracted here: 0 for normal rows of any length. Rows without spread are left out.
-    """
-    rows = np.float64(weights)
-    rows = rows[np.ptp(rows, axis=1) > 0]
-    if not len(rows):
-        return float("nan")
-    return float(stats.kurtosis(rows, axis=1).mean() + 6 / (rows.shape[1] + 1))

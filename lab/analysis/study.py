@@ -28,7 +28,7 @@ class Seen(NamedTuple):
     """What needs images, of a completed run's final weights W_T; in featured groups only.
 
     accuracy: as evaluated here, to hold against the record. rematched: the cross-entropy barrier
-    to a permuted copy after matching, which must be 0. nan where not applicable.
+    to a permuted copy after matching, which must be 0.
     """
 
     accuracy: float
@@ -45,31 +45,30 @@ class Seen(NamedTuple):
 class Measured(NamedTuple):
     """Of one run. spectra, near_zero and near_zero_initial: by layer, of the weights.
 
-    kurtosis: by layer, start and end. unmoved: h1's rows that hold their first bits. never_lit:
-    inputs that are 0 in every training image that the run was shown. first_step: before and after
-    one sgd step on the run's first batch; at_end: on the batch after its last; sharpness: at the
-    end, of completed runs; these only for plain sgd on the clipped loss. not_applicable: why what
-    is of dense layers alone was not measured, or "".
+    unmoved: h1's rows that hold their first bits. never_lit: inputs that are 0 in every training
+    image that the run was shown. not_applicable: why what is of dense layers alone (permutations,
+    pixels, natural scale) was not measured, or "". Of plain sgd on the clipped loss alone:
+    first_step, before and after one step on the run's first batch; at_end, on the batch after its
+    last; sharpness, at the end of completed runs.
     """
 
     spectra: dict[str, spectrum.Spectrum]
     near_zero: dict[str, dict[float, float]]
     near_zero_initial: dict[str, dict[float, float]]
     bias_near_zero: dict[float, float]
-    kurtosis: dict[str, tuple[float, float]]
     unmoved: int
+    not_applicable: str
     never_lit: int | None = None
     lighting: list[near_zero.Movement] | tuple[()] = ()
     first_step: tuple[collapse.VitalSigns, collapse.VitalSigns] | None = None
     at_end: collapse.VitalSigns | None = None
     sharpness: sharpness.Eigenvalue | None = None
     seen: Seen | None = None
-    not_applicable: str = ""
 
 
 class Paired(NamedTuple):
-    """Of two runs of one configuration. after: the second one's units matched to the first's, nan
-    if not applicable. cka, cka_untrained: by hidden layer."""
+    """Of two runs of one configuration. after: the second one's units matched to the first's, as
+    before where there are none to match. cka, cka_untrained: by hidden layer."""
 
     disagreement: sameness.Disagreement
     before: sameness.Barrier
@@ -126,23 +125,23 @@ def measure(runs: Runs, progress: Progress | None = None, processes: int | None 
     alone = [group for group in runs.groups if group.replicas == 1 or group is reference]
     most = sorted(alone, key=lambda g: (g is not reference, -len(g.completed)))[:FEATURED]
     featured = [group for group in runs.groups if group in most and group.completed]
-    keys: list[tuple[str, tuple[int, int]]] = []
-    of_runs, of_pairs = [], []
+    jobs: dict[Any, tuple[Any, ...]] = {}  # by where its result belongs
     for group in runs.groups:
         folder, deep = runs.folders.get(group.data), group in featured
-        of_runs += [(_run, _ends(run), folder, deep) for run in group.runs]
+        jobs |= {run.path: (_run, _ends(run), folder, deep) for run in group.runs}
         if folder is not None and deep:
             count = None if group is reference else PAIR_EXAMPLES
             for a, b in itertools.combinations(group.completed, 2):
-                keys.append((group.label, (a.seed, b.seed)))
-                of_pairs.append((_pair, _ends(a), _ends(b), folder, count))
-    found = workers.compute(of_runs + of_pairs, progress or (lambda *_: None), processes)
-    paths = [run.path for group in runs.groups for run in group.runs]
-    paired: dict[str, dict[tuple[int, int], Paired]] = {g.label: {} for g in runs.groups}
-    for (label, seeds), pair in zip(keys, found[len(paths) :], strict=True):
-        paired[label][seeds] = pair
-    measured = dict(zip(paths, found[: len(paths)], strict=True))
-    return Evidence(runs, reference, featured, measured, paired)
+                place = group.label, (a.seed, b.seed)
+                jobs[place] = (_pair, _ends(a), _ends(b), folder, count)
+    results = workers.compute(list(jobs.values()), progress or (lambda *_: None), processes)
+    evidence = Evidence(runs, reference, featured, {}, {group.label: {} for group in runs.groups})
+    for place, result in zip(jobs, results, strict=True):
+        if isinstance(result, Measured):
+            evidence.measured[place] = result
+        else:
+            evidence.paired[place[0]][place[1]] = result
+    return evidence
 
 
 def _ends(run: Run) -> Run:
@@ -164,33 +163,27 @@ def unit(images: np.ndarray) -> tf.Tensor:
 
 
 def _run(run: Run, folder: str | None, deep: bool) -> Measured:
-    ends = {tag.removesuffix("/weights"): w for tag, w in run.final.matrices().items()}
-    starts = dict(zip(ends, run.initial.matrices().values(), strict=True))
-    vectors = [w.ravel() for w in run.final.values() if w.ndim < 2]
-    first, initial = next(iter(run.final.values())), next(iter(run.initial.values()))
-    weights = Measured(
-        spectra={name: spectrum.spectrum(w, starts[name]) for name, w in ends.items()},
-        near_zero={name: near_zero.near_zero_shares(w) for name, w in ends.items()},
-        near_zero_initial={name: near_zero.near_zero_shares(w) for name, w in starts.items()},
-        bias_near_zero=near_zero.near_zero_shares(np.concatenate(vectors)),
-        kurtosis={
-            name: (spectrum.row_kurtosis(starts[name]), spectrum.row_kurtosis(w))
-            for name, w in ends.items()
-        },
+    end, start = ({tag.removesuffix("/weights"): w for tag, w in weights.matrices().items()}
+                  for weights in (run.final, run.initial))  # fmt: skip
+    vectors = np.concatenate([w.ravel() for w in run.final.values() if w.ndim < 2])
+    first, initial = (next(iter(one.values())) for one in (end, start))
+    found = Measured(
+        spectra={name: spectrum.spectrum(w, start[name]) for name, w in end.items()},
+        near_zero={name: near_zero.near_zero_shares(w) for name, w in end.items()},
+        near_zero_initial={name: near_zero.near_zero_shares(w) for name, w in start.items()},
+        bias_near_zero=near_zero.near_zero_shares(vectors),
         unmoved=int(near_zero.unmoved_rows(first, initial).sum()),
         not_applicable=not_dense(run.final),
     )
     if folder is None:
-        return weights
+        return found
     dataset, _, lit = load_data(folder)
-    if not weights.not_applicable:
-        weights = weights._replace(
-            never_lit=_never_lit(run, dataset, lit),
-            lighting=near_zero.movement_by_lighting(first, initial, lit),
-        )
-    return weights._replace(
-        **_signs(run, dataset), seen=_seen(run, folder) if run.completed and deep else None
-    )
+    if not found.not_applicable:
+        moved = near_zero.movement_by_lighting(first, initial, lit)
+        found = found._replace(never_lit=_never_lit(run, dataset, lit), lighting=moved)
+    if plain_sgd(run.config):
+        found = found._replace(**_signs(run, dataset))
+    return found._replace(seen=_seen(run, folder) if run.completed and deep else None)
 
 
 def _never_lit(run: Run, dataset: data.Dataset, lit: np.ndarray) -> int:
@@ -210,41 +203,37 @@ def plain_sgd(config: dict[str, Any]) -> bool:
 
 
 def _signs(run: Run, dataset: data.Dataset) -> dict[str, Any]:
-    if not plain_sgd(run.config):
-        return {}
     model = model_of(run.config, run.final)
     batches = data.Batches(run.seed, len(dataset.train_images), run.config["batch_size"])
 
     def examples(chosen: Any) -> collapse.Batch:
         return unit(dataset.train_images[chosen]), dataset.train_labels[chosen]
 
-    def batch(step: int) -> collapse.Batch:
-        return examples(batches.indices(step, 1)[0])
+    def step(weights: Weights, number: int) -> tuple[collapse.VitalSigns, Weights]:
+        batch = examples(batches.indices(number, 1)[0])
+        rule = run.config["learning_rate"], run.config["reduction"]
+        return collapse.sgd_step(model, weights, batch, *rule)
 
-    rule = run.config["learning_rate"], run.config["reduction"]
-    some, rng = examples(slice(SHARPNESS_EXAMPLES)), np.random.default_rng(run.seed)
-    return {
-        "sharpness": sharpness.sharpness(model, run.final, *some, rng) if run.completed else None,
-        "first_step": collapse.autopsy(model, run.initial, batch(1), batch(2), *rule),
-        "at_end": collapse.vital_signs(model, run.final, batch(run.steps + 1), *rule),
+    before, weights = step(run.initial, 1)
+    found = {
+        "first_step": (before, step(weights, 2)[0]),
+        "at_end": step(run.final, run.steps + 1)[0],
     }
+    if run.completed:
+        some, rng = examples(slice(SHARPNESS_EXAMPLES)), np.random.default_rng(run.seed)
+        found["sharpness"] = sharpness.sharpness(model, run.final, *some, rng)
+    return found
 
 
 def _seen(run: Run, folder: str) -> Seen:
     dataset, x, _ = load_data(folder)
     labels, start, end = dataset.test_labels, run.initial, run.final
     model, rng = model_of(run.config, end), np.random.default_rng(run.seed)
-    train = unit(dataset.train_images[:MEAN_EXAMPLES])
-    rematched = np.nan
-    symmetry, natural = sameness.Symmetry(*[np.nan] * 3), near_zero.NaturalScale(*[np.nan] * 3)
-    if not not_dense(end):
-        few = x[:PAIR_EXAMPLES], labels[:PAIR_EXAMPLES]
-        copy = sameness.permute_hidden(end, sameness.random_permutations(end, rng))
-        copy = sameness.permute_hidden(copy, sameness.match(end, copy, rng))
-        rematched = sameness.barrier(model, end, copy, *few, points=5).cross_entropy_barrier
-        symmetry = sameness.symmetry(model, end, few[0], rng)
-        natural = near_zero.natural_scale(train.numpy(), end.weights[0], end.biases[0])
-    drawn = fresh(run.config, end, seed=-1 - run.seed)
+    train, few = unit(dataset.train_images[:MEAN_EXAMPLES]), x[:PAIR_EXAMPLES]
+    copy = sameness.permute_hidden(end, sameness.random_permutations(end, rng))
+    copy = sameness.permute_hidden(copy, sameness.match(end, copy, rng))
+    back = sameness.barrier(model, end, copy, few, labels[:PAIR_EXAMPLES], points=5)
+    drawn = fresh(run.config, end, seed=-1 - run.seed)  # a seed that no run has
     hidden = model.hidden(end, x).items()
     return Seen(
         accuracy=model.evaluate(end, x, labels).accuracy,
@@ -252,36 +241,29 @@ def _seen(run: Run, folder: str) -> Seen:
         saturation={n: resets.saturation(a, run.config["activation"]) for n, a in hidden},
         shuffles=spectrum.shuffle_test(model, end, x, labels, rng),
         low_rank=spectrum.low_rank_changes(model, end, start, x, labels),
-        pruning=near_zero.pruning_curve(model, end, x, labels, train, rng),
-        symmetry=symmetry,
-        rematched=rematched,
-        natural=natural,
+        pruning=near_zero.pruning_curve(model, end, (x, labels), train, rng),
+        symmetry=sameness.symmetry(model, end, few, rng),
+        rematched=back.cross_entropy_barrier,
+        natural=near_zero.natural_scale(end, train.numpy()),
     )
 
 
 def _pair(a: Run, b: Run, folder: str, count: int | None) -> Paired:
     dataset, images, _ = load_data(folder)
     model, labels = model_of(a.config, a.final), dataset.test_labels
-    some = images[:count], labels[:count]
+    x, few = images[:count], images[:PAIR_EXAMPLES]
     one, other = (model.logits(run.final, images).argmax(axis=1) for run in (a, b))
-    before = sameness.barrier(model, a.final, b.final, *some)
-    after = before._replace(
-        cross_entropy=before.cross_entropy * np.nan, cross_entropy_barrier=np.nan,
-        accuracy=before.accuracy * np.nan, accuracy_barrier=np.nan,
-    )  # fmt: skip
-    if not not_dense(a.final):
-        rng = np.random.default_rng([a.seed, b.seed])
-        matched = sameness.permute_hidden(b.final, sameness.match(a.final, b.final, rng))
-        after = sameness.barrier(model, a.final, matched, *some)
+    rng = np.random.default_rng([a.seed, b.seed])
+    matched = sameness.permute_hidden(b.final, sameness.match(a.final, b.final, rng))
 
-    def cka(ends: tuple[Weights, Weights]) -> dict[str, float]:
-        u, v = (model.hidden(end, images[:PAIR_EXAMPLES]) for end in ends)
+    def cka(*ends: Weights) -> dict[str, float]:
+        u, v = (model.hidden(end, few) for end in ends)
         return {name: sameness.linear_cka(u[name], v[name]) for name in u}
 
     return Paired(
-        disagreement=sameness.disagreement(one, other, labels, dataset.num_classes),
-        before=before,
-        after=after,
-        cka=cka((a.final, b.final)),
-        cka_untrained=cka((a.initial, b.initial)),
+        sameness.disagreement(one, other, labels, dataset.num_classes),
+        before=sameness.barrier(model, a.final, b.final, x, labels[:count]),
+        after=sameness.barrier(model, a.final, matched, x, labels[:count]),
+        cka=cka(a.final, b.final),
+        cka_untrained=cka(a.initial, b.initial),
     )

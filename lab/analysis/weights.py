@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 import re
 from collections.abc import Mapping
 
@@ -10,10 +9,7 @@ import numpy as np
 
 
 class Weights(dict[str, np.ndarray]):
-    """Every array by its tag, first layer first.
-
-    The properties `weights` and `biases` hold where every layer has both; see `not_dense`.
-    """
+    """Every array by its tag. `weights` and `biases` are those of dense layers, see `not_dense`."""
 
     @classmethod
     def from_tensors(cls, tensors: Mapping[str, np.ndarray]) -> Weights:
@@ -60,21 +56,17 @@ class Weights(dict[str, np.ndarray]):
 
 
 def not_dense(weights: Weights) -> str:
-    """Why this is no chain of fully connected layers, `weights` [n_in, n_out] and `bias` [n_out]
-    each; "" if it is one."""
-    for name in weights.names:
-        if {f"{name}/weights", f"{name}/bias"} - weights.keys() or name.count("/"):
-            return f"{name} has no weights and bias"
-    if 2 * len(weights.names) != len(weights):
-        return "a layer has other tensors than weights and bias"
+    """Why this is no chain of dense layers, `weights` [n_in, n_out] and `bias` [n_out] each; "" if
+    it is one."""
+    if list(weights) != [
+        f"{name}/{part}" for name in weights.names for part in ("weights", "bias")
+    ]:
+        return f"{', '.join(weights)}: not weights and bias of one layer after another"
+    width = None
     for name, w, b in zip(weights.names, weights.weights, weights.biases, strict=True):
-        if w.ndim != 2 or b.shape != w.shape[1:]:
-            return f"{name}: weights {w.shape} and bias {b.shape} are not of a dense layer"
-    for (_, w), (name, after) in itertools.pairwise(
-        zip(weights.names, weights.weights, strict=True)
-    ):
-        if w.shape[1] != len(after):
-            return f"{name}: weights {after.shape} do not fit {w.shape[1]} inputs"
+        if w.ndim != 2 or b.shape != w.shape[1:] or width not in (None, len(w)):
+            return f"{name}: weights {w.shape}, bias {b.shape} do not fit {width or 'any'} inputs"
+        width = len(b)
     return ""
 
 

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import contextlib
 import multiprocessing
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from concurrent import futures
 from typing import Any
 
@@ -14,6 +13,7 @@ from lab.errors import LabError
 from lab.terminal import quiet_stderr
 
 _LEVEL = "TF_CPP_MIN_LOG_LEVEL"
+_THREADS = ("OPENBLAS_NUM_THREADS", "OMP_NUM_THREADS", "MKL_NUM_THREADS")
 
 
 def compute(
@@ -35,7 +35,9 @@ def compute(
             progress(i + 1, len(jobs))
         return found
     context = multiprocessing.get_context("spawn")
-    with _one_thread(), futures.ProcessPoolExecutor(processes, context, _start) as pool:
+    before = {name: os.environ.get(name) for name in _THREADS}
+    os.environ.update(dict.fromkeys(_THREADS, "1"))  # their NumPy reads it at its start
+    with futures.ProcessPoolExecutor(processes, context, _start) as pool:
         waiting = [pool.submit(*job) for job in jobs]
         try:
             for i, one in enumerate(futures.as_completed(waiting)):
@@ -47,6 +49,9 @@ def compute(
                 "fewer cores (taskset) or fewer runs"
             ) from error
         finally:
+            for name in _THREADS:
+                del os.environ[name]
+            os.environ.update({name: value for name, value in before.items() if value is not None})
             pool.shutdown(cancel_futures=True)
         return [one.result() for one in waiting]
 
@@ -58,18 +63,3 @@ def _start() -> None:
         import tensorflow as tf
     tf.config.threading.set_intra_op_parallelism_threads(1)
     tf.config.threading.set_inter_op_parallelism_threads(1)
-
-
-@contextlib.contextmanager
-def _one_thread() -> Iterator[None]:
-    """Processes started in here compute with one thread each, as their NumPy reads at its start."""
-    names = ("OPENBLAS_NUM_THREADS", "OMP_NUM_THREADS", "MKL_NUM_THREADS")
-    before = {name: os.environ.get(name) for name in names}
-    os.environ.update(dict.fromkeys(names, "1"))
-    try:
-        yield
-    finally:
-        for name, value in before.items():
-            os.environ.pop(name)
-            if value is not None:
-                os.environ[name] = value

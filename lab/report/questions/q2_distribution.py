@@ -42,8 +42,6 @@ def distribution(evidence: Evidence) -> Section:
                    [s.stable_rank for s in spectra]),
             across(f"stable_rank_initial:{name}", f"{name}'s stable rank, at the start",
                    [s.initial_stable_rank for s in spectra]),
-            across(f"kurtosis:{name}", f"{name}'s excess kurtosis, rows standardized, at the end",
-                   [one.kurtosis[name][1] for one in found]),
         ]  # fmt: skip
     beyond = [f"{value(outside[n])} of {outside[n].note[3:]} in {n}" for n in names]
     answer = (
