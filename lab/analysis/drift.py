@@ -20,11 +20,7 @@ def thin(steps: np.ndarray, points: int = 60) -> np.ndarray:
 def growth_exponent(steps: np.ndarray, distances: np.ndarray) -> float:
     """p of the power law c t^p nearest to ||W_t - W_0||: 1 is straight, 1/2 a random walk.
 
-    By least squares of the distance itself, at steps evenly spaced in log t.
-
-    Args:
-      steps: rising integers; those below 1 are left out.
-      distances: of the same length, in the weights' unit.
+    By least squares of the distance itself, at steps from 1 on, evenly spaced in log t.
     """
     chosen = thin(steps)
     t, d = np.float64(steps)[chosen], np.float64(distances)[chosen]
@@ -48,19 +44,17 @@ def drift_ratio(distance: float, update_norms: np.ndarray) -> float:
 
 
 class Trend(NamedTuple):
-    """A least-squares line over the last part of a series: the values' mean, the slope per step,
-    and change: slope times the steps covered, over the mean."""
+    """A least-squares line: slope per step, and change: what it rises by, over the values' mean."""
 
-    mean: float
     slope: float
     change: float
 
 
 def late_trend(steps: np.ndarray, values: np.ndarray, part: float = 1 / 3) -> Trend:
-    """Does a series still rise in the last `part` of its steps? Of ||W_t||, beside the losses.
+    """Does a series still rise in the last `part` of its steps?
 
-    On separable data the norm goes on growing, as log t, after the training error is 0 (Soudry
-    et al., JMLR 2018).
+    The weights' norm on separable data does, as log t, after the training error is 0 (Soudry et
+    al., JMLR 2018).
 
     Raises:
       ValueError: fewer than two steps in that part.
@@ -71,4 +65,4 @@ def late_trend(steps: np.ndarray, values: np.ndarray, part: float = 1 / 3) -> Tr
     if len(t) < 2:
         raise ValueError(f"{len(t)} value in the last {part:.0%} of the steps: 2 are required")
     slope, mean = float(stats.linregress(t, v).slope), float(v.mean())
-    return Trend(mean, slope, slope * float(t[-1] - t[0]) / mean if mean else float("nan"))
+    return Trend(slope, slope * float(t[-1] - t[0]) / mean if mean else float("nan"))

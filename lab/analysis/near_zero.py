@@ -62,11 +62,9 @@ class Movement(NamedTuple):
     mean: float
 
 
-def movement_by_lighting(
-    final: np.ndarray, initial: np.ndarray, shares: np.ndarray
-) -> list[Movement]:
+def movement_by_lighting(end: np.ndarray, start: np.ndarray, shares: np.ndarray) -> list[Movement]:
     """How far h1's rows moved, grouped by `lit_shares`; first the pixels that are never lit."""
-    moved = np.linalg.norm(np.float64(final) - initial, axis=1)
+    moved = np.linalg.norm(np.float64(end) - start, axis=1)
     groups = []
     for above, upto in itertools.pairwise((-1, 0, 1e-3, 1e-2, 1e-1, 1)):
         rows = moved[(shares > above) & (shares <= upto)]
@@ -111,12 +109,10 @@ def pruning_curve(
     rng: np.random.Generator,
     shares: Sequence[float] = SHARES,
 ) -> PruningCurve:
-    """Test accuracy against the share of entries pruned, the same share of every matrix.
+    """Magnitude pruning, as in Han et al., NeurIPS 2015, without training afterwards.
 
-    train: images for the mean inputs: a sigmoid's mean is not 0, so what is pruned was not only
-    noise but also a constant, which the next bias can hold.
-
-    Source: magnitude pruning as in Han et al., NeurIPS 2015, without training afterwards.
+    train: images for the mean inputs. A sigmoid's mean is not 0: what is pruned was not only noise
+    but also a constant, which the next bias can hold.
     """
     dense = not not_dense(weights)
     inputs = [np.asarray(train), *model.hidden(weights, train).values()] if dense else []

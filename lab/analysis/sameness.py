@@ -24,11 +24,10 @@ class Disagreement(NamedTuple):
 
 
 def disagreement(a: np.ndarray, b: np.ndarray, labels: np.ndarray, classes: int) -> Disagreement:
-    """Of predicted classes a and b, integers [n].
+    """Of predicted classes a and b, integers [n], with errors e_a and e_b.
 
-    With errors e_a, e_b that fall on examples and on the K - 1 wrong classes independently and
-    evenly, both agree when both are right or wrong alike:
-    1 - (1 - e_a)(1 - e_b) - e_a e_b / (K - 1) is the share of disagreement.
+    Independent ones, even on the K - 1 wrong classes, disagree on 1 - (1 - e_a)(1 - e_b) -
+    e_a e_b / (K - 1) of the examples.
     """
     wrong_a, wrong_b = a != labels, b != labels
     error_a, error_b, both, share = (
@@ -39,8 +38,8 @@ def disagreement(a: np.ndarray, b: np.ndarray, labels: np.ndarray, classes: int)
 
 
 def _hidden(weights: Weights) -> list[tuple[str, str, str]]:
-    """Of every hidden layer whose units can be permuted: the tags of its weights, of its bias and
-    of the next layer's weights. None where layers are not dense."""
+    """Of every hidden layer the tags of its weights, its bias and the next layer's weights; none
+    if units cannot be permuted, since layers are not dense."""
     pairs = [] if not_dense(weights) else itertools.pairwise(weights.names)
     return [(f"{name}/weights", f"{name}/bias", f"{after}/weights") for name, after in pairs]
 
@@ -48,8 +47,7 @@ def _hidden(weights: Weights) -> list[tuple[str, str, str]]:
 def permute_hidden(weights: Weights, permutations: Sequence[np.ndarray]) -> Weights:
     """The same function, hidden units in another order: unit j is what unit p[j] was.
 
-    permutations: integers [units], one for each hidden layer. Columns and bias of a layer move,
-    and with them the rows of the next.
+    permutations: integers [units], one for each hidden layer.
     """
     found = Weights(weights)
     for (w, bias, after), p in zip(_hidden(weights), permutations, strict=True):
@@ -58,7 +56,6 @@ def permute_hidden(weights: Weights, permutations: Sequence[np.ndarray]) -> Weig
 
 
 def random_permutations(weights: Weights, rng: np.random.Generator) -> list[np.ndarray]:
-    """One permutation for each hidden layer."""
     return [rng.permutation(weights[bias].size) for _, bias, _ in _hidden(weights)]
 
 
@@ -83,10 +80,10 @@ def symmetry(model: Model, weights: Weights, x: Any, rng: np.random.Generator) -
 
 
 class Barrier(NamedTuple):
-    """The straight path from one network to another: figures [points] at places t in [0, 1].
+    """The straight path between two weights: figures [points] at places t in [0, 1].
 
-    cross_entropy_barrier: max_t L(t) - ((1 - t) L(0) + t L(1)), in nats. accuracy_barrier: max_t
-    ((1 - t) acc(0) + t acc(1)) - acc(t). Both are 0 or more, since they are 0 at the ends.
+    cross_entropy_barrier: max_t L(t) - ((1 - t) L(0) + t L(1)), in nats. accuracy_barrier: the
+    same of 1 - accuracy. Both are 0 or more.
     """
 
     places: np.ndarray
@@ -97,10 +94,7 @@ class Barrier(NamedTuple):
 
 
 def barrier(model: Model, a: Weights, b: Weights, x: Any, labels: Any, points: int = 25) -> Barrier:
-    """Linear interpolation between two weights of one network, both ends evaluated here.
-
-    Source: Frankle et al., ICML 2020; Ainsworth et al., "Git Re-Basin", 2022.
-    """
+    """Linear interpolation (Frankle et al., ICML 2020), both ends evaluated here."""
     places, found = np.linspace(0, 1, points), []
     # x W_1 is linear in the weights: two products serve all the points.
     start, end = (model.product(w, x) for w in (a, b))
@@ -120,11 +114,9 @@ def barrier(model: Model, a: Weights, b: Weights, x: Any, labels: Any, points: i
 def match(a: Weights, b: Weights, rng: np.random.Generator) -> list[np.ndarray]:
     """Permutations for which `permute_hidden(b, ...)` lies near a: weight matching.
 
-    Layer after layer in random order, the assignment p that maximizes the inner product of what
-    it moves, sum_j <W_l^a[:, j], W_l^b[:, p_j]> + b_l^a[j] b_l^b[p_j] + <W_{l+1}^a[j],
-    W_{l+1}^b[p_j]>, the other layers as they are by then; until no layer gains. With one hidden
-    layer that is the nearest permutation; with more it is a local optimum, which depends on the
-    order. A tanh's signs and a relu's scales are symmetries too: not searched.
+    Layer after layer in random order, the assignment that maximizes the inner product with a of
+    what it moves, until no layer gains. With one hidden layer that is the nearest permutation; with
+    more a local optimum. A tanh's signs and a relu's scales are symmetries too: not searched.
 
     Source: Ainsworth et al., "Git Re-Basin", 2022, algorithm 1.
     """
@@ -148,9 +140,8 @@ def match(a: Weights, b: Weights, rng: np.random.Generator) -> list[np.ndarray]:
 def linear_cka(a: np.ndarray, b: np.ndarray) -> float:
     """Linear CKA of two representations [n, units] of the same examples: 0 to 1.
 
-    ||B^T A||_F^2 / (||A^T A||_F ||B^T B||_F), the columns centred; 1 for equal up to rotation and
-    scale; nan where one is constant. Show it beside the same figure for untrained networks: with
-    many examples of low dimension that is high too.
+    ||B^T A||_F^2 / (||A^T A||_F ||B^T B||_F), the columns centred; nan where one is constant.
+    Untrained networks have a high one, too: show it beside theirs.
 
     Source: Kornblith et al., "Similarity of Neural Network Representations Revisited", ICML 2019.
     """

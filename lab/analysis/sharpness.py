@@ -41,12 +41,9 @@ def sharpness(
 ) -> Eigenvalue:
     """The largest (most positive) Hessian eigenvalue of the mean cross-entropy over x: Lanczos.
 
-    Show it beside 2 / learning rate **on the mean loss** (for a summed loss that is 2 / (batch
-    size times the rate)): above it full-batch gradient descent is unstable. For sgd a heuristic;
-    for adaptive optimizers it does not hold as it stands.
-
-    Source: Cohen et al., "Gradient Descent on Neural Networks Typically Occurs at the Edge of
-    Stability", ICLR 2021.
+    Above 2 / learning rate on the mean loss full-batch gradient descent is unstable; for sgd that
+    is a heuristic, for adaptive optimizers it does not hold as it stands. Source: Cohen et al.,
+    "Gradient Descent on Neural Networks Typically Occurs at the Edge of Stability", ICLR 2021.
     """
     x, labels = tf.convert_to_tensor(x), tf.convert_to_tensor(labels)
 
@@ -57,6 +54,6 @@ def sharpness(
     if not product(start).any():
         return Eigenvalue(0.0, 0.0)
     hessian = LinearOperator((start.size, start.size), product, dtype=np.float64)
-    values, vectors = eigsh(hessian, 1, which="LA", tol=1e-3, v0=start)
+    values, vectors = eigsh(hessian, 1, which="LA", ncv=8, tol=1e-3, v0=start)
     value, v = float(values[0]), vectors[:, 0]
     return Eigenvalue(value, float(np.linalg.norm(product(v) - value * v)) / abs(value))

@@ -63,8 +63,7 @@ class Spectrum(NamedTuple):
 def spectrum(final: np.ndarray, initial: np.ndarray) -> Spectrum:
     """Of one layer's weights W_T and W_0 [n, m].
 
-    The edge, sigma (sqrt(n) + sqrt(m)), is the largest singular value of independent entries with
-    standard deviation sigma as n, m grow; single normal draws reach past it by less than about
+    The edge is sigma (sqrt(n) + sqrt(m)); single normal draws reach past it by less than about
     sigma. Source: Marchenko and Pastur 1967; Davidson and Szarek 2001, theorem II.13.
     """
     end, start = (np.linalg.svd(np.float64(w), compute_uv=False) for w in (final, initial))
@@ -93,8 +92,7 @@ def low_rank_changes(
 ) -> list[LowRank]:
     """acc(W_0 + D_k) and acc(D_k), D_k the best rank-k approximation of W_T - W_0, all layers.
 
-    D_k = sum_{i<=k} s_i u_i v_i^T (Eckart and Young 1936), of matrices as `Weights.matrices` has
-    them. Vectors, as biases are, stay final: they have no rank to cut.
+    Of `Weights.matrices`; vectors, as biases are, stay final: they have no rank to cut.
     """
     ends, starts = final.matrices(), initial.matrices()
     parts = {tag: np.linalg.svd(w - starts[tag], full_matrices=False) for tag, w in ends.items()}

@@ -53,7 +53,7 @@ def _write(logdir: str) -> str:
             f"the page needs {' and '.join(missing)}: {sys.executable} -m pip install"
             f" {' '.join(missing)} (--nopage prints the table alone)"
         )
-    # NumPy computes all that is in here: a GPU is left to those who train.
+    # The measurements compute on the CPU: a GPU is left to those who train.
     os.environ["CUDA_VISIBLE_DEVICES"] = "-1"
     with quiet_stderr():
         from lab.analysis import runs
