@@ -5,11 +5,11 @@ import pytest
 import tensorflow as tf
 from scipy import special, stats
 
+from lab.kernels.metrics import predictions
 from lab.models import layers, losses
 from lab.models.layers import ACTIVATIONS, INITIALIZERS, Dense
 from lab.models.mlp import MLP
 from lab.settings.config import Config
-from lab.step.evaluate import predictions
 
 pytestmark = pytest.mark.numbers
 

@@ -23,7 +23,7 @@ import pytest
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from lab.errors import LabError
-from lab.report import board, charts, page
+from lab.report import board, charts, figures_json, page
 from lab.report import main as program
 from lab.report.section import (
     Bars,
@@ -359,7 +359,7 @@ def test_report_json_is_strict_and_holds_every_figure():
     def refuse(name):
         raise AssertionError(f"{name} is not JSON")
 
-    whole = json.loads(page.as_json(STORY), parse_constant=refuse)
+    whole = json.loads(figures_json.as_json(STORY), parse_constant=refuse)
     assert whole["title"] == STORY.title
     assert list(whole["sections"]) == [section.slug for section in STORY.sections]
     for section in STORY.sections:

@@ -10,6 +10,7 @@ import numpy as np
 import tensorflow as tf
 
 from lab.analysis.weights import Weights
+from lab.kernels.metrics import predictions
 from lab.models import losses
 from lab.models.layers import ACTIVATIONS, INITIALIZERS, Dense
 from lab.models.mlp import MLP
@@ -105,7 +106,7 @@ def _evaluate(
         z = functools.reduce(lambda a, layer: layer(a), rest, first.activation(x + first.bias))
     else:
         z = network(x)
-    right = tf.cast(losses.predictions(z) == labels, tf.float64)
+    right = tf.cast(predictions(z) == labels, tf.float64)
     loss = tf.cast(losses.softmax_cross_entropy(labels, z), tf.float64)
     return tf.reduce_mean(right), tf.reduce_mean(loss)
 

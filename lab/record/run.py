@@ -1,4 +1,4 @@
-"""A run directory as NumPy arrays: `lab.open_run`. A run that is still being written can be read."""
+"""A run directory as NumPy arrays, finished or still being written: `lab.open_run`."""
 
 from __future__ import annotations
 

@@ -57,7 +57,7 @@ def _write(logdir: str) -> str:
     os.environ["CUDA_VISIBLE_DEVICES"] = "-1"
     with quiet_stderr():
         from lab.analysis import runs
-        from lab.report import answers, board, page
+        from lab.report import answers, board, figures_json, page
     html, figures = (os.path.join(logdir, name) for name in ("report.html", "report.json"))
     board.check(logdir)
     for path in (html, figures):  # before the minutes that it takes to fill them
@@ -66,7 +66,7 @@ def _write(logdir: str) -> str:
         all_runs = runs.read_runs(logdir, progress)
     with _bar("measuring") as progress:
         story = answers.tell(all_runs, progress)
-    texts = {html: page.as_html(story), figures: page.as_json(story)}
+    texts = {html: page.as_html(story), figures: figures_json.as_json(story)}
     for path, text in texts.items():
         _put(path, text)
     board.write(story, logdir)

@@ -7,6 +7,7 @@ plain Python values and NumPy arrays are in here.
 from __future__ import annotations
 
 import dataclasses
+import re
 from collections.abc import Sequence
 from typing import Any
 
@@ -144,3 +145,16 @@ class Story:
     summary: str
     made: Sequence[tuple[str, str]]
     sections: Sequence[Section]
+
+
+def check(story: Story) -> None:
+    """ValueError if a name that must be unique is not: one of the two would be lost."""
+    sections = [section.slug for section in story.sections]
+    pictures = [picture.slug for section in story.sections for picture in section.pictures]
+    keys = [f"{s.slug}.{figure.key}" for s in story.sections for figure in s.figures]
+    for names in (sections, pictures, keys):
+        if twice := {name for name in names if names.count(name) > 1}:
+            raise ValueError(f"not unique in this report: {', '.join(sorted(twice))}")
+    for slug in sections + pictures:
+        if not re.fullmatch(r"[A-Za-z][\w-]*", slug):
+            raise ValueError(f"{slug!r} cannot be an id: letters, digits, - and _")

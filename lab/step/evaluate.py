@@ -8,12 +8,8 @@ from typing import Any
 import numpy as np
 import tensorflow as tf
 
+from lab.kernels.metrics import predictions
 from lab.step.placement import resident
-
-
-def predictions(logits: tf.Tensor) -> tf.Tensor:
-    """The class with the largest logit, the first of equal ones: int32 [batch]."""
-    return tf.argmax(logits, axis=1, output_type=tf.int32)
 
 
 class Evaluator:

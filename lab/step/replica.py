@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 
 import tensorflow as tf
 
-from lab.step.evaluate import predictions
+from lab.kernels.metrics import predictions
 
 Tensors = dict[str, tf.Tensor]
 
