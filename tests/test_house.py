@@ -25,6 +25,7 @@ ROOMS: dict[str, set[str]] = {
     "processes": {"errors", "machine", "record", "settings"},
     "compare": {"errors", "record", "settings"},
     "analysis": {
+        "kernels",
         *("compare", "data", "errors", "machine", "models", "record", "settings", "terminal"),
     },
     "report": {"analysis", "compare", "errors", "settings", "terminal"},

@@ -8,10 +8,9 @@ import numpy as np
 import numpy_network
 import pytest
 import small_runs
-import tensorflow as tf
 
 from lab import data, errors
-from lab.analysis.runs import _DEFAULTS, _labels, _unique, label, read_runs, read_scalars
+from lab.analysis.runs import _DEFAULTS, _labels, _unique, label, read_runs
 from lab.report import page
 from lab.report.answers import tell
 
@@ -129,22 +128,6 @@ def test_data_that_are_gone_or_differ_are_told(copy, tmp_path):
         found = read_runs(str(copy))
         assert len(found.groups) == 3 and found.folders == {}
         assert len(found.problems) == 1 and word in found.problems[0]
-
-
-def test_of_a_step_that_is_there_twice_the_last_one_counts(tmp_path):
-    for values in ({1: 10.0, 2: 20.0, 3: 30.0}, {2: 21.0, 4: 40.0}):
-        with tf.summary.create_file_writer(str(tmp_path)).as_default():
-            for step, value in values.items():
-                tf.summary.scalar("loss", value, step=step)
-                tf.summary.scalar("double", tf.constant(value, tf.float64), step=step)
-                tf.summary.histogram("weights", [value, 1.0], step=step)
-        # A run that goes on writes into a file whose name says a later second.
-        for path in tmp_path.glob("events.out.tfevents.[1-9]*"):
-            path.rename(tmp_path / f"events.out.tfevents.0{len(list(tmp_path.iterdir()))}")
-    found = read_scalars(str(tmp_path))
-    assert found.keys() == {"loss", "double"}
-    for steps, values in found.values():
-        assert steps.tolist() == [1, 2, 3, 4] and values.tolist() == [10, 21, 30, 40]
 
 
 def test_a_folder_without_runs_and_no_folder(tmp_path):

@@ -85,3 +85,21 @@ def test_a_run_that_has_not_ended(run, tmp_path):
     assert reader.result is None and reader.scalars("loss").steps[-1] == forks.STEPS
     with pytest.raises(LabError, match="is no run"):
         lab.open_run(tmp_path)
+
+
+def test_of_a_step_that_is_there_twice_the_last_one_counts(tmp_path):
+    for values in ({1: 10.0, 2: 20.0, 3: 30.0}, {2: 21.0, 4: 40.0}):
+        with tf.summary.create_file_writer(str(tmp_path)).as_default():
+            for step, value in values.items():
+                tf.summary.scalar("loss", value, step=step)
+                tf.summary.scalar("double", tf.constant(value, tf.float64), step=step)
+                tf.summary.histogram("weights", [value, 1.0], step=step)
+        # A run that goes on writes into a file whose name says a later second.
+        for path in tmp_path.glob("events.out.tfevents.[1-9]*"):
+            path.rename(tmp_path / f"events.out.tfevents.0{len(list(tmp_path.iterdir()))}")
+    scalars, histograms = event_reader.read(str(tmp_path))
+    assert scalars.keys() == {"loss", "double"}
+    for steps, values in scalars.values():
+        assert steps.tolist() == [1, 2, 3, 4] and values.tolist() == [10, 21, 30, 40]
+    assert histograms["weights"].steps.tolist() == [1, 2, 3, 4]
+    assert histograms["weights"].values[:, -1, 1].tolist() == [10, 21, 30, 40]

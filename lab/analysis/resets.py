@@ -12,18 +12,18 @@ from lab.analysis.weights import Weights
 
 class Reset(NamedTuple):
     """Test accuracies after one layer's `part` ("both" or a tensor's name) was reset, all else
-    final. rewound: put back to its own W_0. redrawn: drawn afresh."""
+    final. rewound: put back to its own W_0. redrawn: drawn afresh; nan of parts."""
 
     layer: str
     part: str
     rewound: float
-    redrawn: float
+    redrawn: float = np.nan
 
 
 def reset_layers(
     model: Model, final: Weights, initial: Weights, drawn: Weights, x: Any, labels: Any
 ) -> list[Reset]:
-    """Every layer, and each of its tensors alone, put back to `initial`; and taken from `drawn`.
+    """Every layer, and each of its tensors alone, put back to `initial`; whole ones to `drawn`.
 
     Source: Zhang, Bengio and Singer, "Are All Layers Created Equal?", JMLR 2022.
     """
@@ -31,7 +31,8 @@ def reset_layers(
     for layer in final.names:
         own = [tag for tag in final if tag.rpartition("/")[0] == layer]
         for part, tags in {"both": own, **{tag.rpartition("/")[2]: [tag] for tag in own}}.items():
-            swapped = [final.replace({t: other[t] for t in tags}) for other in (initial, drawn)]
+            others = (initial, drawn) if part == "both" else (initial,)
+            swapped = [final.replace({t: other[t] for t in tags}) for other in others]
             accuracies = (model.evaluate(weights, x, labels).accuracy for weights in swapped)
             found.append(Reset(layer, part, *accuracies))
     return found

@@ -9,7 +9,6 @@ import dataclasses
 import glob
 import itertools
 import json
-import logging
 import os
 import re
 from collections.abc import Callable, Collection, Sequence
@@ -22,8 +21,8 @@ from lab.analysis.weights import Weights
 from lab.compare import table as results
 from lab.compare.results import read_results
 from lab.errors import LabError
-from lab.record import result_file
-from lab.record.directory import RESULT, event_files
+from lab.record import event_reader, result_file
+from lab.record.directory import RESULT
 from lab.settings.config import Config
 
 Progress = Callable[[int, int], None]  # (done, total)
@@ -45,7 +44,7 @@ class Run:
     config: dict[str, Any]
     result: dict[str, Any]
     networks: dict[int, Weights]
-    scalars: dict[str, tuple[np.ndarray, np.ndarray]]
+    scalars: dict[str, event_reader.Series]
 
     @property
     def seed(self) -> int:
@@ -210,7 +209,7 @@ def _read_run(folder: str) -> Run:
         raise _Unusable(f"it has no checkpoint of step {', '.join(map(str, sorted(missing)))}")
     if not all(np.isfinite(w).all() for w in networks[step].tensors().values()):
         raise _Unusable("its weights hold NaN or infinity")
-    run = Run(folder, config, result, networks, read_scalars(folder))
+    run = Run(folder, config, result, networks, event_reader.read(folder)[0])
     if run.every_step("loss") is None:
         steps = len(run.scalars.get("loss", ((), ()))[0])
         raise _Unusable(f"its event files hold {steps} of {step} steps: damaged or cut")
@@ -232,44 +231,6 @@ def _read_networks(folder: str) -> dict[int, Weights]:
             why = " ".join(str(error).split())
             raise _Unusable(f"{os.path.basename(path)} cannot be read: {why}") from None
     return networks
-
-
-def read_scalars(folder: str) -> dict[str, tuple[np.ndarray, np.ndarray]]:
-    """Every scalar in the event files of a run, by tag: (steps int64 [n], values float64 [n]).
-
-    Of a step that is there twice, the last one counts. A file that is damaged is read up to there.
-    """
-    from tensorboard.backend.event_processing import event_file_loader
-    from tensorboard.compat.proto.event_pb2 import Event
-    from tensorboard.util import tensor_util
-
-    logging.getLogger("tensorboard").setLevel(logging.ERROR)
-    found: dict[str, list[tuple[int, float]]] = {}
-    numbers: dict[str, list[bytes]] = {}  # float32, by tag, of the steps in `places`
-    places: dict[str, list[int]] = {}
-    for path in event_files(folder):
-        for record in event_file_loader.RawEventFileLoader(path).Load():
-            event = Event.FromString(record)
-            step = event.step
-            for value in event.summary.value:
-                tensor = value.tensor
-                content = tensor.tensor_content
-                if len(content) == 4 and tensor.dtype == 1:
-                    places.setdefault(value.tag, []).append(step)
-                    numbers.setdefault(value.tag, []).append(content)
-                elif not content and value.metadata.plugin_data.plugin_name == "scalars":
-                    number = float(tensor_util.make_ndarray(tensor))
-                    found.setdefault(value.tag, []).append((step, number))
-    pairs = {
-        tag: (np.array(places[tag]), np.frombuffer(b"".join(numbers[tag]), "<f4").astype(float))
-        for tag in places
-    } | {tag: tuple(map(np.array, zip(*rows, strict=True))) for tag, rows in found.items()}
-    return {tag: _last_of_each(*pair) for tag, pair in pairs.items()}
-
-
-def _last_of_each(steps: np.ndarray, values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    rising, first = np.unique(steps[::-1], return_index=True)
-    return rising, values[::-1][first]
 
 
 def _find_data(runs: list[Run]) -> tuple[dict[str, str], list[str]]:
