@@ -97,7 +97,7 @@ def test_of_a_step_that_is_there_twice_the_last_one_counts(tmp_path):
         # A run that goes on writes into a file whose name says a later second.
         for path in tmp_path.glob("events.out.tfevents.[1-9]*"):
             path.rename(tmp_path / f"events.out.tfevents.0{len(list(tmp_path.iterdir()))}")
-    scalars, histograms = event_reader.read(str(tmp_path))
+    scalars, histograms = (event_reader.read(str(tmp_path), k) for k in ("scalars", "histograms"))
     assert scalars.keys() == {"loss", "double"}
     for steps, values in scalars.values():
         assert steps.tolist() == [1, 2, 3, 4] and values.tolist() == [10, 21, 30, 40]

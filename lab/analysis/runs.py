@@ -209,7 +209,7 @@ def _read_run(folder: str) -> Run:
         raise _Unusable(f"it has no checkpoint of step {', '.join(map(str, sorted(missing)))}")
     if not all(np.isfinite(w).all() for w in networks[step].tensors().values()):
         raise _Unusable("its weights hold NaN or infinity")
-    run = Run(folder, config, result, networks, event_reader.read(folder)[0])
+    run = Run(folder, config, result, networks, event_reader.read(folder, "scalars"))
     if run.every_step("loss") is None:
         steps = len(run.scalars.get("loss", ((), ()))[0])
         raise _Unusable(f"its event files hold {steps} of {step} steps: damaged or cut")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import collections
 import struct
 from collections.abc import Iterator
 from typing import NamedTuple
@@ -9,6 +10,8 @@ from typing import NamedTuple
 import numpy as np
 
 from lab.record.directory import event_files
+
+_DTYPES = {1: "<f4", 2: "<f8"}  # by TensorFlow's number
 
 
 class Series(NamedTuple):
@@ -23,8 +26,8 @@ class Series(NamedTuple):
     values: np.ndarray
 
 
-def read(run: str) -> tuple[dict[str, Series], dict[str, Series]]:
-    """(scalars, histograms) by tag, from the event files of a run directory.
+def read(run: str, kind: str) -> dict[str, Series]:
+    """All series of a kind, "scalars" or "histograms", in the event files of a run, by tag.
 
     Of a step that is there twice, the last one counts. A file is read up to the first record that
     is damaged or not yet whole.
@@ -33,31 +36,33 @@ def read(run: str) -> tuple[dict[str, Series], dict[str, Series]]:
     from tensorboard.util import tensor_util
 
     kinds: dict[str, str] = {}  # a tag's metadata is in its first event
-    steps: dict[str, list[int]] = {}
-    numbers: dict[str, list] = {}
+    steps: dict[str, list[int]] = collections.defaultdict(list)
+    contents: dict[str, list[bytes]] = collections.defaultdict(list)
+    dtypes: dict[str, str] = {}
     for path in event_files(run):
         for record in records(path):
             event = Event.FromString(record)
+            step = event.step
             for value in event.summary.value:
-                plugin = value.metadata.plugin_data.plugin_name
-                if kinds.setdefault(value.tag, plugin) not in ("scalars", "histograms"):
-                    continue
-                content, dtype = value.tensor.tensor_content, value.tensor.dtype
-                if content and dtype in (1, 2):
-                    number = np.frombuffer(content, ("<f4", "<f8")[dtype - 1])
-                else:
-                    number = tensor_util.make_ndarray(value.tensor)
-                steps.setdefault(value.tag, []).append(event.step)
-                numbers.setdefault(value.tag, []).append(number)
-    scalars, histograms = {}, {}
-    for tag, found in numbers.items():
-        values = np.stack(found).astype(np.float64)
+                tag = value.tag
+                if tag not in kinds:
+                    kinds[tag] = value.metadata.plugin_data.plugin_name
+                if kinds[tag] == kind:
+                    tensor = value.tensor
+                    content = tensor.tensor_content
+                    if not content or _DTYPES.get(tensor.dtype) != dtypes.get(tag):
+                        number = tensor_util.make_ndarray(tensor)
+                        dtype = dtypes.setdefault(tag, number.dtype.newbyteorder("<").str)
+                        content = number.astype(dtype).tobytes()
+                    steps[tag].append(step)
+                    contents[tag].append(content)
+    shape = (-1,) if kind == "scalars" else (-1, 30, 3)
+    found = {}
+    for tag, parts in contents.items():
+        values = np.frombuffer(b"".join(parts), dtypes[tag]).astype(np.float64).reshape(shape)
         rising, last = np.unique(np.array(steps[tag])[::-1], return_index=True)
-        if kinds[tag] == "scalars":
-            scalars[tag] = Series(rising, values[::-1][last].reshape(len(rising)))
-        else:
-            histograms[tag] = Series(rising, values[::-1][last].reshape(len(rising), -1, 3))
-    return scalars, histograms
+        found[tag] = Series(rising, values[::-1][last])
+    return found
 
 
 def records(path: str) -> Iterator[bytes]:
@@ -91,9 +96,13 @@ def _match(content: np.ndarray, starts: np.ndarray, length: int) -> np.ndarray:
 
     It is a CRC-32C, masked as TFRecords have it; all starts are computed side by side.
     """
+    rows = content[starts[:, None] + np.arange(length - length % 2)]
     crc = np.full(len(starts), 0xFFFFFFFF, np.uint32)
-    for k in range(length):
-        crc = _CRC32C[(crc ^ content[starts + k]) & 0xFF] ^ (crc >> 8)
+    for word in np.ascontiguousarray(rows.view("<u2").T):  # two bytes of every start at a time
+        crc = _TWO_BYTES[(crc & 0xFFFF) ^ word] ^ (crc >> 16)
+    if length % 2:
+        last = content[starts + length - 1]
+        crc = _ONE_BYTE[(crc & 0xFF) ^ last] ^ (crc >> 8)
     crc = ~crc
     masked = ((crc >> 15) | (crc << 17)) + np.uint32(0xA282EAD8)
     stored = content[(starts + length)[:, None] + np.arange(4)]
@@ -108,5 +117,8 @@ def _table() -> np.ndarray:
     return table.astype(np.uint32)
 
 
-_CRC32C = _table()
+_ONE_BYTE = _table()
+_LOW = np.arange(2**16, dtype=np.uint32)
+_LOW = _ONE_BYTE[_LOW & 0xFF] ^ (_LOW >> 8)
+_TWO_BYTES = _ONE_BYTE[_LOW & 0xFF] ^ (_LOW >> 8)
 _LONG = 2**14  # bytes

@@ -47,22 +47,25 @@ class RunReader:
         self.result: dict[str, Any] | None = _read_json(os.path.join(path, RESULT))
 
     @functools.cached_property
-    def _series(self) -> tuple[dict[str, Series], dict[str, Series]]:
-        return event_reader.read(self.path)
+    def _scalars(self) -> dict[str, Series]:
+        return event_reader.read(self.path, "scalars")
+
+    @functools.cached_property
+    def _histograms(self) -> dict[str, Series]:
+        return event_reader.read(self.path, "histograms")
 
     @property
     def tags(self) -> list[str]:
         """All tags with scalars or histograms, sorted."""
-        scalars, histograms = self._series
-        return sorted({*scalars, *histograms})
+        return sorted({*self._scalars, *self._histograms})
 
     def scalars(self, tag: str) -> Series:
         """The steps and values of a scalar. Raises KeyError for a tag without any."""
-        return self._series[0][tag]
+        return self._scalars[tag]
 
     def histograms(self, tag: str) -> Histograms:
         """The histograms of a tensor. Raises KeyError for a tag without any."""
-        steps, rows = self._series[1][tag]
+        steps, rows = self._histograms[tag]
         edges = np.concatenate([rows[:, :, 0], rows[:, -1:, 1]], axis=1)
         return Histograms(steps, edges, rows[:, :, 2])
 
