@@ -177,7 +177,8 @@ def test_hessian_vector_product_and_sharpness_are_the_full_hessians(sizes, activ
     }
     order = np.concatenate([places[v.name.split(":")[0]] for v in model.network.variables])
     largest = np.abs(expected).max()
-    np.testing.assert_allclose(found, expected[np.ix_(order, order)], atol=1e-6 * largest)
+    # A product of the model is a sum of 30 examples in float32, each rounded at 6e-8 several times.
+    np.testing.assert_allclose(found, expected[np.ix_(order, order)], atol=5e-6 * largest)
     top = sharpness(model, weights, x, labels, rng)
     assert top.value == pytest.approx(np.linalg.eigvalsh(expected)[-1], rel=1e-5)
     assert top.residual < 0.02
@@ -203,12 +204,14 @@ def test_autopsy_of_a_step_that_is_too_long():
     first, second = batch(256), batch(256)
     before, after = sgd_step(model, weights, first, 20.0, "sum")
     assert before.on_clip == before.certain == 0 and before.unmoved < 0.05
-    dead, _ = sgd_step(model, after, second, 20.0, "sum")
+    dead, later = sgd_step(model, after, second, 20.0, "sum")
     assert dead.spread > SPREAD_LIMIT == pytest.approx(20.723, abs=1e-3)
     assert dead.on_clip + dead.certain == 1
     said = model.logits(after, second[0]).argmax(axis=1)
     assert np.ptp(said) == 0 and dead.certain == np.mean(second[1] == said[0])
-    assert dead.unmoved == 1  # whether each gradient is exactly 0 or only too small
+    # 1 - p of a certain example is 0 or one rounding of float32, as the CPU has it.
+    moves = [np.abs(later[tag] - w).max() for tag, w in after.items()]
+    assert max(moves[-2:]) <= 20 * len(second[1]) * 2.0**-23
 
     _, after = sgd_step(model, weights, first, 0.1, "mean")
     alive, _ = sgd_step(model, after, second, 0.1, "mean")

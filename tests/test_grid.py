@@ -29,8 +29,8 @@ from conftest import idx_bytes
 from lab import machine
 from lab.compare import table as results
 from lab.errors import LabError
-from lab.processes import pool as grid
-from lab.settings import command_line
+from lab.processes import pool
+from lab.settings import command_line, grid_file
 from lab.settings.config import Config
 
 STEPS = 200
@@ -180,7 +180,7 @@ def assert_refused(outcome, *words):
 def test_a_bad_line_is_named_before_anything_runs(tmp_path, monkeypatch, line, words):
     monkeypatch.chdir(tmp_path)
     mine = write(tmp_path, f"# one\n--optimizer=adam\n\n{line}\n--optimizer=sgd\n")
-    monkeypatch.setattr(grid, "run", lambda *_: pytest.fail("the grid ran"))
+    monkeypatch.setattr(pool, "run", lambda *_: pytest.fail("the grid ran"))
     assert_refused(programs.train(mine), f"{tmp_path}/mine.flags:4:", *words)
     assert os.listdir(tmp_path) == ["mine.flags"]
 
@@ -189,7 +189,7 @@ def test_a_grid_that_is_not_there_or_cannot_be_read(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "binary").write_bytes(b"\xff\xfe--\x80")
     for name in ("readmee", "binary", ".", "lab/settings/grids/absent.flags"):
-        assert_refused(programs.train(f"--grid={name}"), f"--grid={name}", *grid.names())
+        assert_refused(programs.train(f"--grid={name}"), f"--grid={name}", *grid_file.names())
     assert os.listdir(tmp_path) == ["binary"]
 
 
@@ -217,14 +217,14 @@ def test_no_trial_at_all_is_no_crash(tmp_path, monkeypatch, arguments):
     assert (outcome.out + outcome.err).strip()
 
 
-@pytest.mark.parametrize("name", grid.names())
+@pytest.mark.parametrize("name", grid_file.names())
 def test_grids_that_come_with_the_lab(name):
     trials = parse(f"--grid={name}", "--seeds=3")
     assert len(trials) > 3
     # File systems that fold case and the limit on names are the reason for these two.
     assert len({trial.run_name.lower() for trial in trials}) == len(trials)
     assert max(len(trial.run_name.encode()) for trial in trials) < 256
-    path = os.path.join(grid.FOLDER, f"{name}.flags")
+    path = os.path.join(grid_file.FOLDER, f"{name}.flags")
     assert parse(f"--grid={path}", "--seeds=3") == trials
     assert trials[: len(trials) // 3] == parse(f"--grid={name}")
     assert {trial.training_steps for trial in parse(f"--grid={name}", "--training_steps=300")} == {
@@ -233,9 +233,9 @@ def test_grids_that_come_with_the_lab(name):
 
 
 def test_the_grids_are_those_of_the_folder():
-    folder = pathlib.Path(programs.ROOT, "lab", "grids")
-    assert grid.names() == sorted(path.stem for path in folder.glob("*.flags"))
-    assert "readme" in grid.names()
+    folder = pathlib.Path(programs.ROOT, "lab", "settings", "grids")
+    assert grid_file.names() == sorted(path.stem for path in folder.glob("*.flags"))
+    assert "readme" in grid_file.names()
 
 
 def test_the_readme_grid_is_the_readmes_rows():
@@ -326,7 +326,7 @@ def test_a_trial_for_each_core_as_far_as_memory_goes(monkeypatch):
     assert 0 < machine.free_memory() < os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
     for gibibytes, jobs in ((64, 6), (4, 3), (0, 1)):
         monkeypatch.setattr(machine, "free_memory", lambda free=gibibytes: free * 2**30)
-        assert grid.default_jobs() == jobs
+        assert pool.default_jobs() == jobs
 
 
 def test_trials_begin_in_the_grids_order_and_in_one_process(stand_in):
