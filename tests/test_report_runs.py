@@ -12,7 +12,7 @@ import small_runs
 from lab import data, errors
 from lab.analysis.runs import _DEFAULTS, _labels, _unique, label, read_runs
 from lab.report import page
-from lab.report.answers import tell
+from lab.report.story import make_story
 
 
 @pytest.fixture(scope="module")
@@ -159,7 +159,7 @@ def test_labels_are_unique_whatever_differs(copy, field, values, names):
     assert len(set(groups)) == len(groups)
     for name in names:
         assert any(label.endswith(name) for label in found.labels), found.labels
-    story = tell(found, processes=0)
+    story = make_story(found, processes=0)
     page.as_html(story)
 
 

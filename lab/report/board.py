@@ -112,7 +112,7 @@ def _summary(story: Story) -> str:
 
 
 def _markdown(section: Section) -> str:
-    parts = [f"# {_line(section.title)}", f"**{_line(section.answer)}**"]
+    parts = [f"# {_line(section.title)}", f"**{_line(section.answer)}**", _line(section.evidence)]
     if section.figures:
         rows = [[f.name, *said(f), str(f.runs), f.note] for f in section.figures]
         parts.append(_rows(["Measured", "Value", "95% interval", "Runs", "Note"], rows))

@@ -6,10 +6,8 @@ says what they are in light and in dark.
 
 from __future__ import annotations
 
-import functools
 import html
 import io
-import itertools
 import logging
 import math
 import re
@@ -22,8 +20,6 @@ import matplotlib
 import numpy as np
 from matplotlib import ticker
 from matplotlib.figure import Figure
-from matplotlib.font_manager import FontProperties
-from matplotlib.textpath import text_to_path
 
 from lab.report.section import Bars, Chart, Mark, Series, Tiles
 
@@ -169,59 +165,32 @@ def _interval(series: Series, y: np.ndarray) -> tuple[np.ndarray, np.ndarray] | 
     return (np.where(whole, low, np.nan), np.where(whole, high, np.nan)) if whole.any() else None
 
 
-def _few(x: np.ndarray, scale: str, most: int = 300) -> np.ndarray:
-    """Places in a rising x, evenly spaced on its axis, first and last included; all if few."""
-    if len(x) <= most or not (np.diff(x) > 0).all():
-        return np.arange(len(x))
-    first = x[0] if scale == "linear" else x[x > 0].min(initial=x[-1])
-    spaced = np.linspace if scale == "linear" else np.geomspace
-    return np.unique(np.searchsorted(x, [x[0], *spaced(first, x[-1], most)]).clip(0, len(x) - 1))
-
-
-def _outline(x: np.ndarray, y: np.ndarray, scale: str) -> np.ndarray:
-    """Places that look like all of them: between any two of a few the least and the greatest y."""
-    few = _few(x, scale)
-    kept = list(few)
-    for a, b in itertools.pairwise(few):
-        if b > a + 1 and np.isfinite(y[a:b]).any():
-            kept += [a + np.nanargmin(y[a:b]), a + np.nanargmax(y[a:b])]
-    return np.unique(np.array(kept, int))
+def _errors(y: np.ndarray, interval: tuple[np.ndarray, np.ndarray]) -> np.ndarray:
+    """How far an interval reaches below and above y, as error bars have it."""
+    return np.fmax(np.nan_to_num([y - interval[0], interval[1] - y]), 0)
 
 
 def _chart(chart: Chart) -> Figure:
-    figure = _figure(2.5, [s.name for s in chart.series], chart.marks)
-    axes: Any = figure.add_subplot()
-    several = len(chart.series) > 1
+    figure, axes = _figure(2.5, [s.name for s in chart.series], chart.marks)
     all_x, all_y = [np.empty(0)], [np.empty(0)]
     for i, series in enumerate(chart.series):
         x, y = _numbers(series.x), _numbers(series.y)
-        colour = _LIGHT[_CYCLE[i % len(_CYCLE)]]
+        colour, marker = _LIGHT[_CYCLE[i % len(_CYCLE)]], _MARKERS[i % len(_MARKERS)]
         interval = _interval(series, y)
         all_x.append(x[np.isfinite(y)])
         all_y += [y, *(interval or ())]
         look: dict[str, Any] = {"color": colour, "label": series.name or None, "zorder": 3}
         if series.style == "points":
-            look |= {"linestyle": "", "marker": _MARKERS[i % len(_MARKERS)], "alpha": 0.85}
-            if interval:
-                down, up = y - interval[0], interval[1] - y
-                bars = np.fmax(np.nan_to_num([down, up]), 0)
-                axes.errorbar(x, y, bars, ecolor=colour, elinewidth=1.1, capsize=2, **look)
-            else:
-                axes.plot(x, y, **look)
+            errors = _errors(y, interval) if interval else None
+            axes.errorbar(x, y, errors, fmt=marker, elinewidth=1.1, capsize=2, **look)
             continue
         if interval:
             step = {"step": "mid"} if series.style == "steps" else {}
-            few = _few(x, chart.x_scale)
-            ends = (end[few] for end in interval)
-            axes.fill_between(x[few], *ends, color=colour, alpha=0.2, linewidth=0, **step)
-        kept = _outline(x, y, chart.x_scale)
-        x, y = x[kept], y[kept]
+            axes.fill_between(x, *interval, color=colour, alpha=0.2, linewidth=0, **step)
         if series.style == "steps":
             look |= {"drawstyle": "steps-mid", "linestyle": _DASHES[i % len(_DASHES)]}
-        elif several:
-            spots = _few(x, chart.x_scale, 64)
-            spots = spots if len(x) <= 12 else spots[i % 8 :: max(1, len(spots) // 8)]
-            look |= {"marker": _MARKERS[i % len(_MARKERS)], "markevery": spots.tolist()}
+        elif len(chart.series) > 1:
+            look |= {"marker": marker, "markevery": 1 if len(x) <= 12 else (0.02 * i, 0.12)}
         if series.style == "dashes":
             look |= {"linestyle": _DASHES[1]}
         axes.plot(x, y, **look)
@@ -239,56 +208,43 @@ def _chart(chart: Chart) -> Figure:
 
 
 def _bars(bars: Bars) -> Figure:
+    """Horizontal ones, so that long names stay readable."""
     names = list(dict.fromkeys(str(name) for series in bars.series for name in series.x))
     many = len(bars.series)
-    lying = sum(_width(name) + 0.15 for name in names) > WIDTH - 0.6
     thin = all(series.style == "points" for series in bars.series)
-    height = (0.25 + (0.08 if thin else 0.17) * many) * len(names) + 0.5 if lying else 2.5
-    figure = _figure(height, [s.name for s in bars.series], bars.marks)
-    axes: Any = figure.add_subplot()
-    across, along = (axes.yaxis, axes.xaxis) if lying else (axes.xaxis, axes.yaxis)
-    heights = [_numbers(series.y) for series in bars.series]
-    intervals = [_interval(s, y) for s, y in zip(bars.series, heights, strict=True)]
-    reached = [m.value for m in bars.marks if m.axis == "y"]
-    values = np.concatenate([reached, *heights, *(end for ends in intervals for end in ends or ())])
+    height = (0.25 + (0.08 if thin else 0.17) * many) * len(names) + 0.5
+    figure, axes = _figure(height, [s.name for s in bars.series], bars.marks)
+    lengths = [_numbers(series.y) for series in bars.series]
+    intervals = [_interval(s, y) for s, y in zip(bars.series, lengths, strict=True)]
+    reached = [mark.value for mark in bars.marks]
+    values = np.concatenate([reached, *lengths, *(end for ends in intervals for end in ends or ())])
     foot = 0.0
     if bars.y_scale == "log" and (values > 0).any():
         low, high = np.log10([np.nanmin(values[values > 0]), np.nanmax(values)])
         foot = 10.0 ** (low - 0.1 * (high - low) - 0.15)  # lest the smallest has no length
-        (axes.set_xlim if lying else axes.set_ylim)(foot, 10.0 ** (high + 0.05 * (high - low)))
-    for i, (series, y, interval) in enumerate(zip(bars.series, heights, intervals, strict=True)):
+        axes.set_xlim(foot, 10.0 ** (high + 0.05 * (high - low)))
+    for i, (series, y, interval) in enumerate(zip(bars.series, lengths, intervals, strict=True)):
         colour = _LIGHT[_CYCLE[i % len(_CYCLE)]]
-        there = np.isfinite(y) & ((y > 0) | (foot == 0))
         place = np.array([names.index(str(name)) for name in series.x], np.float64)
         place += (i - (many - 1) / 2) * 0.8 / many
-        points = (y, place) if lying else (place, y)
         look: dict[str, Any] = {"color": colour, "label": series.name or None}
         if series.style == "points":
-            axes.plot(*points, _MARKERS[i % len(_MARKERS)], zorder=4, **look)
+            axes.plot(y, place, _MARKERS[i % len(_MARKERS)], zorder=4, **look)
         else:
-            draw, size, start = (
-                (axes.barh, "height", "left") if lying else (axes.bar, "width", "bottom")
-            )
+            there = np.isfinite(y) & ((y > 0) | (foot == 0))
             look |= {"hatch": _HATCHES[i % len(_HATCHES)], "edgecolor": _LIGHT["paper"]}
-            look |= {size: 0.74 / many, start: foot, "linewidth": 0, "zorder": 2}
-            draw(place[there], y[there] - foot, **look)
+            axes.barh(place[there], y[there] - foot, 0.74 / many, foot, lw=0, zorder=2, **look)
             colour = _LIGHT["ink"]
         if interval:
-            ends = np.fmax(np.nan_to_num([y - interval[0], interval[1] - y]), 0)
-            how = {"xerr" if lying else "yerr": ends, "color": colour, "zorder": 3}
-            axes.errorbar(*points, fmt="none", elinewidth=1.2, capsize=2.5, **how)
-    swap = {"x": "y", "y": "x"}
-    _marks(axes, [Mark(m.label, m.value, swap[m.axis]) if lying else m for m in bars.marks])
-    _scale(along, bars.y_scale, values)
-    across.set_ticks(range(len(names)), [textwrap.fill(n, 24 if lying else 12) for n in names])
-    across.set_tick_params(length=0)
-    across.grid(False)
-    if lying:
-        axes.set_ylim(len(names) - 0.5, -0.5)
-        axes.set_xlabel(_wrapped(bars.y_label), loc="right")
-    else:
-        axes.set_xlim(-0.5, max(len(names), 1) - 0.5)
-        axes.set_title(_wrapped(bars.y_label), loc="left")
+            how = {"color": colour, "elinewidth": 1.2, "capsize": 2.5, "zorder": 3}
+            axes.errorbar(y, place, xerr=_errors(y, interval), fmt="none", **how)
+    _marks(axes, [Mark(mark.label, mark.value, "x") for mark in bars.marks])
+    _scale(axes.xaxis, bars.y_scale, values)
+    axes.yaxis.set_ticks(range(len(names)), [textwrap.fill(name, 24) for name in names])
+    axes.yaxis.set_tick_params(length=0)
+    axes.yaxis.grid(False)
+    axes.set_ylim(len(names) - 0.5, -0.5)
+    axes.set_xlabel(_wrapped(bars.y_label), loc="right")
     _legend(figure, axes, [s.name for s in bars.series])
     return figure
 
@@ -296,51 +252,33 @@ def _bars(bars: Bars) -> Figure:
 def _tiles(tiles: Tiles) -> Figure:
     images = np.asarray(tiles.images, np.float64)
     captions = [str(caption) for caption in tiles.captions] or [""] * len(images)
-    longest = max(map(_width, captions), default=0)
-    fits = int(WIDTH / (longest + 0.08)) if longest else 8
-    columns = max(1, min(len(images), max(fits, 3), 8))
+    columns = max(1, min(len(images), 4 if any(len(c) > 9 for c in captions) else 6))
     rows = max(1, -(-len(images) // columns))
-    side = min(1.4, WIDTH / columns - 0.06)
-    letters = max(4, int((WIDTH / columns - 0.04) / _width("n")))
-    texts = [c if _width(c) < WIDTH / columns else textwrap.fill(c, letters) for c in captions]
-    words = 0.19 * max((text.count("\n") + 1 for text in texts if text), default=0)
-    tall = images.shape[1] / images.shape[2] * side if images.size else side
-    height = rows * (tall + words + 0.1) + 0.25
-    figure = Figure(figsize=(WIDTH, height))
+    side = WIDTH / columns
+    tall = side * images.shape[1] / images.shape[2] if images.size else side
+    figure = Figure(figsize=(WIDTH, rows * (tall + 0.25) + 0.3), layout="constrained")
     most = float(np.nanmax(np.abs(images), initial=0, where=np.isfinite(images))) or 1.0
-    for i, (image, text) in enumerate(zip(images, texts, strict=False)):
-        row, column = divmod(i, columns)
-        left, top = column * WIDTH / columns, row * (tall + words + 0.1) + words
-        place = (left / WIDTH, 1 - (top + tall) / height, side / WIDTH, tall / height)
-        axes = figure.add_axes(place)
+    for i, (image, caption) in enumerate(zip(images, captions, strict=True)):
+        axes = figure.add_subplot(rows, columns, i + 1)
         axes.imshow(image, cmap="gray", vmin=-most, vmax=most, interpolation="none")
-        axes.set_title(text, loc="left", pad=2)
+        axes.set_title(textwrap.fill(caption, int(11 * side)), loc="left", pad=2)
         axes.axis("off")
     ends = f"black {number(-most, 2)}, middle grey 0, white {number(most, 2)}"
-    figure.text(0, 0.04 / height, ends, color=_LIGHT["soft"])
+    figure.supxlabel(ends, x=0, ha="left", fontsize=_POINTS, color=_LIGHT["soft"])
     return figure
 
 
-def _figure(height: float, names: Sequence[str], marks: Sequence[Mark]) -> Figure:
+def _figure(height: float, names: Sequence[str], marks: Sequence[Mark]) -> tuple[Figure, Any]:
     labels = [label for label in [*names, *(mark.label for mark in marks)] if label]
     rows = -(-len(labels) // _columns(labels))
-    return Figure(figsize=(WIDTH, height + 0.22 * rows), layout="constrained")
+    figure = Figure(figsize=(WIDTH, height + 0.22 * rows), layout="constrained")
+    return figure, figure.add_subplot()
 
 
 def _columns(labels: Sequence[str]) -> int:
     """Of a legend that is as wide as the picture at most."""
-    widths = [max(map(_width, _wrapped(label).split("\n"))) + 0.66 for label in labels]
-    for columns in range(min(4, len(labels)), 1, -1):
-        if sum(max(column) for column in np.array_split(widths, columns)) < WIDTH:
-            return columns
-    return 1
-
-
-@functools.cache
-def _width(text: str) -> float:
-    """Inches, in matplotlib's own font; the fonts of most readers' systems are narrower."""
-    font = FontProperties(family="DejaVu Sans", size=_POINTS)
-    return text_to_path.get_text_width_height_descent(text, font, False)[0] / 72
+    longest = max(map(len, labels), default=0)
+    return 3 if longest <= 9 else 2 if longest <= 17 else 1
 
 
 def _wrapped(text: str) -> str:
@@ -352,17 +290,12 @@ def _legend(figure: Figure, axes: Any, names: Sequence[str]) -> None:
     pairs = list(zip(*axes.get_legend_handles_labels(), strict=True))
     pairs.sort(key=lambda pair: names.index(pair[1]) if pair[1] in names else len(names))
     if pairs:
+        handles, labels = zip(*pairs, strict=True)
         figure.legend(
-            [handle for handle, _ in pairs],
-            [_wrapped(label) for _, label in pairs],
-            loc="outside upper left",
-            ncols=_columns([label for _, label in pairs]),
-            frameon=False,
-            borderaxespad=0.1,
-            handlelength=2.2,
-            columnspacing=1.2,
-            labelspacing=0.3,
-        )
+            handles, [_wrapped(label) for label in labels], loc="outside upper left",
+            ncols=_columns(labels), frameon=False, borderaxespad=0.1, handlelength=2.2,
+            columnspacing=1.2, labelspacing=0.3,
+        )  # fmt: skip
 
 
 def _marks(axes: Any, marks: Sequence[Mark]) -> None:

@@ -1,4 +1,4 @@
-"""Measurements of several runs as figures, curves and words."""
+"""Measurements of several runs as figures and curves, and numbers as text."""
 
 from __future__ import annotations
 
@@ -76,20 +76,20 @@ def number(value: float) -> str:
     return f"{value:,.0f}" if value == round(value) or abs(value) >= 1000 else f"{value:.3g}"
 
 
-def say(figure: Figure) -> str:
-    """`97.4% [97.1%, 97.7%]`; the interval where there is one."""
+def without_interval(figure: Figure) -> str:
+    """`97.4%`."""
     if figure.value is None:
         return "not measured"
-    form = percent if figure.unit == "%" else number
-    text = form(figure.value)
+    return (percent if figure.unit == "%" else number)(figure.value)
+
+
+def with_interval(figure: Figure) -> str:
+    """`97.4% [97.1%, 97.7%]`; the interval where there is one."""
+    text = without_interval(figure)
     if figure.low is not None and figure.high is not None and figure.low < figure.high:
+        form = percent if figure.unit == "%" else number
         text += f" [{form(figure.low)}, {form(figure.high)}]"
     return text
-
-
-def value(figure: Figure) -> str:
-    """`say` without the interval."""
-    return say(dataclasses.replace(figure, low=None, high=None))
 
 
 def listed(words: Sequence[str], last: str = "and") -> str:
@@ -97,7 +97,7 @@ def listed(words: Sequence[str], last: str = "and") -> str:
     return f" {last} ".join([", ".join(words[:-1]), words[-1]] if len(words) > 1 else words)
 
 
-def many(count: int, noun: str) -> str:
+def plural(count: int, noun: str) -> str:
     """`1 run`, `2 runs`."""
     return f"{count} {noun}{'s' * (count != 1)}"
 
@@ -123,8 +123,10 @@ def curve(name: str, x: Sequence[float], runs: Sequence[Any], unit: str = "") ->
 
 
 def command(logdir: str, config: Mapping[str, Any] | None = None, **more: Any) -> str:
-    """The bin/train command of a config, told by what is not the default, into `logdir`, or if
-    that is a run's own directory into the one that it lies in."""
+    """The bin/train command of a config, with the flags that differ from their defaults.
+
+    It writes into `logdir`, or if that is a run directory, into its parent.
+    """
     if os.path.exists(os.path.join(logdir, "config.json")):
         logdir = os.path.normpath(os.path.join(logdir, os.pardir))
     words = ["bin/train"]

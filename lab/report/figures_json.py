@@ -21,7 +21,9 @@ def as_json(story: Story) -> str:
     sections: dict[str, Any] = {
         section.slug: {
             "title": section.title,
+            "outcome": section.outcome,
             "answer": section.answer,
+            "evidence": section.evidence,
             "figures": {f.key: _fields(f) for f in section.figures},
             "pictures": {
                 p.slug: {"kind": type(p).__name__, **_fields(p)} for p in section.pictures

@@ -57,7 +57,7 @@ def _write(logdir: str) -> str:
     os.environ["CUDA_VISIBLE_DEVICES"] = "-1"
     with quiet_stderr():
         from lab.analysis import runs
-        from lab.report import answers, board, figures_json, page
+        from lab.report import board, figures_json, page, story
     html, figures = (os.path.join(logdir, name) for name in ("report.html", "report.json"))
     board.check(logdir)
     for path in (html, figures):  # before the minutes that it takes to fill them
@@ -65,11 +65,11 @@ def _write(logdir: str) -> str:
     with _bar("reading the runs") as progress:
         all_runs = runs.read_runs(logdir, progress)
     with _bar("measuring") as progress:
-        story = answers.tell(all_runs, progress)
-    texts = {html: page.as_html(story), figures: figures_json.as_json(story)}
+        whole = story.make_story(all_runs, progress)
+    texts = {html: page.as_html(whole), figures: figures_json.as_json(whole)}
     for path, text in texts.items():
         _put(path, text)
-    board.write(story, logdir)
+    board.write(whole, logdir)
     return (
         f"the page lies in  {html}\n"
         f"its figures in    {figures}\n"

@@ -1,7 +1,7 @@
-"""What a report says, before it is drawn: sections of figures, pictures and controls.
+"""The parts of a report before it is drawn: sections of figures, pictures and controls.
 
-answers.py tells it, from what the runs show; page.py, board.py and report.json pass it on. Only
-plain Python values and NumPy arrays are in here.
+A module of `questions` fills each section; page.py, board.py and figures_json.py write them out.
+Only plain Python values and NumPy arrays are in here.
 """
 
 from __future__ import annotations
@@ -18,10 +18,14 @@ import numpy as np
 class Figure:
     """A number with its interval.
 
-    name: what it is, in words. value: None where it cannot be said. low, high: of the 95% interval
-    over seeds; None with fewer than two runs. runs: how many it was measured in. unit: "" for a
-    plain number, "%" for a share (the value is then a share of 1), else the unit's sign. key: of
-    the figure in report.json, unique in its section.
+    Attributes:
+      key: of the figure in report.json, unique in its section.
+      name: what it is, in words.
+      value: None where it is not known.
+      low, high: of the 95% interval over seeds; None with fewer than two runs.
+      runs: how many it was measured in.
+      unit: "" for a plain number, "%" for a share (the value is then a share of 1), else the
+        unit's sign.
     """
 
     key: str
@@ -114,18 +118,26 @@ Picture = Chart | Bars | Tiles | Table
 
 @dataclasses.dataclass(frozen=True)
 class Control:
-    """What could have proved the answer false, and what came of it: passed is None where these
-    runs cannot say."""
+    """A test that could have proved the answer false; passed is None where these runs do not tell.
+    claim: what was tested. outcome: what was found. key: unique in its section."""
 
     claim: str
     outcome: str
     passed: bool | None
+    key: str = ""
 
 
 @dataclasses.dataclass(frozen=True)
 class Section:
-    """One question. answer: one sentence, with its numbers. unknown: what is not established.
-    commands: (what it would fill, the command line) for each gap that more runs would fill."""
+    """One question.
+
+    Attributes:
+      answer: one short sentence.
+      unknown: what is not established.
+      commands: (gap, command line) for each gap that more runs would fill.
+      evidence: the numbers behind the answer, in one or two sentences.
+      outcome: which of a question's answers it is, as a key.
+    """
 
     slug: str
     title: str
@@ -135,6 +147,8 @@ class Section:
     controls: Sequence[Control] = ()
     unknown: Sequence[str] = ()
     commands: Sequence[tuple[str, str]] = ()
+    evidence: str = ""
+    outcome: str = ""
 
 
 @dataclasses.dataclass(frozen=True)

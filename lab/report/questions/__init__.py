@@ -1,4 +1,7 @@
-"""A section of the report each: from the evidence to an answer worded by it."""
+"""A module per section of the report: from the evidence to figures and an outcome.
+
+The words are in templates/questions, a file per section.
+"""
 
 from lab.report.questions.q1_layers import layers
 from lab.report.questions.q2_distribution import distribution
@@ -9,5 +12,3 @@ from lab.report.questions.readme_table import table
 from lab.report.questions.sgd_autopsy import autopsy
 
 SECTIONS = (table, autopsy, layers, distribution, zeros, sameness, growth)
-
-__all__ = ["SECTIONS"]

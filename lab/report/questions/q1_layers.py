@@ -2,292 +2,185 @@
 
 from __future__ import annotations
 
-import itertools
-
 import numpy as np
 
 from lab.analysis.resets import update_ratio
 from lab.analysis.runs import Group
 from lab.analysis.study import Evidence, Seen, load_data
-from lab.compare.statistics import LEVEL, paired_p
-from lab.report.figures import (
-    above,
-    across,
-    command,
-    curve,
-    listed,
-    many,
-    number,
-    percent,
-    points,
-    say,
-)
-from lab.report.questions.common import (
-    NO_IMAGES,
-    POINT,
-    chance,
-    names_of,
-    seeds_missing,
-    windows,
-    without_runs,
-)
-from lab.report.section import Bars, Chart, Control, Figure, Mark, Picture, Section, Table, Tiles
+from lab.report.draft import Draft
+from lab.report.figures import above, across, curve, percent, points, with_interval
+from lab.report.questions.common import POINT, chance, windows
+from lab.report.section import Figure, Mark, Section
+
+_RESETS = {  # by key: (part of a layer, how it is reset, in words)
+    "both": ("both", "rewound", "put back to its first values"),
+    "weights": ("weights", "rewound", "put back to its first values, weights alone"),
+    "bias": ("bias", "rewound", "put back to its first values, bias alone"),
+    "redrawn": ("both", "redrawn", "drawn afresh"),
+}
+_UNITS = 24  # of the first layer that are shown
 
 
 def layers(evidence: Evidence) -> Section:
-    slug, title = "layers", "1. Which layers should be visualized and analyzed?"
-    group = evidence.reference
+    draft = Draft("layers", evidence)
+    group = draft.group
     if group is None:
-        return without_runs(evidence, slug, title)
+        draft.command("run")
+        return draft.section("no_run")
     seen = list(evidence.seen(group).values())
+    _ratios(draft, group)
+    outcome, facts = _resets(draft, group, seen) if seen else ("no_images", {})
+    if not seen:
+        draft.unknown("no_images")
+    _noise(draft)
+    return draft.section(outcome, **facts)
+
+
+def _resets(draft: Draft, group: Group, seen: list[Seen]) -> tuple[str, dict]:
+    """Adds what the resets show; returns the outcome and its facts."""
     names = group.runs[0].final.names
-    figures: list[Figure] = []
-    pictures = _ratio_pictures(group)
-    controls: list[Control] = []
-    unknown: list[str] = []
-    commands = seeds_missing(evidence, group)
-    answer = "These runs cannot say: their images are not at hand."
-    if seen:
-        base = across("accuracy", "test accuracy at the end", [s.accuracy for s in seen], "%")
-        resets = [{(r.layer, r.part): r for r in s.resets} for s in seen]
-        rewound = {
-            (name, part): across(
-                f"rewound:{name}:{part}",
-                f"accuracy with {name} put back to its start"
-                + ("" if part == "both" else f", {part} alone"),
-                [reset[name, part].rewound for reset in resets],
+    base = draft.mean("accuracy", "test accuracy at the end", [s.accuracy for s in seen], "%")
+    found: dict[str, dict[str, Figure]] = {
+        key: {
+            name: draft.mean(
+                f"redrawn:{name}" if key == "redrawn" else f"rewound:{name}:{key}",
+                f"accuracy with {name} {words}",
+                _accuracies(seen, name, part, how),
                 "%",
             )
-            for name, part in itertools.product(names, ("both", "weights", "bias"))
+            for name in names
         }
-        redrawn = [
-            across(f"redrawn:{n}", f"accuracy with {n} drawn afresh",
-                   [float(np.mean(reset[n, "both"].redrawn)) for reset in resets], "%")
-            for n in names
-        ]  # fmt: skip
-        figures += [base, *rewound.values(), *redrawn]
-        answer = _layers_answer(group, seen, rewound, base)
-        floor = chance(evidence, group)
-        pictures.insert(
-            0,
-            Bars(
-                "resets",
-                "Accuracy after one layer is reset",
-                f"{group.label}: the lower the bar, the more hangs on what that layer learnt;"
-                " a layer drawn afresh has lost what the others are used to, too.",
-                "test accuracy",
-                [
-                    points("put back to its start", names, [rewound[n, "both"] for n in names]),
-                    points("drawn afresh", names, redrawn),
-                    points("bias alone put back", names, [rewound[n, "bias"] for n in names]),
-                ],
-                [Mark("nothing reset", base.value or 0), Mark("most frequent class", floor)],
-            ),
-        )
-        pictures.append(_units(evidence, group))
-        pictures.append(_resets_table(evidence))
-        off = max(
-            abs(s.accuracy - run.result["test_accuracy"])
-            for run in group.completed
-            if (s := evidence.of(run).seen)
-        )
-        controls.append(
-            Control(
-                "The weights read here are those that were trained: nothing reset, their accuracy"
-                " is the one on record.",
-                f"The largest difference in {many(len(seen), 'run')} is"
-                f" {round(off * evidence.runs.table.rows[0].total)} images."
-                if evidence.runs.table.rows and evidence.runs.table.rows[0].total
-                else f"The largest difference is {percent(off)}.",
-                off <= 0.001,
-            )
-        )
-        gaps = [
-            np.mean([reset[n, "both"].rewound - np.mean(reset[n, "both"].redrawn) for n in names])
-            for reset in resets
-        ]
-        controls.append(
-            Control(
-                "If a layer's first values meant nothing to the others, its own start would do no"
-                " better than a fresh draw.",
-                f"Its own start does better by {percent(float(np.mean(gaps)))} on the mean over"
-                " layers and runs.",
-                above(across("", "", gaps)),
-            )
-        )
-        for name in names[:-1]:
-            figures += _saturation_figures(name, [s.saturation[name] for s in seen])
-        unknown.append(
-            "That a layer can be put back without loss does not show that it did not need to be"
-            " trained: the others were trained beside it."
-        )
-    else:
-        unknown.append(NO_IMAGES)
-    ratios = ratio_figures(group)
-    figures += ratios
-    if not ratios:
-        unknown.append("How fast each layer moves: the norms of the updates are not on record.")
-        commands.append(("update ratios", command(evidence.runs.logdir, group.config)))
-    noise = _noise_figures(evidence)
-    figures += noise
-    if not noise:
-        unknown.append("The gradient noise scale: that wants runs on two replicas or more.")
-        line = command(evidence.runs.logdir, group.config, devices="cpu:2", seeds="100,101,102")
-        commands.append(("the gradient noise scale by layer", line))
-    return Section(slug, title, answer, figures, pictures, controls, unknown, commands)
+        for key, (part, how, words) in _RESETS.items()
+    }
+    draft.bars(
+        "resets",
+        "test accuracy",
+        [
+            points(words, names, [found[key][name] for name in names])
+            for key, (_, _, words) in _RESETS.items()
+        ],
+        [Mark("nothing reset", base.value or 0),
+         Mark("most frequent class", chance(draft.evidence, group))],
+    )  # fmt: skip
+    _first_layer(draft, group)
+    _every_configuration(draft)
+    off = [abs(s.accuracy - run.result["test_accuracy"])
+           for run in group.completed if (s := draft.evidence.of(run).seen)]  # fmt: skip
+    draft.control("same_weights", max(off) <= 0.001, runs=len(off), off=max(off))
+    for name in names:
+        own, fresh = (_accuracies(seen, name, "both", how) for how in ("rewound", "redrawn"))
+        gain = across("", "", 100 * np.subtract(own, fresh))
+        draft.control(f"own_start:{name}", above(gain), layer=name, gain=gain)
+    for name in names[:-1]:
+        _saturation(draft, name, [s.saturation[name] for s in seen])
+    draft.unknown("trained_beside")
+
+    def value(key: str, name: str) -> float:
+        return found[key][name].value or 0
+
+    kinds = [key for key in _RESETS if key != "bias"]
+    lowest = {key: min(names, key=lambda name: value(key, name)) for key in kinds}
+    worst = {name: min(value(key, name) for key in kinds) for name in names}
+    spared = [name for name in names if worst[name] > (base.value or 0) - POINT]
+    always = [name for name in names if set(lowest.values()) == {name}]
+    facts = {
+        "base": base,
+        "lowest": [(lowest[key], _RESETS[key][2], found[key][lowest[key]]) for key in kinds],
+        "always": always,
+        "spared": spared,
+        "bias": min(found["bias"].values(), key=lambda figure: figure.value or 0),
+    }
+    return "same_layer" if always else "spared" if spared else "none_spared", facts
 
 
-def _layers_answer(
-    group: Group, seen: list[Seen], rewound: dict[tuple[str, str], Figure], base: Figure
-) -> str:
-    names = list(dict.fromkeys(name for name, _ in rewound))
-    order = sorted(names, key=lambda n: rewound[n, "both"].value or 0)
-    first, second = order[:2]
-    drops = zip(*(rewound_accuracies(seen, name) for name in (first, second)), strict=True)
-    apart = len(seen) > 1 and paired_p([a - b for a, b in drops]) <= LEVEL
-    falls = [f"{n} to {say(rewound[n, 'both'])}" for n in order]
-    lost = {n: (base.value or 0) - (rewound[n, "both"].value or 0) for n in names}
-    spared = [n for n in order if lost[n] < 5 * POINT]
-    lead = first if apart else f"{first} and {second}"
-    tail = "" if apart else ", which these runs cannot rank"
-    biases = max(names, key=lambda n: (base.value or 0) - (rewound[n, "bias"].value or 0))
-    bias_lost = (base.value or 0) - (rewound[biases, "bias"].value or 0)
-    return (
-        f"In {group.label} look at {lead} first{tail}: put back to their first values one by one,"
-        f" the layers take the accuracy of {say(base)} down: {listed(falls)}"
-        + (f", so {listed(spared)} costs little" if spared else ", so none can be left untrained")
-        + (
-            "; biases matter little"
-            if bias_lost < POINT
-            else f"; of the biases, that of {biases} alone costs {percent(bias_lost)}"
-        )
-        + "."
-    )
-
-
-def rewound_accuracies(seen: list[Seen], layer: str) -> list[float]:
-    """By run, with a whole layer put back."""
-    return [r.rewound for s in seen for r in s.resets if (r.layer, r.part) == (layer, "both")]
-
-
-def _saturation_figures(name: str, found: list) -> list[Figure]:
+def _accuracies(seen: list[Seen], layer: str, part: str, how: str) -> list[float]:
+    """By run, with that part of a layer reset; the mean over draws, where there are several."""
     return [
-        across(f"low:{name}", f"{name}'s activations at the low end", [s.low for s in found], "%"),
-        across(f"high:{name}", f"{name}'s activations at the high end",
-               [s.high for s in found], "%"),
-        across(f"dead:{name}", f"{name}'s dead units", [s.dead for s in found],
-               note=f"of {found[0].units}"),
-    ]  # fmt: skip
-
-
-def _ratios(group: Group, layer: str) -> list[np.ndarray]:
-    found = []
-    for run in group.completed:
-        updates = run.every_step(f"{layer}/weights/update/norm")
-        norms = run.every_step(f"{layer}/weights/norm")
-        if updates is not None and norms is not None:
-            found.append(update_ratio(updates, norms))
-    return found
-
-
-def ratio_figures(group: Group) -> list[Figure]:
-    found = {layer: _ratios(group, layer) for layer in group.runs[0].final.names}
-    return [
-        across(f"ratio:{layer}", f"update ratio of {layer}'s weights, median over the steps",
-               [np.nanmedian(ratio) for ratio in ratios])
-        for layer, ratios in found.items()
-        if ratios
-    ]  # fmt: skip
-
-
-def _ratio_pictures(group: Group) -> list[Picture]:
-    series = []
-    for layer in group.runs[0].final.names:
-        if ratios := _ratios(group, layer):
-            steps = windows(ratios[0])[0]
-            series.append(curve(layer, steps.tolist(), [windows(ratio)[1] for ratio in ratios]))
-    if not series:
-        return []
-    ends = {one.name: one.y[-1] for one in series}
-    fastest = max(ends, key=lambda name: ends[name])
-    return [
-        Chart(
-            "ratios",
-            "How far one update moves each layer's weights",
-            f"{group.label}: in the end {fastest} moves fastest for its size, by"
-            f" {ends[fastest]:.1e} of its norm a step; 1e-3 is a rule of thumb, no law.",
-            "step",
-            "norm of update / norm of weights",
-            series,
-            [Mark("1e-3", 1e-3)],
-            x_scale="log",
-            y_scale="log",
-        )
+        float(np.mean(getattr(reset, how)))
+        for s in seen
+        for reset in s.resets
+        if (reset.layer, reset.part) == (layer, part)
     ]
 
 
-def _units(evidence: Evidence, group: Group) -> Picture:
+def _saturation(draft: Draft, name: str, found: list) -> None:
+    for key, words in (("low", "at the low end"), ("high", "at the high end")):
+        values = [getattr(one, key) for one in found]
+        draft.mean(f"{key}:{name}", f"{name}'s activations {words}", values, "%")
+    note = f"of {found[0].units}"
+    draft.mean(f"dead:{name}", f"{name}'s dead units", [s.dead for s in found], note=note)
+
+
+def _ratios(draft: Draft, group: Group) -> None:
+    series = []
+    for layer in group.runs[0].final.names:
+        tags = [f"{layer}/weights/{kind}" for kind in ("update/norm", "norm")]
+        pairs = [[run.every_step(tag) for tag in tags] for run in group.completed]
+        found = [update_ratio(u, w) for u, w in pairs if u is not None and w is not None]
+        if found:
+            what = f"update ratio of {layer}'s weights, median over the steps"
+            draft.mean(f"ratio:{layer}", what, [np.nanmedian(ratio) for ratio in found])
+            steps = windows(found[0])[0]
+            series.append(curve(layer, steps.tolist(), [windows(ratio)[1] for ratio in found]))
+    if not series:
+        draft.unknown("ratios")
+        draft.command("ratios", group)
+        return
+    fastest = max(series, key=lambda one: one.y[-1])
+    draft.chart(
+        "ratios", "step", "norm of update / norm of weights", series, [Mark("1e-3", 1e-3)],
+        scales=("log", "log"), fastest=fastest.name, end=fastest.y[-1],
+    )  # fmt: skip
+
+
+def _first_layer(draft: Draft, group: Group) -> None:
     run = group.completed[0]
-    rows, columns = load_data(evidence.runs.folders[group.data])[0].image_shape
+    rows, columns = load_data(draft.evidence.runs.folders[group.data])[0].image_shape
     weights, start = run.final.weights[0], run.initial.weights[0]
     moved = np.linalg.norm(weights - start, axis=0)
-    chosen = np.argsort(-moved, kind="stable")[:24]
+    chosen = np.argsort(-moved, kind="stable")[:_UNITS]
     images = weights[:, chosen].T.reshape(-1, rows, columns)
-    return Tiles(
-        "units",
-        "What the first layer looks at",
-        f"{group.label}, seed {run.seed}: the incoming weights of the {len(chosen)} units of h1"
-        f" that moved farthest, by {number(float(moved[chosen[-1]]))} or more; inputs that are"
-        " never lit keep the noise that they began with.",
-        images,
-        [f"unit {unit}" for unit in chosen],
-    )
+    captions = [f"unit {unit}" for unit in chosen]
+    least = float(moved[chosen[-1]])
+    draft.tiles("units", images, captions, seed=run.seed, count=len(chosen), least=least)
 
 
-def _resets_table(evidence: Evidence) -> Picture:
-    rows, sensitive = [], set()
-    for group in evidence.featured:
-        seen = list(evidence.seen(group).values())
-        if not seen:
-            continue
-        cells, means = [], {}
-        for name in group.runs[0].final.names:
-            figure = across("", "", rewound_accuracies(seen, name), "%")
-            means[name] = figure.value or 0
-            cells.append(say(figure))
-        sensitive.add(min(means, key=lambda name: means[name]))
-        rows.append((group.label, percent(float(np.mean([s.accuracy for s in seen]))), *cells))
-    return Table(
-        "resets-all",
-        "Accuracy with one layer put back, every configuration",
-        f"The layer that costs most is {listed(sorted(sensitive), 'or')}, by configuration."
-        if len(sensitive) > 1
-        else f"The layer that costs most is {min(sensitive)} in every configuration.",
-        ("configuration", "nothing reset", *names_of(evidence)),
-        rows,
-    )
+def _every_configuration(draft: Draft) -> None:
+    rows, lowest = [], set()
+    names = draft.evidence.featured[0].runs[0].final.names
+    for group in draft.evidence.featured:
+        if seen := list(draft.evidence.seen(group).values()):
+            figures = {
+                name: across("", "", _accuracies(seen, name, "both", "rewound"), "%")
+                for name in group.runs[0].final.names
+            }
+            lowest.add(min(figures, key=lambda name: figures[name].value or 0))
+            base = percent(float(np.mean([s.accuracy for s in seen])))
+            rows.append((group.label, base, *map(with_interval, figures.values())))
+    columns = ("configuration", "nothing reset", *names)
+    draft.table("resets-all", columns, rows, lowest=sorted(lowest))
 
 
-def _noise_figures(evidence: Evidence) -> list[Figure]:
+def _noise(draft: Draft) -> None:
     """Of the first configuration that was trained on several replicas."""
-    for group in evidence.runs.groups:
-        figures = []
-        for name in ("", *(f"{layer}/weights/" for layer in names_of(evidence))):
-            tags = [f"{name}gradient/noise/{kind}" for kind in ("variance", "signal")]
+    names = draft.evidence.reference.runs[0].final.names if draft.evidence.reference else ()
+    for group in draft.evidence.runs.groups:
+        known = False
+        for key in ("all", *(f"{layer}/weights" for layer in names)):
+            tags = [f"{key}/gradient/noise/{kind}".removeprefix("all/")
+                    for kind in ("variance", "signal")]  # fmt: skip
             pairs = [[run.every_step(tag) for tag in tags] for run in group.completed]
-            # S and G2 are averaged each, then divided: see layers.noise_scale.
+            # S and G2 are averaged over the steps each, then divided: a ratio per step is biased.
             scales = [
                 float(s.mean() / g2.mean()) if g2.mean() > 0 else np.nan
                 for s, g2 in pairs
                 if s is not None and g2 is not None
             ]
-            if scales:
-                what = f"{name.rstrip('/')} alone" if name else "all tensors"
-                figures.append(
-                    across(f"noise:{name.rstrip('/') or 'all'}",
-                           f"gradient noise scale, {what}, over all steps", scales, "",
-                           f"examples; {group.label}, batch {group.config['batch_size']}")
-                )  # fmt: skip
-        if figures:
-            return figures
-    return []
+            what = "all tensors" if key == "all" else f"{key} alone"
+            note = f"examples; {group.label}, batch {group.config['batch_size']}"
+            name = f"gradient noise scale, {what}, over all steps"
+            known |= draft.mean(f"noise:{key}", name, scales, note=note).value is not None
+        if known:
+            return
+    draft.unknown("noise")
+    draft.command("noise", draft.group, devices="cpu:2", seeds="100,101,102")

@@ -1,0 +1,103 @@
+"""Runs -> the story of a report: a section per question, and how it was made."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+from collections import Counter
+from typing import Any
+
+import lab
+from lab.analysis.runs import Progress, Runs
+from lab.analysis.study import MEAN_EXAMPLES, PAIR_EXAMPLES, SHARPNESS_EXAMPLES, Evidence, measure
+from lab.report.figures import plural
+from lab.report.questions import SECTIONS
+from lab.report.section import Story
+
+
+def make_story(runs: Runs, progress: Progress | None = None, processes: int | None = None) -> Story:
+    """Measures all runs and answers every question.
+
+    Args:
+      progress: is called with (done, total) measurements.
+      processes: how many at a time, one per core unless given; 0 computes in this process.
+
+    Raises:
+      LabError: a process that measures was killed.
+    """
+    evidence = measure(runs, progress, processes)
+    count = sum(len(group.runs) for group in runs.groups)
+    summary = f"No run below {runs.logdir} can be used."
+    if count:
+        summary = (
+            f"{plural(count, 'run')} of {plural(len(runs.groups), 'configuration')}: what their"
+            " weights, events and results answer, and what they do not."
+        )
+    sections = [ask(evidence) for ask in SECTIONS]
+    made = [*_made(evidence), *(("left out", problem) for problem in runs.problems)]
+    return Story("What these runs show", summary, made, sections)
+
+
+def _made(evidence: Evidence) -> list[tuple[str, str]]:
+    """How the report was made: (what, value), in order."""
+    runs, reference = evidence.runs, evidence.reference
+    every = [run for group in runs.groups for run in group.runs]
+    commit = f", commit {found}" if (found := _commit()) else ""
+    made = [("lab", f"Everystep {lab.__version__}{commit}")]
+    if every:
+        versions = [_named(run.result["versions"]) for run in every if run.result["versions"]]
+        folders = [os.path.basename(run.config["data_dir"]) or "MNIST" for run in every]
+        gone = "" if runs.folders else ", no longer at hand: only what needs no images"
+        made += [
+            ("trained with", _different(versions) or "not on record"),
+            ("devices", _different([_devices(run.result) for run in every])),
+            ("seeds", ", ".join(map(str, sorted({run.seed for run in every})))),
+            ("data", _different(folders) + gone),
+        ]
+    if reference:
+        config, net = reference.config, reference.runs[0].final
+        widths = [net.weights[0].shape[0], *(len(bias) for bias in net.biases)]
+        made += [
+            (
+                "reference",
+                f"{reference.label}: {'-'.join(map(str, widths))} {config['activation']},"
+                f" {config['loss']} ({config['reduction']}), batch {config['batch_size']},"
+                f" {reference.runs[0].steps:,} steps",
+            ),
+            (
+                "measured",
+                f"in depth: the {len(evidence.featured)} of"
+                f" {plural(len(runs.groups), 'configuration')} with the most seeds. Accuracies and"
+                " the reference's pairs: all test images. Other pairs, permutations and CKA: the"
+                f" first {PAIR_EXAMPLES:,}. Sharpness: the first {SHARPNESS_EXAMPLES:,} training"
+                f" images. Mean activations: the first {MEAN_EXAMPLES:,}",
+            ),
+        ]
+    intervals = (
+        "95%, Student's t over seeds; for pairs of seeds the jackknife over seeds; none for a"
+        " single run"
+    )
+    return [*made, ("intervals", intervals)]
+
+
+def _commit() -> str:
+    """Of the checkout that the lab runs from, or ""."""
+    command = ["git", "-C", os.path.dirname(lab.__file__), "describe", "--always", "--dirty"]
+    try:
+        return subprocess.run(command, capture_output=True, text=True, timeout=10).stdout.strip()
+    except (OSError, subprocess.TimeoutExpired):
+        return ""
+
+
+def _different(texts: list[str]) -> str:
+    return "; ".join(dict.fromkeys(texts))
+
+
+def _named(versions: dict[str, str]) -> str:
+    return ", ".join(f"{name} {version}" for name, version in versions.items())
+
+
+def _devices(result: dict[str, Any]) -> str:
+    kinds = Counter(name.rpartition("device:")[2].split(":")[0] for name in result["devices"] or ())
+    workers = f" on {result['workers']} workers" if (result["workers"] or 1) > 1 else ""
+    return ", ".join(f"{count} {kind}" for kind, count in kinds.items()) + workers
