@@ -22,14 +22,14 @@ class VitalSigns(NamedTuple):
     """What the loss still teaches on a batch; shares in [0, 1].
 
     spread: median over the examples of max z - min z, against `SPREAD_LIMIT`. on_clip: examples
-    with p_label < 1e-9, no gradient. certain: with a p_label of 1 within rounding. unmoved: the
-    share of weights and biases that one more sgd step on this batch would leave as they are.
+    with p_label < 1e-9, no gradient. certain: with a p_label of 1 within rounding, hardly any.
+    Together they are the examples that teach nothing. (Whether a gradient is exactly 0 depends on
+    how a CPU rounds.)
     """
 
     spread: float
     on_clip: float
     certain: float
-    unmoved: float
 
 
 def sgd_step(
@@ -42,12 +42,10 @@ def sgd_step(
     z, losses, gradients = model(_gradients, weights, *batch, reduction)
     rate = np.float32(learning_rate)
     after = Weights({tag: w - rate * gradients[tag].numpy() for tag, w in weights.items()})
-    unmoved = sum(int(np.sum(after[tag] == w)) for tag, w in weights.items())
     signs = VitalSigns(
         float(np.median(np.ptp(z.numpy(), axis=1))),
         float(np.mean(losses.numpy() >= CLIPPED)),
         float(np.mean(losses.numpy() <= CERTAIN)),
-        unmoved / sum(w.size for w in weights.values()),
     )
     return signs, after
 
