@@ -655,7 +655,7 @@ def test_the_cost_of_a_checkpoint_is_printed(program):
     for every in (1000, 50):
         directory = program.new()
         place = [f"--logdir={directory.parent}", f"--run_name={directory.name}"]
-        outcome = program.forks.train(*flags, *place, f"--checkpoint_every={every}")
+        outcome = forks.train(*flags, *place, f"--checkpoint_every={every}")
         assert outcome.status == 0
         with open(directory / "result.json") as file:
             seconds[every] = json.load(file)["seconds"]
