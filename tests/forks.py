@@ -59,14 +59,16 @@ def _run(
     die_at_file_size: bool = False,
     keep_all: bool = False,
 ) -> None:
+    os.chdir(cwd or os.getcwd())
+    os.environ.update(environment or {})
+    if not environment and not cores:  # which may change what XLA makes
+        _reuse_programs(os.path.join(os.path.dirname(output), "xla"), file_size is None)
     for stream, name in ((1, f"{output}.out"), (2, f"{output}.err")):
         os.dup2(os.open(name, os.O_WRONLY), stream)
     assert "tensorflow" in sys.modules, "the fork server has loaded nothing"
     from lab.record import checkpoints
     from lab.training import main
 
-    os.chdir(cwd or os.getcwd())
-    os.environ.update(environment or {})
     if cores:
         os.sched_setaffinity(0, cores)
     if keep_all:
@@ -82,6 +84,14 @@ def _run(
         resource.setrlimit(resource.RLIMIT_FSIZE, (file_size, resource.RLIM_INFINITY))
     sys.argv = ["train", *arguments]
     sys.exit(main.train())
+
+
+def _reuse_programs(folder: str, write: bool) -> None:
+    """Lets XLA keep what it compiles, which takes most of a short run, for the next process that
+    runs the same."""
+    flags = [f"--tf_xla_persistent_cache_directory={folder}"]
+    flags += [] if write else ["--tf_xla_persistent_cache_read_only"]
+    os.environ["TF_XLA_FLAGS"] = " ".join(flags)
 
 
 def _is_change(event: str, arguments: tuple) -> bool:
@@ -372,6 +382,17 @@ def assert_nothing_is_lost(directory, wanted):
         assert min(there) == 0
     found = record(directory)
     assert_same_record(found, record(wanted)[: len(found)])
+
+
+def resumed_after(out: str) -> int | None:
+    """The step after which a run says that it goes on, if it does."""
+    found = re.search(r"after step (\d+)$", out, re.M)
+    return int(found[1]) if found else None
+
+
+def passed_over(out: str) -> list[int]:
+    """The steps of the checkpoints that a run says it does not use, as it names them."""
+    return [int(step) for step in re.findall(r"step-(\d{9}):", out)]
 
 
 def contents(directory: str | os.PathLike) -> dict[str, bytes]:
