@@ -81,17 +81,18 @@ def idx_folder(tmp_path, tiny):
 # A program in forked processes, and runs of it that several modules compare with.
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="session")
 def program(tmp_path_factory, tiny):
-    return forks.program(tmp_path_factory.mktemp, tiny)
+    folder = tmp_path_factory.mktemp("forks")
+    return forks.Program(forks.write_idx(folder / "idx", tiny), folder / "runs")
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="session")
 def whole(program):
     return program.undisturbed(forks.RUN)
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="session")
 def long(program):
     return program.undisturbed(forks.LONG)
 

@@ -1,32 +1,32 @@
-"""Runs the program in processes that are forked from one where TensorFlow is loaded, and ends them
-at a wished-for moment; and compares the runs that they leave.
+"""Runs the program in processes that are forked from one where TensorFlow is loaded, ends them at a
+chosen moment, and compares the runs that they leave.
 
-`python tests/forks.py` is that one process. It takes orders on standard input, a line of JSON each,
-and answers each with a line. A child differs from bin/train in nothing but the seconds that it
-takes to load TensorFlow.
+The one process is multiprocessing's fork server. A child differs from bin/train in nothing but the
+seconds that it takes to load TensorFlow.
 """
 
 from __future__ import annotations
 
-import atexit
-import contextlib
-import ctypes
+import errno
+import functools
 import glob
-import json
+import multiprocessing
 import os
 import pathlib
 import re
 import resource
 import shutil
 import signal
-import subprocess
 import sys
+import tempfile
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Sequence
+from multiprocessing import forkserver
 from typing import Any
+from unittest import mock
 
-ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
+import programs
 
 # The flags of a run that takes a second.
 STEPS, EVERY = 48, 6
@@ -47,76 +47,70 @@ _CHANGES = {"os.mkdir", "os.rename", "os.remove", "os.rmdir", "os.truncate"}
 # ------------------------------------------------------------------ in the forked processes
 
 
-def serve() -> None:
-    """Takes orders until there are no more."""
-    from lab.training import main, trial  # noqa: F401
-
-    print(json.dumps("ready"), flush=True)
-    for line in sys.stdin:
-        order = json.loads(line)
-        if "wait" in order:
-            answer = os.waitstatus_to_exitcode(os.waitpid(order["wait"], 0)[1])
-        else:
-            answer = os.fork()
-            if not answer:
-                _child(**order)
-        print(json.dumps(answer), flush=True)
-
-
-def _child(
-    arguments: list[str],
+def _run(
+    arguments: Sequence[str],
     output: str,
-    kill_at: list[Any] | None = None,
+    cwd: str | os.PathLike | None = None,
+    environment: dict[str, str] | None = None,
+    cores: Sequence[int] = (),
+    kill_at: Sequence[Any] = (),
+    denied: Sequence[str | os.PathLike] = (),
     file_size: int | None = None,
     die_at_file_size: bool = False,
     keep_all: bool = False,
-    powerless: bool = False,
-    environment: dict[str, str] | None = None,
-    cores: list[int] | None = None,
 ) -> None:
-    status = 99
-    try:
-        for stream, name in ((0, os.devnull), (1, f"{output}.out"), (2, f"{output}.err")):
-            os.dup2(os.open(name, os.O_RDWR | os.O_CREAT, 0o666), stream)
-        from lab.record import checkpoints
-        from lab.training import main
+    os.chdir(cwd or os.getcwd())
+    os.environ.update(environment or {})
+    if not environment and not cores:  # which may change what XLA makes
+        _reuse_programs(os.path.join(os.path.dirname(output), "xla"), file_size is None)
+    for stream, name in ((1, f"{output}.out"), (2, f"{output}.err")):
+        os.dup2(os.open(name, os.O_WRONLY), stream)
+    assert "tensorflow" in sys.modules, "the fork server has loaded nothing"
+    from lab.record import checkpoints
+    from lab.training import main
 
-        os.environ.update(environment or {})
-        if cores:
-            os.sched_setaffinity(0, cores)
-        if keep_all:
-            checkpoints.KEEP = 10**6
-        if powerless:
-            _give_up_the_right_to_write_everywhere()
-        if kill_at:
-            _kill_at(*kill_at)
-        if file_size is not None:
-            if die_at_file_size:
-                resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
-                signal.signal(signal.SIGXFSZ, signal.SIG_DFL)
-            resource.setrlimit(resource.RLIMIT_FSIZE, (file_size, resource.RLIM_INFINITY))
-        sys.argv = ["train", *arguments]
-        status = main.train()
-    except BaseException:
-        import traceback
-
-        traceback.print_exc()
-    finally:
-        sys.stdout.flush()
-        sys.stderr.flush()
-        os._exit(status)
+    if cores:
+        os.sched_setaffinity(0, cores)
+    if keep_all:
+        checkpoints.KEEP = 10**6
+    if denied:
+        _deny({os.fspath(path) for path in denied})
+    if kill_at:
+        _kill_at(*kill_at)
+    if file_size is not None:
+        if die_at_file_size:
+            resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+            signal.signal(signal.SIGXFSZ, signal.SIG_DFL)
+        resource.setrlimit(resource.RLIMIT_FSIZE, (file_size, resource.RLIM_INFINITY))
+    sys.argv = ["train", *arguments]
+    sys.exit(main.train())
 
 
-def _give_up_the_right_to_write_everywhere() -> None:
-    """Makes root as any other owner of its files: a file's mode counts (see capabilities(7))."""
-    libc = ctypes.CDLL(None, use_errno=True)
-    header = (ctypes.c_uint32 * 2)(0x20080522, 0)
-    sets = (ctypes.c_uint32 * 6)()  # effective, permitted, inheritable, and their upper halves
-    if libc.capget(header, sets):
-        raise OSError(ctypes.get_errno(), "capget")
-    sets[0] &= ~0b111  # CAP_CHOWN, CAP_DAC_OVERRIDE, CAP_DAC_READ_SEARCH
-    if libc.capset(header, sets):
-        raise OSError(ctypes.get_errno(), "capset")
+def _reuse_programs(folder: str, write: bool) -> None:
+    """Lets XLA keep what it compiles, which takes most of a short run, for the next process that
+    runs the same."""
+    flags = [f"--tf_xla_persistent_cache_directory={folder}"]
+    flags += [] if write else ["--tf_xla_persistent_cache_read_only"]
+    os.environ["TF_XLA_FLAGS"] = " ".join(flags)
+
+
+def _is_change(event: str, arguments: tuple) -> bool:
+    """Whether an audit event comes before a change of a file system."""
+    writes = os.O_WRONLY | os.O_RDWR | os.O_CREAT
+    return event in _CHANGES or (event == "open" and bool((arguments[2] or 0) & writes))
+
+
+def _deny(paths: set[str]) -> None:
+    """Refuses to change these files, and what lies in these folders, as the system does to a user
+    who has no right to; root has every right."""
+
+    def hook(event: str, arguments: tuple) -> None:
+        if _is_change(event, arguments):
+            path = str(arguments[0])
+            if {path, os.path.dirname(path)} & paths:
+                raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), path)
+
+    sys.addaudithook(hook)
 
 
 def _kill_at(kind: str, count: int, number: int = signal.SIGKILL) -> None:
@@ -139,8 +133,7 @@ def _kill_at(kind: str, count: int, number: int = signal.SIGKILL) -> None:
                     os.kill(os.getpid(), number)
 
     def hook(event: str, arguments: tuple) -> None:
-        writes = os.O_WRONLY | os.O_RDWR | os.O_CREAT
-        if event in _CHANGES or (event == "open" and (arguments[2] or 0) & writes):
+        if _is_change(event, arguments):
             note(event)
 
     fsync, save = os.fsync, tf.raw_ops.SaveV2
@@ -160,11 +153,38 @@ def _kill_at(kind: str, count: int, number: int = signal.SIGKILL) -> None:
 # ------------------------------------------------------------------ in the tests
 
 
+@functools.cache
+def _server() -> Any:
+    """The fork server, and a folder for what its children print."""
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["lab.training.main", "lab.training.trial", "forks"])
+    environment = programs.ENVIRONMENT | {
+        "PYTHONPATH": os.pathsep.join([programs.ROOT, os.path.dirname(__file__)]),
+        "TF_CPP_MIN_LOG_LEVEL": "3",
+        "OPENBLAS_NUM_THREADS": "1",  # a forked process must not miss threads that were there
+    }
+    with mock.patch.dict(os.environ, environment, clear=True):
+        forkserver.ensure_running()
+    return context, tempfile.TemporaryDirectory(prefix="forks-")
+
+
 class Child:
     """A process that runs, or ran, the program."""
 
-    def __init__(self, forks: Forks, pid: int, output: str) -> None:
-        self._forks, self.pid, self._output = forks, pid, output
+    _number = 0
+
+    def __init__(self, arguments: Sequence[Any], options: dict[str, Any]) -> None:
+        context, folder = _server()
+        Child._number += 1
+        self._output = os.path.join(folder.name, str(Child._number))
+        for stream in ("out", "err"):
+            pathlib.Path(f"{self._output}.{stream}").touch()
+        words = [str(word) for word in arguments]
+        self._process = context.Process(
+            target=_run, args=(words, self._output), kwargs=options, daemon=True
+        )
+        self._process.start()
+        self.pid: int = self._process.pid
 
     @property
     def out(self) -> str:
@@ -175,89 +195,36 @@ class Child:
         """Waits until it has printed something; fails when it ends before that."""
         deadline = time.monotonic() + 120
         while text not in self.out:
-            state = pathlib.Path(f"/proc/{self.pid}/stat").read_text().rpartition(")")[2].split()[0]
-            assert state != "Z", self.wait()
+            assert self._process.is_alive(), self.wait()
             assert time.monotonic() < deadline, f"waited in vain for {text!r}: {self.out}"
             time.sleep(0.01)
 
-    def wait(self) -> Any:
-        """Waits for its end, which must come; returns a programs.Outcome."""
-        import programs
-
-        status = self._forks.ask(wait=self.pid)
+    def wait(self) -> programs.Outcome:
+        """Waits for its end, which must come."""
+        self._process.join(600)
+        status = self._process.exitcode
+        assert status is not None, self.out
         return programs.Outcome(status, self.out, pathlib.Path(f"{self._output}.err").read_text())
 
 
-class Forks:
-    """The process that forks, as a context."""
+def start(*arguments: Any, **options: Any) -> Child:
+    """Starts the program with these arguments; for the options see `_run`."""
+    return Child(arguments, options)
 
-    def __init__(self, folder: str | os.PathLike) -> None:
-        self._folder, self._number = folder, 0
 
-    def __enter__(self) -> Forks:
-        import programs
-
-        self._errors = open(os.path.join(self._folder, "server.err"), "w+")
-        self._server = subprocess.Popen(
-            [sys.executable, os.path.abspath(__file__)],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=self._errors,
-            text=True,
-            # A forked process must not miss threads that were there before.
-            env={**programs.ENVIRONMENT, "OPENBLAS_NUM_THREADS": "1", "TF_CPP_MIN_LOG_LEVEL": "3"},
-            start_new_session=True,
-        )
-        assert self._answer() == "ready"
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        with contextlib.suppress(ProcessLookupError):
-            os.killpg(self._server.pid, signal.SIGKILL)  # its children, too
-        self._server.communicate()
-        self._errors.close()
-
-    def start(self, *arguments: Any, **options: Any) -> Child:
-        """Starts the program with these arguments; for the options see `_child`."""
-        self._number += 1
-        output = os.path.join(self._folder, f"child-{self._number}")
-        for stream in ("out", "err"):
-            pathlib.Path(f"{output}.{stream}").touch()
-        pid = self.ask(arguments=[str(a) for a in arguments], output=output, **options)
-        assert pid > 0  # it is sent signals
-        return Child(self, pid, output)
-
-    def train(self, *arguments: Any, **options: Any) -> Any:
-        """Runs the program to its end."""
-        return self.start(*arguments, **options).wait()
-
-    def ask(self, **order: Any) -> Any:
-        """Sends an order, returns the answer; one that does not come in ten minutes fails."""
-        self._server.stdin.write(json.dumps(order) + "\n")
-        self._server.stdin.flush()
-        return self._answer()
-
-    def _answer(self) -> Any:
-        guard = threading.Timer(600, os.killpg, (self._server.pid, signal.SIGKILL))
-        guard.start()
-        try:
-            line = self._server.stdout.readline()
-        finally:
-            guard.cancel()
-        if not line:
-            self._errors.seek(0)
-            status = self._server.wait()
-            raise AssertionError(f"the forking process ended ({status}): {self._errors.read()}")
-        return json.loads(line)
+def train(*arguments: Any, **options: Any) -> programs.Outcome:
+    """Runs the program to its end."""
+    return start(*arguments, **options).wait()
 
 
 class Program:
     """The program on a small data set; runs lie in `folder`."""
 
-    def __init__(self, forked, data, folder):
-        self.forks, self.data, self.folder = forked, data, folder
+    def __init__(self, data: pathlib.Path, folder: pathlib.Path) -> None:
+        self.data, self.folder = data, folder
         self._runs = 0
-        self._undisturbed, self._killed = {}, []
+        self._undisturbed: dict[tuple[str, ...], pathlib.Path] = {}
+        self._killed: list[pathlib.Path] = []
 
     def new(self):
         """The directory of a run that is not there yet."""
@@ -273,15 +240,13 @@ class Program:
         return [f"--data_dir={self.data}", *where]
 
     def start(self, directory, flags=RUN, **options):
-        return self.forks.start(*flags, *self.place(directory), **options)
+        return start(*flags, *self.place(directory), **options)
 
     def train(self, directory, flags=RUN, **options):
         return self.start(directory, flags, **options).wait()
 
     def here(self, directory, *flags):
         """The same in this process, for a command that ends before the first step."""
-        import programs
-
         return programs.train(*flags, *self.place(directory))
 
     def undisturbed(self, flags):
@@ -303,22 +268,6 @@ class Program:
             assert max(checkpoints(self._killed[0])) == 24
             assert len(list(self._killed[0].glob("checkpoints/unfinished-*"))) == 1
         return self.copy(self._killed[0])
-
-
-def program(folder: Callable[[str], pathlib.Path], arrays: Any) -> Program:
-    """The program on a data set, its four arrays given; the same one for all test modules.
-
-    `folder` makes a new folder, as pytest's tmp_path_factory.mktemp does.
-    """
-    if not _programs:
-        where = folder("forks")
-        forked = Forks(where).__enter__()
-        atexit.register(forked.__exit__)
-        _programs.append(Program(forked, write_idx(where / "idx", arrays), where / "runs"))
-    return _programs[0]
-
-
-_programs: list[Program] = []
 
 
 def write_idx(folder: pathlib.Path, arrays: Any) -> pathlib.Path:
@@ -391,8 +340,6 @@ def tensors(checkpoint: str | os.PathLike) -> dict[str, bytes]:
 
 def result(directory: str | os.PathLike) -> dict[str, Any]:
     """A run's result.json, less what no two runs have in common."""
-    import programs
-
     full = programs.result(directory)
     return {k: v for k, v in full.items() if k not in ("seconds", "startup_seconds")}
 
@@ -437,6 +384,17 @@ def assert_nothing_is_lost(directory, wanted):
     assert_same_record(found, record(wanted)[: len(found)])
 
 
+def resumed_after(out: str) -> int | None:
+    """The step after which a run says that it goes on, if it does."""
+    found = re.search(r"after step (\d+)$", out, re.M)
+    return int(found[1]) if found else None
+
+
+def passed_over(out: str) -> list[int]:
+    """The steps of the checkpoints that a run says it does not use, as it names them."""
+    return [int(step) for step in re.findall(r"step-(\d{9}):", out)]
+
+
 def contents(directory: str | os.PathLike) -> dict[str, bytes]:
     """Every file below a directory, by its path there; folders end with a slash."""
     paths = {path: str(path.relative_to(directory)) for path in pathlib.Path(directory).rglob("*")}
@@ -453,7 +411,3 @@ def assert_one_line(outcome: Any, status: int, *words: str) -> None:
     assert outcome.err.count("\n") == 1, outcome.err
     for word in words:
         assert str(word) in outcome.err, outcome.err
-
-
-if __name__ == "__main__":
-    serve()

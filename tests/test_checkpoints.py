@@ -221,8 +221,8 @@ def test_a_damaged_checkpoint_is_passed_over_in_a_line(run, damage):
     assert found.step == wanted
     assert bits(found.tensors) == bits(values(wanted))
     assert found.state["at"] == wanted
-    assert said[0].startswith("passing over step-000000020: ")
-    assert said[-1] == f"going on from the checkpoint of step {wanted} instead"
+    assert "step-000000020" in said[0]
+    assert f"step {wanted} " in said[-1]
     assert not [line for line in said if "\n" in line]
     if damage == "folder a file":  # nobody's to delete
         return

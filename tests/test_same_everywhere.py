@@ -51,7 +51,7 @@ def recipe(request, tmp_path_factory, program):
 
     def run(name, *flags, environment=(), **options):
         where = [f"--devices={request.param}", f"--logdir={folder / name}", "--run_name=run"]
-        outcome = program.forks.train(
+        outcome = forks.train(
             *RECIPE, *where, *flags, environment=limit | dict(environment), **options
         )
         assert (outcome.status, outcome.err) == (0, ""), outcome

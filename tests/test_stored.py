@@ -134,4 +134,4 @@ def test_a_manifest_with_a_wrong_value_is_passed_over(program, whole):
     path = forks.checkpoints(directory)[STEPS] / "manifest.json"
     path.write_text(json.dumps(changed(json.loads(path.read_text()), ("state", "noise"), [1])))
     out = forks.assert_goes_on(program, directory, whole)
-    assert "passing over step-000000048: manifest.json is damaged" in out
+    assert forks.passed_over(out) == [STEPS]
