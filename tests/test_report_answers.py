@@ -109,7 +109,7 @@ def test_words_of_numbers():
     assert [percent(v) for v in (1, 0.99996, 0.974, 0.0219, 0)] == [
         *("100%", "99.996%", "97.4%", "2.19%", "0%")
     ]
-    assert with_interval(across("", "", [0.5, 0.7], "%")) == "60% [0%, 100%]"
+    assert with_interval(across("", "", [0.5, 0.7], "%")) == "60% [0 to 100%]"
     assert (
         with_interval(Figure("", "", 3.0)) == "3"
         and with_interval(Figure("", "", None)) == "not measured"

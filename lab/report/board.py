@@ -11,7 +11,8 @@ import tensorflow as tf
 
 from lab.errors import LabError
 from lab.report import charts
-from lab.report.page import VERDICTS, said
+from lab.report.figures import rounded
+from lab.report.page import VERDICTS
 from lab.report.section import Section, Story, Table
 
 RUN = "report"
@@ -114,7 +115,7 @@ def _summary(story: Story) -> str:
 def _markdown(section: Section) -> str:
     parts = [f"# {_line(section.title)}", f"**{_line(section.answer)}**", _line(section.evidence)]
     if section.figures:
-        rows = [[f.name, *said(f), str(f.runs), f.note] for f in section.figures]
+        rows = [[f.name, *rounded(f), str(f.runs), f.note] for f in section.figures]
         parts.append(_rows(["Measured", "Value", "95% interval", "Runs", "Note"], rows))
     for picture in section.pictures:
         if isinstance(picture, Table):

@@ -21,6 +21,7 @@ import numpy as np
 from matplotlib import ticker
 from matplotlib.figure import Figure
 
+from lab.report.figures import number
 from lab.report.section import Bars, Chart, Mark, Series, Tiles
 
 # Name: (light, dark). c0 to c7 are told apart by colour-blind readers too, after Okabe and Ito,
@@ -129,20 +130,6 @@ def _save(picture: Chart | Bars | Tiles, **how: Any) -> bytes:
         figure.set_facecolor(_LIGHT["paper"])
         figure.savefig(out, **how)
     return out.getvalue()
-
-
-def number(value: float, digits: int = 6) -> str:
-    """As on an axis: 0.001, 20,000, −3, 2·10⁻⁷."""
-    if value == 0:
-        return "0"
-    power = math.floor(math.log10(abs(value)) + 1e-9)
-    if -4 < power < 6:
-        text = f"{value:,.{digits}g}" if "e" not in f"{value:.{digits}g}" else f"{value:,.0f}"
-    else:
-        raised = "10" + str(power).translate(str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹"))
-        factor = f"{value / 10.0**power:.{min(digits, 3)}g}"
-        text = raised if factor == "1" else f"-{raised}" if factor == "-1" else f"{factor}·{raised}"
-    return text.replace("-", "−")
 
 
 def clean(text: str) -> str:
@@ -323,5 +310,5 @@ def _scale(axis: Any, scale: str, values: np.ndarray) -> None:
         places = ticker.SymmetricalLogLocator(linthresh=least, base=10)
         places.numticks = 7
     axis.set_major_locator(places)
-    axis.set_major_formatter(ticker.FuncFormatter(lambda value, _: number(value)))
+    axis.set_major_formatter(ticker.FuncFormatter(lambda value, _: number(value, 6)))
     axis.set_minor_locator(ticker.NullLocator())

@@ -62,34 +62,58 @@ def over_pairs(
     return _figure(key, name, statistics.fmean(values.values()), half, n, unit, note)
 
 
+def number(value: float, digits: int = 4) -> str:
+    """0.001, 20,000, −3, 2·10⁻⁷: powers of ten where digits would be many."""
+    if not math.isfinite(value):
+        return "no limit"
+    if value == 0:
+        return "0"
+    power = math.floor(math.log10(abs(value)) + 1e-9)
+    if value == round(value) and abs(value) < 10.0 ** max(digits, 6):
+        text = f"{value:,.0f}"
+    elif -4 < power < 6:
+        text = f"{value:,.0f}" if power >= digits else f"{value:,.{digits}g}"
+    else:
+        raised = "10" + str(power).translate(str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹"))
+        factor = f"{value / 10.0**power:.{min(digits, 3)}g}"
+        text = raised if factor == "1" else f"-{raised}" if factor == "-1" else f"{factor}·{raised}"
+    return text.replace("-", "−")
+
+
 def percent(share: float) -> str:
-    """A share in three digits, but never 100% of what is not all."""
-    for digits in (3, 4, 5):
-        text = f"{100 * share:.{digits}g}%"
-        if text != "100%" or share == 1:
-            break
-    return text
+    """A share in four digits, but never 100% of what is not all."""
+    text = number(100 * share)
+    return f"{number(100 * share, 8) if text in ('100', '1') else text}%"
 
 
-def number(value: float) -> str:
-    """Three digits, whole numbers in full."""
-    return f"{value:,.0f}" if value == round(value) or abs(value) >= 1000 else f"{value:.3g}"
+def rounded(figure: Figure) -> tuple[str, str]:
+    """The value with its unit, and the interval or nothing.
+
+    Rounded to two digits of the interval's width; four digits where there is no interval.
+    """
+    if figure.value is None or not math.isfinite(figure.value):
+        return "not measured", ""
+    if figure.low is None or figure.high is None:
+        unit = f" {figure.unit}" * bool(figure.unit)
+        return percent(figure.value) if figure.unit == "%" else number(figure.value) + unit, ""
+    factor, unit = (100, "%") if figure.unit == "%" else (1, f" {figure.unit}" * bool(figure.unit))
+    value, low, high = (factor * v for v in (figure.value, figure.low, figure.high))
+    digits = 1 - math.floor(math.log10(high - low)) if low < high < math.inf else -1
+    if not 0 <= digits <= 6 or abs(value) >= 1e6:
+        return number(value) + unit, f"{number(low)} to {number(high)}{unit}"
+    text, *ends = (f"{v:,.{digits}f}".replace("-", "−") for v in (value, low, high))
+    return text + unit, f"{' to '.join(ends)}{unit}"
 
 
 def without_interval(figure: Figure) -> str:
-    """`97.4%`."""
-    if figure.value is None:
-        return "not measured"
-    return (percent if figure.unit == "%" else number)(figure.value)
+    """`97.43%`."""
+    return rounded(figure)[0]
 
 
 def with_interval(figure: Figure) -> str:
-    """`97.4% [97.1%, 97.7%]`; the interval where there is one."""
-    text = without_interval(figure)
-    if figure.low is not None and figure.high is not None and figure.low < figure.high:
-        form = percent if figure.unit == "%" else number
-        text += f" [{form(figure.low)}, {form(figure.high)}]"
-    return text
+    """`97.43% [97.14 to 97.72%]`; the interval where there is one."""
+    value, interval = rounded(figure)
+    return f"{value} [{interval}]" if interval and figure.low != figure.high else value
 
 
 def listed(words: Sequence[str], last: str = "and") -> str:
