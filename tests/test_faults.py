@@ -11,8 +11,10 @@ import shutil
 import signal
 import subprocess
 
+import events
 import forks
 import numpy as np
+import programs
 import pytest
 import tensorflow as tf
 from forks import (
@@ -25,6 +27,7 @@ from forks import (
     assert_one_line,
     assert_same_run,
 )
+from references import readme_accuracy
 
 from lab import data
 
@@ -344,6 +347,20 @@ def diverging_flags(kind):
     return [flag for flag in RUN if not flag.startswith(names)] + DIVERGING[kind]
 
 
+def assert_nonfinite_entries_are_in_no_bucket(directory, first, counts):
+    """With those in the buckets they are all that a tensor has."""
+    record = events.read(directory)
+    for tag, series in events.histograms(record).items():
+        entries = series.values[:, :, 2].sum(axis=1)
+        if tag in counts:
+            nonfinite = record[f"{tag}/nonfinite"]
+            assert (nonfinite.steps, nonfinite.values.tolist()) == ([first], [counts[tag]])
+            entries[-1] += counts[tag]
+        assert len({*entries}) == 1, tag
+        assert series.steps == list(range(1, first + 1))
+        assert np.isfinite(series.values).all()
+
+
 NONFINITE = [
     ("all", []),
     pytest.param("all", ["--watch="], marks=pytest.mark.slow),
@@ -372,6 +389,9 @@ def test_the_first_nonfinite_step_is_named_and_ends_the_run(program, tiny, kind,
     found = dict(re.findall(r"(\S+) \((\d+)\)", line))
     assert {tag: int(count) for tag, count in found.items()} == counts
     assert f"nonfinite at step {first}" in outcome.out
+    assert (result["test_loss"], result["collapsed"]) == (None, None)
+    if not more:
+        assert_nonfinite_entries_are_in_no_bucket(directory, first, counts)
 
     steps = {step for step, _ in forks.record(directory) if step}
     assert steps == set(range(1, first + 1))
@@ -473,15 +493,22 @@ def numpy_standstill(checkpoint, dataset, batch):
 
 def test_frozen_and_collapsed_are_said_on_the_spot_with_the_cause(tmp_path):
     """The recipe at ten times its learning rate."""
-    import programs
-
     outcome = programs.train(
         *("--learning_rate=0.1", "--training_steps=60", "--display_step=20"),
-        *("--checkpoint_every=20", f"--logdir={tmp_path}", "--run_name=run"),
+        *("--checkpoint_every=20", f"--logdir={tmp_path}", "--run_name=run", "--watch="),
     )
     assert outcome.status == 0
     result = forks.result(tmp_path / "run")
     assert result["status"] == "collapsed"
+    assert sorted(result["frozen"]) == sorted(TAGS)
+    dataset = data.load()
+    constant = dataset.test_labels == result["collapsed"]
+    assert result["test_correct"] == constant.sum()
+    assert result["test_accuracy"] == constant.mean()
+    assert result["readme_accuracy"] == pytest.approx(readme_accuracy(constant), abs=1e-12)
+    conclusion = outcome.out.splitlines()[-3]
+    assert conclusion.startswith("collapsed at step 60")
+    assert f"class {result['collapsed']}" in conclusion and "frozen" in conclusion
     # Each is said once, when it is seen first, and not only at the end.
     lines = standstill_lines(outcome)
     assert 1 <= len(lines) <= 2
@@ -491,7 +518,6 @@ def test_frozen_and_collapsed_are_said_on_the_spot_with_the_cause(tmp_path):
         assert tag in words
     assert outcome.out.index(f"step {step}: ") < outcome.out.index("collapsed at step 60")
     assert int(step) < 60
-    dataset = data.load()
     batch = data.Batches(0, 60000, 256).indices(int(step), 1)[0]
     checkpoint = forks.checkpoints(tmp_path / "run")[int(step)]
     classes, on_clip, expected = numpy_standstill(checkpoint, dataset, batch)
@@ -502,8 +528,6 @@ def test_frozen_and_collapsed_are_said_on_the_spot_with_the_cause(tmp_path):
 
 
 def test_a_rate_of_0_freezes_but_not_for_want_of_a_gradient(tmp_path):
-    import programs
-
     outcome = programs.train(
         *("--learning_rate=0", "--training_steps=30", "--display_step=10", "--n_hidden_1=9"),
         *("--n_hidden_2=8", f"--logdir={tmp_path}", "--run_name=run", "--watch="),
