@@ -8,6 +8,7 @@ import os
 
 import forks
 import numpy as np
+import programs
 import pytest
 
 _QUIET = {"TF_CPP_MIN_LOG_LEVEL": "3", "KERAS_BACKEND": "tensorflow"}
@@ -76,6 +77,15 @@ def idx_folder(tmp_path, tiny):
         content = idx_bytes(array)
         (folder / name).write_bytes(gzip.compress(content) if name.endswith(".gz") else content)
     return folder
+
+
+@pytest.fixture(scope="session")
+def no_tensorflow(tmp_path_factory):
+    """A PYTHONPATH on which loading TensorFlow, or what loads it, ends a program with status 99."""
+    folder = tmp_path_factory.mktemp("stub")
+    for name in ("tensorflow", "tensorboard", "keras"):
+        (folder / f"{name}.py").write_text("import os\n\nos._exit(99)\n")
+    return f"{folder}{os.pathsep}{programs.ROOT}"
 
 
 # A program in forked processes, and runs of it that several modules compare with.

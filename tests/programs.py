@@ -24,6 +24,7 @@ ENVIRONMENT = {
     "PYTHONPATH": ROOT,
 }
 TRAIN = [sys.executable, "-m", "lab.training.main"]
+CHILDREN = os.path.join(ROOT, "tests", "child_programs")  # small programs that tests start
 
 
 @dataclasses.dataclass
@@ -47,6 +48,13 @@ def report(*arguments: Any) -> Outcome:
     from lab.report import main
 
     return _here(main.main, "report", arguments)
+
+
+def launch(*arguments: Any) -> Outcome:
+    """bin/launch in this process; the workers are others."""
+    from lab.processes import launch
+
+    return _here(launch.main, "launch", arguments)
 
 
 def _here(program: Callable[[], int], name: str, arguments: Iterable[Any]) -> Outcome:

@@ -253,9 +253,9 @@ def test_the_readme_grid_is_the_readmes_rows():
 
 @pytest.fixture
 def stand_in(tmp_path, monkeypatch):
-    """Puts stand_in.py, which answers at once, in the worker's place: `stand_in(kind)`."""
+    """Puts grid_worker.py, which answers at once, in the worker's place: `stand_in(kind)`."""
     monkeypatch.chdir(tmp_path)
-    program = os.path.join(os.path.dirname(__file__), "stand_in.py")
+    program = os.path.join(programs.CHILDREN, "grid_worker.py")
 
     def put(*kind):
         path = tmp_path / "stand_in"
@@ -835,14 +835,6 @@ def test_trials_that_cannot_run_do_not_stop_the_others(whole, other):
 
 
 # ------------------------------------------------------------------ the report
-
-
-@pytest.fixture(scope="module")
-def no_tensorflow(tmp_path_factory):
-    """A PYTHONPATH on which loading TensorFlow ends the program with status 99."""
-    folder = tmp_path_factory.mktemp("stub")
-    (folder / "tensorflow.py").write_text("import os; os._exit(99)\n")
-    return f"{folder}{os.pathsep}{programs.ROOT}"
 
 
 def test_the_stub_stands_in_tensorflows_place_and_only_workers_load_it(tmp_path, no_tensorflow):

@@ -324,23 +324,6 @@ def read_terminal(master):
 # ------------------------------------------------------------------ wrong flags
 
 
-@pytest.fixture(scope="module")
-def no_tensorflow(tmp_path_factory):
-    """An environment in which loading TensorFlow ends the program with status 99."""
-    folder = tmp_path_factory.mktemp("stub")
-    (folder / "tensorflow").mkdir()
-    (folder / "tensorflow" / "__init__.py").write_text("import os; os._exit(99)\n")
-    path = f"{folder}{os.pathsep}{programs.ROOT}"
-    return {**programs.ENVIRONMENT, "PYTHONPATH": path}
-
-
-def run_without_tensorflow(environment, cwd, *arguments):
-    done = subprocess.run(
-        [*programs.TRAIN, *arguments], cwd=cwd, env=environment, capture_output=True, text=True
-    )
-    return programs.Outcome(done.returncode, done.stdout, done.stderr)
-
-
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
@@ -369,13 +352,17 @@ def test_wrong_flags_end_in_one_line(tmp_path, monkeypatch, arguments, words):
 
 
 def test_help_and_wrong_flags_need_no_tensorflow_but_training_does(no_tensorflow, tmp_path):
-    wrong = run_without_tensorflow(no_tensorflow, tmp_path, "--optimizer=sdg")
-    assert_one_line(wrong, 2, "--optimizer=sdg")
-    outcome = run_without_tensorflow(no_tensorflow, tmp_path, "--help")
-    assert outcome.status == 0
+    def run(*arguments):
+        environment = {"PYTHONPATH": no_tensorflow}
+        return programs.finish(
+            programs.start(*arguments, cwd=tmp_path, env=programs.ENVIRONMENT | environment)
+        )
+
+    assert_one_line(run("--optimizer=sdg"), 2, "--optimizer=sdg")
+    outcome = run("--help")
+    assert (outcome.status, outcome.err) == (0, "")
     assert "--learning_rate" in outcome.out
-    assert outcome.err == ""
-    assert run_without_tensorflow(no_tensorflow, tmp_path).status == 99
+    assert run().status == 99
     assert list(tmp_path.iterdir()) == []
 
 

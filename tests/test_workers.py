@@ -24,7 +24,7 @@ import programs
 import pytest
 
 from lab.errors import LabError
-from lab.processes import cluster
+from lab.processes import cluster, launch
 from lab.processes.cluster import Cluster, from_environment, meet
 
 LAUNCH = [sys.executable, "-m", "lab.processes.launch"]
@@ -208,30 +208,16 @@ def test_a_malformed_tf_config(what):
     assert "\n" not in str(error.value)
 
 
-def test_a_malformed_tf_config_ends_the_program_before_tensorflow(start, tmp_path):
-    """The same with a patience that is no number, and with a peer that does not come."""
-    code = (
-        "import sys; from lab.training import main; sys.argv = ['train']; status = main.train(); "
-    )
-    code += "print('tensorflow' in sys.modules); sys.exit(status)"
-    cases = [
-        ({"TF_CONFIG": MALFORMED["no task"]}, "TF_CONFIG is malformed ('task' is missing)"),
-        ({"TF_CONFIG": MALFORMED["too high"]}, "TF_CONFIG is malformed (task 2 of 2"),
-        (
-            {"TF_CONFIG": tf_config(addresses(2), 0), "LAB_PATIENCE": "soon"},
-            "LAB_PATIENCE=soon: must be a number of seconds above 0",
-        ),
-    ]
-    processes = [
-        (start([sys.executable, "-c", code], tmp_path / str(i), **environment), words)
-        for i, (environment, words) in enumerate(cases)
-    ]
-    for process, words in processes:
-        assert process.wait() == 1
-        # Standard error comes before standard output, which is kept back to the end.
-        message, loaded = process.output.splitlines()
-        assert message.startswith(f"train: {words}")
-        assert loaded == "False"
+def test_a_malformed_tf_config_ends_the_program_before_tensorflow(
+    start, monkeypatch, no_tensorflow
+):
+    process = start(programs.TRAIN, TF_CONFIG=MALFORMED["no task"], PYTHONPATH=no_tensorflow)
+    assert_ends(process, 1, "train: TF_CONFIG is malformed", "task")
+    assert len(process.lines) == 1
+    # The same with a patience that is no number.
+    monkeypatch.setenv("TF_CONFIG", tf_config(addresses(2), 0))
+    monkeypatch.setenv("LAB_PATIENCE", "soon")
+    forks.assert_one_line(programs.train(), 1, "LAB_PATIENCE=soon")
 
 
 # ------------------------------------------------------------------ meeting
@@ -331,58 +317,50 @@ def test_a_patience():
 
 
 @pytest.mark.parametrize("index", [0, 1])
-def test_a_program_whose_peer_never_comes(start, tmp_path, index):
+def test_a_program_whose_peer_never_comes(monkeypatch, tmp_path, index):
+    monkeypatch.chdir(tmp_path)
     workers = addresses(2)
-    process = start(
-        [*programs.TRAIN, *RUN],
-        TF_CONFIG=tf_config(workers, index),
-        LAB_PATIENCE="2",
-    )
-    other = f"worker {1 - index} ({workers[1 - index]}) did not come"
-    assert_ends(process, 1, f"train: worker {index} ({workers[index]}): {other}")
-    assert len(process.lines) == 1
+    monkeypatch.setenv("TF_CONFIG", tf_config(workers, index))
+    monkeypatch.setenv("LAB_PATIENCE", "1")
+    me, other = (f"worker {i} ({workers[i]})" for i in (index, 1 - index))
+    forks.assert_one_line(programs.train(*RUN), 1, me, f"{other} did not come")
     assert not (tmp_path / "logs").exists()
 
 
-def test_a_program_whose_port_is_taken(start):
+def test_a_program_whose_port_is_taken(monkeypatch):
     workers = addresses(2)
+    monkeypatch.setenv("TF_CONFIG", tf_config(workers, 0))
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", int(workers[0].rpartition(":")[2])))
         taken.listen()
-        process = start([*programs.TRAIN, *RUN], TF_CONFIG=tf_config(workers, 0))
-        assert_ends(process, 1, f"worker 0 ({workers[0]}): its port cannot be used")
-    assert len(process.lines) == 1
+        outcome = programs.train(*RUN)
+    forks.assert_one_line(outcome, 1, f"worker 0 ({workers[0]})", "port")
 
 
 # ------------------------------------------------------------------ bin/launch
 
 
-def python(code):
-    return [sys.executable, "-c", f"import json, os, signal, sys, time\n{code}"]
+def worker(*kind):
+    """The command of a worker for bin/launch that does as launch_worker.py says."""
+    return [sys.executable, os.path.join(programs.CHILDREN, "launch_worker.py"), *map(str, kind)]
 
 
-INDEX = "index = json.loads(os.environ['TF_CONFIG'])['task']['index']\n"
-
-
-def test_launch_marks_each_line_with_its_worker(start):
-    code = (
-        INDEX + "print('one'); print(index, file=sys.stderr, flush=True); print('no end', end='')"
-    )
-    process = start([*LAUNCH, "--workers=3", "--", *python(code)])
-    assert process.wait() == 0
-    lines = process.output.splitlines()
+def test_launch_marks_each_line_with_its_worker():
+    outcome = programs.launch("--workers=3", "--", *worker("lines"))
+    assert (outcome.status, outcome.err) == (0, "")
+    lines = outcome.out.splitlines()
     for index in range(3):
         mine = [line for line in lines if line.startswith(f"[worker {index}] ")]
         words = sorted(line.partition("] ")[2] for line in mine)
-        assert words == sorted([str(index), "one", "no end"]), process.output
+        assert words == sorted([str(index), "one", "no end"]), outcome.out
     assert len(lines) == 9
 
 
-def test_launch_gives_each_worker_its_place(start):
-    process = start([*LAUNCH, "--workers=2", "--", *python("print(os.environ['TF_CONFIG'])")])
-    assert process.wait() == 0
+def test_launch_gives_each_worker_its_place():
+    outcome = programs.launch("--workers=2", "--", *worker("place"))
     found = [
-        from_environment({"TF_CONFIG": line.partition("] ")[2]}) for line in sorted(process.lines)
+        from_environment({"TF_CONFIG": line.partition("] ")[2]})
+        for line in sorted(outcome.out.splitlines())
     ]
     assert [one.index for one in found] == [0, 1]
     assert found[0].workers == found[1].workers and len(set(found[0].workers)) == 2
@@ -390,42 +368,39 @@ def test_launch_gives_each_worker_its_place(start):
 
 
 @pytest.mark.parametrize(
-    ("code", "status"),
+    ("statuses", "status"), [((0, 3), 3), ((5, 0), 5), ((0, -signal.SIGKILL), 137)]
+)
+def test_launch_ends_as_its_workers_do(statuses, status):
+    assert (
+        programs.launch("--workers=2", "--", *worker("end", *map(int, statuses))).status == status
+    )
+
+
+def test_launch_notices_a_later_worker_that_fails_first(monkeypatch):
+    """Though the one before it goes on: its status counts, and the others' time begins."""
+    monkeypatch.setattr(launch, "GRACE", 1)
+    outcome = programs.launch("--workers=2", "--", *worker("fail_first"))
+    assert (outcome.status, outcome.out) == (7, "")
+    assert outcome.err.startswith("launch: worker 0 ") and outcome.err.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
     [
-        ("sys.exit(3 if index else 0)", 3),
-        ("sys.exit(0 if index else 5)", 5),
-        ("os.kill(os.getpid(), signal.SIGKILL if index else 0)", 137),
+        (["--workers=2"], "command"),
+        (["--workers=0", "--", "true"], "--workers=0"),
+        (["--", "/no/such/program"], "/no/such/program"),
     ],
 )
-def test_launch_ends_as_its_workers_do(start, code, status):
-    process = start([*LAUNCH, "--workers=2", "--", *python(INDEX + code)])
-    assert process.wait() == status, process.output
-
-
-def test_launch_notices_a_later_worker_that_fails_first(start):
-    """Though the one before it goes on: its status counts, and the others' time begins."""
-    code = "from lab.processes import launch; launch.GRACE = 1; sys.exit(launch.main())"
-    worker = INDEX + "time.sleep(0 if index else 100); sys.exit(7)"
-    process = start([*python(code), "--workers=2", "--", *python(worker)])
-    assert process.wait(60) == 7
-    assert process.lines == ["launch: worker 0 did not end within 1 s: killed"]
-
-
-def test_launch_refuses(start, tmp_path):
-    cases = [
-        (["--workers=2"], "no command to start"),
-        (["--workers=0", "--", "true"], "--workers=0: must be an integer, at least 1"),
-        (["--", str(tmp_path / "nothing")], "cannot be started (No such file"),
-    ]
-    processes = [(start([*LAUNCH, *flags]), words) for flags, words in cases]
-    for process, words in processes:
-        assert_ends(process, 2, "launch: ", words)
-        assert len(process.lines) == 1
+def test_launch_refuses(arguments, words):
+    outcome = programs.launch(*arguments)
+    assert (outcome.status, outcome.out) == (2, "")
+    assert outcome.err.startswith("launch: ") and outcome.err.count("\n") == 1
+    assert words in outcome.err
 
 
 def test_launch_passes_a_signal_on(start):
-    code = INDEX + "signal.signal(15, lambda *_: sys.exit(143)); print('on', flush=True)\n"
-    process = start([*LAUNCH, "--workers=2", "--", *python(code + "time.sleep(100)")])
+    process = start([*LAUNCH, "--workers=2", "--", *worker("wait")])
     programs.wait_for(lambda: process.output.count("on") == 2, "both workers")
     process.send(signal.SIGTERM)
     assert process.wait(30) == 143
@@ -433,8 +408,7 @@ def test_launch_passes_a_signal_on(start):
 
 def test_a_second_signal_ends_launch_and_all_its_workers(start):
     """Also those that do not listen."""
-    code = "signal.signal(15, signal.SIG_IGN); print('on', os.getpid(), flush=True)\n"
-    process = start([*LAUNCH, "--workers=2", "--", *python(code + "time.sleep(100)")])
+    process = start([*LAUNCH, "--workers=2", "--", *worker("ignore")])
     programs.wait_for(lambda: process.output.count("on") == 2, "both workers")
     process.send(signal.SIGTERM)
     time.sleep(0.5)
@@ -681,8 +655,7 @@ def test_a_worker_that_came_but_does_not_start(start, tmp_path, idx_folder):
         TF_CONFIG=tf_config(workers, 0),
         LAB_PATIENCE="10",
     )
-    gone = f"from lab.processes import cluster; cluster.meet(cluster.Cluster({workers!r}, 1))"
-    assert start([sys.executable, "-c", gone]).wait() == 0
+    meet(Cluster(workers, 1))
     words = f"train: worker 0 ({workers[0]}): worker 1 ({workers[1]}) came, but did not start"
     assert_ends(alone, 1, words)
     assert len(alone.lines) == 1

@@ -1,6 +1,7 @@
 """A program in the place of lab/training/worker.py, that answers each order at once with an error.
 
-`python stand_in.py KIND [ARGUMENT]`: the kind decides what the error says, and what happens before.
+`python grid_worker.py KIND [ARGUMENT]`: the kind decides what the error says and what happens
+before.
 """
 
 import json
