@@ -60,17 +60,13 @@ def test_every_field_of_a_result_with_each_wrong_value(tmp_path_factory):
 @pytest.mark.parametrize(
     ("field", "value", "words"),
     [
-        (("config", "learning_rate"), [0.1], "config.learning_rate is [0.1]: must be a number"),
-        (("config", "seed"), 2**64, "config.seed is 18446744073709551616: must be an integer"),
-        (("config", "seed"), 0.5, "config.seed is 0.5: must be an integer, at least 0"),
-        (
-            ("replicas",),
-            "two",
-            "replicas is 'two': must be an integer, at least 1 and below 2^31, or null",
-        ),
-        (("devices",), 3, "devices is 3: must be a list, or null"),
-        (("status",), "done", "status is 'done': must be one of completed, collapsed, nonfinite"),
-        (("test_correct",), 121, "test_correct is 121: must be at most test_total, 120"),
+        (("config", "learning_rate"), [0.1], "config.learning_rate is [0.1]"),
+        (("config", "seed"), 2**64, "config.seed is 18446744073709551616"),
+        (("config", "seed"), 0.5, "config.seed is 0.5"),
+        (("replicas",), "two", "replicas is 'two'"),
+        (("devices",), 3, "devices is 3"),
+        (("status",), "done", "status is 'done'"),
+        (("test_correct",), 121, "test_correct is 121"),
     ],
 )
 def test_the_line_names_file_field_and_value(tmp_path_factory, field, value, words):
