@@ -365,8 +365,7 @@ def test_the_noise_is_the_variance_of_the_examples(tiny, count, batch):
             np.testing.assert_allclose(scale, expected, rtol=5e-3)
 
 
-@pytest.mark.parametrize("bounds", [[0, 8, 16], [0, 3, 8, 10]])
-@pytest.mark.parametrize("scale", [1.0, 0.1])
+@pytest.mark.parametrize(("bounds", "scale"), [([0, 8, 16], 1.0), ([0, 3, 8, 10], 0.1)])
 def test_the_estimates_have_no_bias(bounds, scale):
     """Gradients drawn from a law that is known: means over many steps come to the trace of its
     covariance and to the squared norm of its mean, within five standard errors."""
@@ -378,8 +377,10 @@ def test_the_estimates_have_no_bias(bounds, scale):
     local = np.stack([g[:, a:b].sum(axis=1) for a, b in pairs], axis=1) * scale
     reduced = local.sum(axis=1, keepdims=True) * np.ones((1, len(pairs), 1))
     products = np.stack([local**2, reduced**2, local * reduced], axis=-1).sum(axis=2)[:, :, None]
-    compute = tf.function(lambda one: replicas.scalars(one, bounds, scale))
-    found = tf.map_fn(compute, tf.constant(products, tf.float32)).numpy()
+    compute = tf.function(
+        lambda steps: tf.map_fn(lambda one: replicas.scalars(one, bounds, scale), steps)
+    )
+    found = compute(tf.constant(products, tf.float32)).numpy()
     tags = replicas.tags(["w"], len(pairs))
     assert found.shape == (steps, len(tags))
     for prefix in ("w/", ""):
