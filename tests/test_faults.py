@@ -363,10 +363,17 @@ def assert_nonfinite_entries_are_in_no_bucket(directory, first, counts):
 
 NONFINITE = [
     ("all", []),
-    pytest.param("all", ["--watch="], marks=pytest.mark.slow),
-    ("all", ["--histogram_every=7"]),
-    ("loss", []),
-    pytest.param("weights", ["--watch=updates"], marks=pytest.mark.slow),
+    ("all", ["--watch=gradients", "--histogram_every=7"]),
+    ("loss", ["--watch="]),
+    *(
+        pytest.param(kind, more, marks=pytest.mark.slow)
+        for kind, more in [
+            ("all", ["--watch="]),
+            ("all", ["--histogram_every=7"]),
+            ("loss", []),
+            ("weights", ["--watch=updates"]),
+        ]
+    ),
 ]
 
 

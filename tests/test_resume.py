@@ -84,17 +84,6 @@ def test_the_comparison_sees_a_difference(program, whole, what):
         assert_same_run(other, whole)
 
 
-def test_two_runs_leave_the_same_bits(program, whole):
-    """One of them in this process, where other devices and functions have been made before."""
-    directory = program.new()
-    assert program.here(directory, *RUN).status == 0
-    assert_same_run(directory, whole)
-    for step, folder in forks.checkpoints(directory).items():
-        other = forks.checkpoints(whole)[step]
-        for path in folder.glob("variables.*"):
-            assert path.read_bytes() == (other / path.name).read_bytes()
-
-
 # ------------------------------------------------------------------ killed
 
 
@@ -114,6 +103,10 @@ def test_a_killed_run_goes_on_to_the_same_result(program, whole, kind, count):
     out = assert_goes_on(program, directory, whole)
     # It went on, and did not begin again.
     assert forks.resumed_after(out) == step
+    # The same tensors are the same files.
+    folder, other = (forks.checkpoints(run)[STEPS] for run in (directory, whole))
+    for path in folder.glob("variables.*"):
+        assert path.read_bytes() == (other / path.name).read_bytes()
 
 
 def test_a_name_that_tensorflow_takes_for_a_pattern_loses_no_run(program):
@@ -526,7 +519,8 @@ def test_every_difference_is_named(program, killed_at_24, tmp_path, tiny):
 
 
 def test_settings_that_decide_nothing_may_change(program, whole, killed_at_24, tmp_path, tiny):
-    """Neither may the place of the data, as long as they are the same."""
+    """Neither may the place of the data, as long as they are the same. This process has other
+    devices than the one that was killed, and has made other functions before."""
     directory = killed_at_24
     elsewhere = forks.write_idx(tmp_path / "elsewhere", tiny)
     flags = [*RUN, "--steps_per_loop=7", "--checkpoint_every=5"]

@@ -95,7 +95,7 @@ class Home:
 @pytest.fixture(scope="module")
 def run(tmp_path_factory):
     cwd = tmp_path_factory.mktemp("home")
-    outcome = programs.finish(programs.start(*RUN, cwd=cwd))
+    outcome = forks.train(*RUN, cwd=cwd)
     assert outcome.status == 0, outcome.err
     return Home(cwd, outcome)
 
