@@ -8,37 +8,47 @@ import os
 
 import forks
 import numpy as np
+import programs
 import pytest
 
 _QUIET = {"TF_CPP_MIN_LOG_LEVEL": "3", "KERAS_BACKEND": "tensorflow"}
-_BEFORE = {name: os.environ.get(name) for name in _QUIET}
-os.environ.update(_QUIET)
 
-import keras  # noqa: E402, F401
-import tensorflow as tf  # noqa: E402
 
-for _gpu in tf.config.list_physical_devices("GPU"):
-    # The programs that tests start want room beside this one.
-    tf.config.experimental.set_memory_growth(_gpu, True)
-# Four devices, so that the replicas of a distributed test are really different ones.
-tf.config.set_logical_device_configuration(
-    tf.config.list_physical_devices("CPU")[0], [tf.config.LogicalDeviceConfiguration()] * 4
-)
-tf.config.threading.set_intra_op_parallelism_threads(2)  # as a run's, by default
-tf.config.experimental.enable_op_determinism()
-tf.config.list_logical_devices()  # reads the settings, once and for all
+def pytest_configure(config: pytest.Config) -> None:
+    # The process that hands the tests to others runs none itself.
+    if hasattr(config, "workerinput") or not config.getoption("numprocesses", None):
+        _load_tensorflow()
 
-# The programs that tests start see the environment of the user, not this one.
-for _name, _value in _BEFORE.items():
-    if _value is None:
-        del os.environ[_name]
-    else:
-        os.environ[_name] = _value
+
+def _load_tensorflow() -> None:
+    before = {name: os.environ.get(name) for name in _QUIET}
+    os.environ.update(_QUIET)
+    import keras  # noqa: F401
+    import tensorflow as tf
+
+    for gpu in tf.config.list_physical_devices("GPU"):
+        # The programs that tests start need room beside this one.
+        tf.config.experimental.set_memory_growth(gpu, True)
+    # Four devices, so that the replicas of a distributed test are really different ones.
+    tf.config.set_logical_device_configuration(
+        tf.config.list_physical_devices("CPU")[0], [tf.config.LogicalDeviceConfiguration()] * 4
+    )
+    tf.config.threading.set_intra_op_parallelism_threads(2)  # as a run's, by default
+    tf.config.experimental.enable_op_determinism()
+    tf.config.list_logical_devices()  # reads the settings, once and for all
+    # The programs that tests start see the environment of the user, not this one.
+    for name, value in before.items():
+        del os.environ[name]
+        if value is not None:
+            os.environ[name] = value
 
 
 def pytest_runtest_setup(item: pytest.Item) -> None:
-    if item.get_closest_marker("gpu") and not tf.config.list_physical_devices("GPU"):
-        pytest.skip("needs a GPU, and TensorFlow sees none")
+    if item.get_closest_marker("gpu"):
+        import tensorflow as tf
+
+        if not tf.config.list_physical_devices("GPU"):
+            pytest.skip("needs a GPU, and TensorFlow sees none")
 
 
 def idx_bytes(array: np.ndarray) -> bytes:
@@ -76,6 +86,15 @@ def idx_folder(tmp_path, tiny):
         content = idx_bytes(array)
         (folder / name).write_bytes(gzip.compress(content) if name.endswith(".gz") else content)
     return folder
+
+
+@pytest.fixture(scope="session")
+def no_tensorflow(tmp_path_factory):
+    """A PYTHONPATH on which loading TensorFlow, or what loads it, ends a program with status 99."""
+    folder = tmp_path_factory.mktemp("stub")
+    for name in ("tensorflow", "tensorboard", "keras"):
+        (folder / f"{name}.py").write_text("import os\n\nos._exit(99)\n")
+    return f"{folder}{os.pathsep}{programs.ROOT}"
 
 
 # A program in forked processes, and runs of it that several modules compare with.

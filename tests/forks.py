@@ -34,7 +34,7 @@ STEPS, EVERY = 48, 6
 RUN = [f"--training_steps={STEPS}", f"--checkpoint_every={EVERY}", "--steps_per_loop=4"]
 RUN += ["--display_step=10", "--optimizer=adam", "--n_hidden_1=6", "--n_hidden_2=5"]
 RUN += ["--batch_size=16", "--seed=9"]
-LONG = ["--training_steps=400", "--checkpoint_every=30", "--steps_per_loop=10"]
+LONG = ["--training_steps=400", "--checkpoint_every=30", "--steps_per_loop=4"]
 LONG += ["--display_step=50", *RUN[4:]]
 # Its checkpoints are longer than its event files: a limit to the size of a file stops a save.
 HEAVY = ["--watch=", "--n_hidden_1=100", "--n_hidden_2=100"]
@@ -58,13 +58,17 @@ def _run(
     file_size: int | None = None,
     die_at_file_size: bool = False,
     keep_all: bool = False,
+    terminal: str | None = None,
 ) -> None:
+    if terminal:  # the first that the leader of a session opens is its own
+        os.setsid()
+        sys.stdout.reconfigure(line_buffering=True)
     os.chdir(cwd or os.getcwd())
     os.environ.update(environment or {})
     if not environment and not cores:  # which may change what XLA makes
         _reuse_programs(os.path.join(os.path.dirname(output), "xla"), file_size is None)
     for stream, name in ((1, f"{output}.out"), (2, f"{output}.err")):
-        os.dup2(os.open(name, os.O_WRONLY), stream)
+        os.dup2(os.open(terminal or name, os.O_WRONLY), stream)
     assert "tensorflow" in sys.modules, "the fork server has loaded nothing"
     from lab.record import checkpoints
     from lab.training import main

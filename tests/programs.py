@@ -14,7 +14,7 @@ import time
 import urllib.error
 import urllib.parse
 import urllib.request
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 from unittest import mock
 
@@ -24,6 +24,7 @@ ENVIRONMENT = {
     "PYTHONPATH": ROOT,
 }
 TRAIN = [sys.executable, "-m", "lab.training.main"]
+CHILDREN = os.path.join(ROOT, "tests", "child_programs")  # small programs that tests start
 
 
 @dataclasses.dataclass
@@ -39,13 +40,31 @@ def train(*arguments: str) -> Outcome:
     """The training program in this process, where TensorFlow is loaded already."""
     from lab.training import main
 
+    return _here(main.train, "train", arguments)
+
+
+def report(*arguments: Any) -> Outcome:
+    """The report's program in this process."""
+    from lab.report import main
+
+    return _here(main.main, "report", arguments)
+
+
+def launch(*arguments: Any) -> Outcome:
+    """bin/launch in this process; the workers are others."""
+    from lab.processes import launch
+
+    return _here(launch.main, "launch", arguments)
+
+
+def _here(program: Callable[[], int], name: str, arguments: Iterable[Any]) -> Outcome:
     out, err = io.StringIO(), io.StringIO()
     with (
-        mock.patch.object(sys, "argv", ["train", *map(str, arguments)]),
+        mock.patch.object(sys, "argv", [name, *map(str, arguments)]),
         contextlib.redirect_stdout(out),
         contextlib.redirect_stderr(err),
     ):
-        status = main.train()
+        status = program()
     return Outcome(status, out.getvalue(), err.getvalue())
 
 

@@ -1,7 +1,8 @@
 """Small runs, trained once in a session: what the tests of the report look into."""
 
-import functools
+import fcntl
 import gzip
+import os
 import pathlib
 
 import numpy as np
@@ -47,13 +48,24 @@ def write_data(folder, seed=3):
     return folder
 
 
-@functools.cache
 def trained(base: pathlib.Path) -> pathlib.Path:
-    """A logdir with three seeds of sgd that learns, one that dies, and one of adam."""
-    data = write_data(base / "small-data")
-    logdir = base / "small-runs"
+    """A logdir with three seeds of sgd that learns, one that dies, and one of adam; only read.
+
+    `base` is tmp_path_factory's; processes that share the tests share the runs.
+    """
+    if "PYTEST_XDIST_WORKER" in os.environ:
+        base = base.parent
+    logdir, done = base / "small-runs", base / "small-runs-are-trained"
+    with open(base / "small-runs.lock", "w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if not done.exists():
+            _train(write_data(base / "small-data"), logdir)
+            done.touch()
+    return logdir
+
+
+def _train(data: pathlib.Path, logdir: pathlib.Path) -> None:
     for seed, rule in enumerate([["--learning_rate=1"]] * 3 + [["--learning_rate=1000"], ADAM]):
         where = (f"--data_dir={data}", f"--logdir={logdir}", f"--seed={seed % 3}")
         outcome = programs.train(*COMMON, *rule, *where)
         assert outcome.status == 0, outcome.err
-    return logdir

@@ -264,7 +264,7 @@ def test_where_all_are_damaged_the_run_is_refused_and_left_as_it_is(run, damage)
 
 def test_a_run_that_lost_all_its_checkpoints_is_refused(run):
     shutil.rmtree(run.path / "checkpoints")
-    with pytest.raises(LabError, match="no checkpoint to go on from"):
+    with pytest.raises(LabError, match="no checkpoint"):
         run.newest()
     assert run.events.stat().st_size == 200
 
@@ -362,7 +362,7 @@ def test_a_save_that_the_system_refuses_leaves_all_as_it_was(run, name):
     before = forks.contents(run.path)
     with (
         mock.patch.object(os, name, side_effect=OSError(28, "No space left on device")),
-        pytest.raises(LabError, match=r"step 30 .*No space left on device"),
+        pytest.raises(LabError, match=r"step 30 .*No space left"),
     ):
         save(run.checkpoints, 30)
     assert_as_before(run, before)

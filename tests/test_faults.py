@@ -11,8 +11,10 @@ import shutil
 import signal
 import subprocess
 
+import events
 import forks
 import numpy as np
+import programs
 import pytest
 import tensorflow as tf
 from forks import (
@@ -25,6 +27,7 @@ from forks import (
     assert_one_line,
     assert_same_run,
 )
+from references import readme_accuracy
 
 from lab import data
 
@@ -75,10 +78,10 @@ def test_no_room_in_a_save(program):
     """The checkpoints of this run are longer than its events."""
     directory, wanted = program.new(), program.undisturbed(HEAVY)
     outcome = assert_no_room(program, directory, wanted, HEAVY, file_size=100_000)
-    assert "the checkpoint of step 0 cannot be written" in outcome.err
+    assert "step 0 " in outcome.err
     assert program.train(directory, HEAVY, kill_at=["saved", 3]).status == -signal.SIGKILL
     outcome = assert_no_room(program, directory, wanted, HEAVY, file_size=100_000)
-    assert "the checkpoint of step 12 cannot be written" in outcome.err
+    assert "step 12 " in outcome.err
     assert sorted(forks.checkpoints(directory)) == [0, 6]
     assert not list(directory.rglob("unfinished*"))
     assert_goes_on(program, directory, wanted, HEAVY)
@@ -129,7 +132,7 @@ def test_a_full_disk_in_a_save(program):
         used = shutil.disk_usage(directory).used
         grow(f"{used // 1024 + 80}k")
         outcome = assert_no_room(program, directory, wanted, HEAVY)
-        assert "the checkpoint of step 18 cannot be written" in outcome.err
+        assert "step 18 " in outcome.err
         assert sorted(forks.checkpoints(directory)) == [0, 6, 12]
         grow("20m")
         assert_goes_on(program, directory, wanted, HEAVY)
@@ -344,12 +347,33 @@ def diverging_flags(kind):
     return [flag for flag in RUN if not flag.startswith(names)] + DIVERGING[kind]
 
 
+def assert_nonfinite_entries_are_in_no_bucket(directory, first, counts):
+    """With those in the buckets they are all that a tensor has."""
+    record = events.read(directory)
+    for tag, series in events.histograms(record).items():
+        entries = series.values[:, :, 2].sum(axis=1)
+        if tag in counts:
+            nonfinite = record[f"{tag}/nonfinite"]
+            assert (nonfinite.steps, nonfinite.values.tolist()) == ([first], [counts[tag]])
+            entries[-1] += counts[tag]
+        assert len({*entries}) == 1, tag
+        assert series.steps == list(range(1, first + 1))
+        assert np.isfinite(series.values).all()
+
+
 NONFINITE = [
     ("all", []),
-    pytest.param("all", ["--watch="], marks=pytest.mark.slow),
-    ("all", ["--histogram_every=7"]),
-    ("loss", []),
-    pytest.param("weights", ["--watch=updates"], marks=pytest.mark.slow),
+    ("all", ["--watch=gradients", "--histogram_every=7"]),
+    ("loss", ["--watch="]),
+    *(
+        pytest.param(kind, more, marks=pytest.mark.slow)
+        for kind, more in [
+            ("all", ["--watch="]),
+            ("all", ["--histogram_every=7"]),
+            ("loss", []),
+            ("weights", ["--watch=updates"]),
+        ]
+    ),
 ]
 
 
@@ -372,6 +396,10 @@ def test_the_first_nonfinite_step_is_named_and_ends_the_run(program, tiny, kind,
     found = dict(re.findall(r"(\S+) \((\d+)\)", line))
     assert {tag: int(count) for tag, count in found.items()} == counts
     assert f"nonfinite at step {first}" in outcome.out
+    if not result["evaluations"]["step"]:
+        assert (result["test_loss"], result["collapsed"]) == (None, None)
+    if not more:
+        assert_nonfinite_entries_are_in_no_bucket(directory, first, counts)
 
     steps = {step for step, _ in forks.record(directory) if step}
     assert steps == set(range(1, first + 1))
@@ -379,7 +407,7 @@ def test_the_first_nonfinite_step_is_named_and_ends_the_run(program, tiny, kind,
     last = max(range(0, first, 6))
     saved = forks.checkpoints(directory)
     assert max(saved) == last
-    assert f"the last checkpoint before that is of step {last}" in outcome.out
+    assert f"of step {last}\n" in outcome.out
     reader = tf.train.load_checkpoint(str(saved[last] / "variables"))
     # Of that step and of no other. (Of a tensor as a whole: Adam divides the size of a gradient
     # out, and with it what tells a small one from its rounding, which is each CPU's own.)
@@ -473,37 +501,41 @@ def numpy_standstill(checkpoint, dataset, batch):
 
 def test_frozen_and_collapsed_are_said_on_the_spot_with_the_cause(tmp_path):
     """The recipe at ten times its learning rate."""
-    import programs
-
     outcome = programs.train(
         *("--learning_rate=0.1", "--training_steps=60", "--display_step=20"),
-        *("--checkpoint_every=20", f"--logdir={tmp_path}", "--run_name=run"),
+        *("--checkpoint_every=20", f"--logdir={tmp_path}", "--run_name=run", "--watch="),
     )
     assert outcome.status == 0
     result = forks.result(tmp_path / "run")
     assert result["status"] == "collapsed"
+    assert sorted(result["frozen"]) == sorted(TAGS)
+    dataset = data.load()
+    constant = dataset.test_labels == result["collapsed"]
+    assert result["test_correct"] == constant.sum()
+    assert result["test_accuracy"] == constant.mean()
+    assert result["readme_accuracy"] == pytest.approx(readme_accuracy(constant), abs=1e-12)
+    conclusion = outcome.out.splitlines()[-3]
+    assert conclusion.startswith("collapsed at step 60")
+    assert f"class {result['collapsed']}" in conclusion and "frozen" in conclusion
     # Each is said once, when it is seen first, and not only at the end.
     lines = standstill_lines(outcome)
     assert 1 <= len(lines) <= 2
     step, words, largest, more = lines[-1]
-    assert f"every test example is taken for class {result['collapsed']}" in words
+    assert f"class {result['collapsed']}" in words
     for tag in TAGS:
         assert tag in words
     assert outcome.out.index(f"step {step}: ") < outcome.out.index("collapsed at step 60")
     assert int(step) < 60
-    dataset = data.load()
     batch = data.Batches(0, 60000, 256).indices(int(step), 1)[0]
     checkpoint = forks.checkpoints(tmp_path / "run")[int(step)]
     classes, on_clip, expected = numpy_standstill(checkpoint, dataset, batch)
     assert set(classes) == {result["collapsed"]}
     assert 0.5 < on_clip < 1
-    assert f"{on_clip:.1%} of the test examples sit on the loss's clip" in more
+    assert f"{on_clip:.1%} of the test examples" in more
     assert max(float(largest), expected) < 1e-4  # of 256 examples, each 0 or 1 - p all but 0
 
 
 def test_a_rate_of_0_freezes_but_not_for_want_of_a_gradient(tmp_path):
-    import programs
-
     outcome = programs.train(
         *("--learning_rate=0", "--training_steps=30", "--display_step=10", "--n_hidden_1=9"),
         *("--n_hidden_2=8", f"--logdir={tmp_path}", "--run_name=run", "--watch="),
@@ -512,7 +544,6 @@ def test_a_rate_of_0_freezes_but_not_for_want_of_a_gradient(tmp_path):
     assert outcome.status == 0
     ((step, words, largest, more),) = standstill_lines(outcome)
     assert step == "10"
-    assert re.search("not a bit has changed in .*" + 5 * ", .*", words)
     assert all(tag in words for tag in TAGS)
     batch = data.Batches(0, 60000, 256).indices(10, 1)[0]
     checkpoint = forks.checkpoints(tmp_path / "run")[0]

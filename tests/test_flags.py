@@ -2,8 +2,6 @@
 
 import dataclasses
 import math
-import subprocess
-import sys
 
 import pytest
 
@@ -257,25 +255,6 @@ def test_help(flag, capsys):
             entry = flat[flat.index(head) : flat.index(head) + 300]
             assert f"default {str(field.default).lower()}" in entry
     assert not shown
-
-
-@pytest.mark.parametrize("line", [[], ["--optimizer=nonsense"], ["--sed=1"], ["--help"]])
-def test_a_command_line_is_read_without_tensorflow(line):
-    """An error must come at once; loading TensorFlow takes seconds."""
-    program = (
-        "import sys\n"
-        "from lab.settings import command_line as flags\n"
-        "try:\n"
-        "    flags.parse(['train', *sys.argv[1:]])\n"
-        "except (flags.LabError, SystemExit):\n"
-        "    pass\n"
-        "heavy = {'tensorflow', 'tensorboard', 'keras'} & set(sys.modules)\n"
-        "sys.exit(f'loaded {heavy}' if heavy else 0)\n"
-    )
-    done = subprocess.run(
-        [sys.executable, "-c", program, *line], capture_output=True, text=True, timeout=60
-    )
-    assert done.returncode == 0, done.stderr
 
 
 def test_numbers_keep_every_digit():

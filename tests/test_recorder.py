@@ -353,7 +353,7 @@ def test_an_error_of_the_writer_is_one_line_that_says_what_to_do(last, tmp_path,
     recorder.flush()
     monkeypatch.setattr(recorder, "_write", fail)
     recorder.steps(2, empty())
-    with pytest.raises(LabError, match=r"(?s)cannot be written.*space left.*--logdir") as caught:
+    with pytest.raises(LabError, match=r"(?s)space left.*--logdir") as caught:
         # An error comes up at the next calls but a few, not only at the end.
         for step in range(3, 7):
             getattr(recorder, last)(*((step, empty()) if last == "steps" else ()))
@@ -367,7 +367,7 @@ def test_an_error_of_the_writer_is_one_line_that_says_what_to_do(last, tmp_path,
 
 def test_a_directory_that_cannot_be_is_a_lab_error(tmp_path):
     (tmp_path / "file").touch()
-    with pytest.raises(LabError, match="cannot be written"):
+    with pytest.raises(LabError, match="--logdir"):
         Recorder(str(tmp_path / "file" / "run"), ("loss",), ["x"], [30])
 
 

@@ -49,7 +49,7 @@ def test_config_result_and_weights(run):
     assert {"h1/weights", "logits/bias/m"} <= weights.keys()
     for tag, value in weights.items():
         np.testing.assert_array_equal(value, loader.get_tensor(tag))
-    with pytest.raises(LabError, match="no checkpoint of step 25"):
+    with pytest.raises(LabError, match="step 25"):
         reader.weights(25)
 
 
@@ -83,7 +83,7 @@ def test_a_run_that_has_not_ended(run, tmp_path):
     (copy / "result.json").unlink()
     reader = lab.open_run(copy)
     assert reader.result is None and reader.scalars("loss").steps[-1] == forks.STEPS
-    with pytest.raises(LabError, match="is no run"):
+    with pytest.raises(LabError, match=str(tmp_path)):
         lab.open_run(tmp_path)
 
 

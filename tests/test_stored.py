@@ -32,15 +32,14 @@ def changed(value, path, new):
     return {**value, key: changed(value[key], rest, new) if rest else new}
 
 
-def test_every_field_of_a_result_with_each_wrong_value(tmp_path_factory):
+def test_every_field_of_a_result_with_each_wrong_value(whole):
     """It is left out with a line, or it still makes a table; nothing else may happen."""
-    logdir = small_runs.trained(tmp_path_factory.getbasetemp())
-    path = next(logdir.glob("sgd,lr=1,*seed=1")) / "result.json"
-    whole = json.loads(path.read_text())
+    path = whole / "result.json"
+    right = json.loads(path.read_text())
     refused = set()
-    for field in fields(whole):
+    for field in fields(right):
         for new in WRONG:
-            text = json.dumps(changed(whole, field, new))
+            text = json.dumps(changed(right, field, new))
             try:
                 found = results.parse_result(text, str(path))
             except LabError as error:
@@ -54,28 +53,23 @@ def test_every_field_of_a_result_with_each_wrong_value(tmp_path_factory):
     assert {field[-1] for field in refused} >= {*result_file.StoredResult.__annotations__} - {
         "data"
     }
-    assert {field[-1] for field in refused} >= told | whole["config"].keys() - {"data_dir"}
+    assert {field[-1] for field in refused} >= told | right["config"].keys() - {"data_dir"}
 
 
 @pytest.mark.parametrize(
     ("field", "value", "words"),
     [
-        (("config", "learning_rate"), [0.1], "config.learning_rate is [0.1]: must be a number"),
-        (("config", "seed"), 2**64, "config.seed is 18446744073709551616: must be an integer"),
-        (("config", "seed"), 0.5, "config.seed is 0.5: must be an integer, at least 0"),
-        (
-            ("replicas",),
-            "two",
-            "replicas is 'two': must be an integer, at least 1 and below 2^31, or null",
-        ),
-        (("devices",), 3, "devices is 3: must be a list, or null"),
-        (("status",), "done", "status is 'done': must be one of completed, collapsed, nonfinite"),
-        (("test_correct",), 121, "test_correct is 121: must be at most test_total, 120"),
+        (("config", "learning_rate"), [0.1], "config.learning_rate is [0.1]"),
+        (("config", "seed"), 2**64, "config.seed is 18446744073709551616"),
+        (("config", "seed"), 0.5, "config.seed is 0.5"),
+        (("replicas",), "two", "replicas is 'two'"),
+        (("devices",), 3, "devices is 3"),
+        (("status",), "done", "status is 'done'"),
+        (("test_correct",), 42, "test_correct is 42"),
     ],
 )
-def test_the_line_names_file_field_and_value(tmp_path_factory, field, value, words):
-    logdir = small_runs.trained(tmp_path_factory.getbasetemp())
-    path = next(logdir.glob("sgd,lr=1,*seed=1")) / "result.json"
+def test_the_line_names_file_field_and_value(whole, field, value, words):
+    path = whole / "result.json"
     text = json.dumps(changed(json.loads(path.read_text()), field, value))
     with pytest.raises(LabError) as raised:
         result_file.parse_result(text, "result.json")

@@ -5,9 +5,9 @@ from __future__ import annotations
 import importlib.util
 import os
 import re
+import shlex
 import shutil
 import subprocess
-import sys
 
 import events
 import numpy as np
@@ -46,6 +46,11 @@ class Logdir:
             (made,) = set(os.listdir(path)) - before
             assert made.startswith(f"{name},")
             self.directories.append(made)
+            # What the program prints last, of the folder of all runs.
+            command = outcome.out.splitlines()[-1].partition("look at it with")[2]
+            own = shlex.quote(os.path.join(path, made))
+            assert command.rstrip().endswith(own)
+            self.command = command.rstrip().removesuffix(own) + shlex.quote(str(path))
         self.records = {run: events.read(os.path.join(path, run)) for run in self.directories}
         self.results = {run: programs.result(os.path.join(path, run)) for run in self.directories}
 
@@ -63,12 +68,11 @@ def logdir(tmp_path_factory):
     ],
 )
 def board(request, logdir):
-    """A server with TensorBoard's Rust loader (its default where it is installed) or Python's."""
+    """The command that the program prints, with TensorBoard's Rust loader (its default where it is
+    installed) or Python's."""
     if request.param == "true" and not importlib.util.find_spec("tensorboard_data_server"):
         pytest.skip("TensorBoard's data server is not installed")
-    command = [sys.executable, "-m", "tensorboard.main", "--logdir", logdir.path]
-    command += ["--samples_per_plugin", "scalars=1000,histograms=1000"]
-    command += [f"--load_fast={request.param}"]
+    command = f"{logdir.command} --load_fast={request.param}"
     with programs.serving(command, logdir.directories[0], STEPS) as board:
         for run in logdir.directories:
             programs.wait_for(lambda run=run: board.has_all(run, STEPS), run)

@@ -24,7 +24,7 @@ import programs
 import pytest
 
 from lab.errors import LabError
-from lab.processes import cluster
+from lab.processes import cluster, launch
 from lab.processes.cluster import Cluster, from_environment, meet
 
 LAUNCH = [sys.executable, "-m", "lab.processes.launch"]
@@ -202,36 +202,22 @@ MALFORMED = {
 
 @pytest.mark.parametrize("what", MALFORMED)
 def test_a_malformed_tf_config(what):
-    with pytest.raises(LabError, match=r"^TF_CONFIG is malformed") as error:
+    with pytest.raises(LabError, match=r"^TF_CONFIG") as error:
         from_environment({"TF_CONFIG": MALFORMED[what]})
     assert '{"cluster": {"worker": ["host0:port"' in str(error.value)
     assert "\n" not in str(error.value)
 
 
-def test_a_malformed_tf_config_ends_the_program_before_tensorflow(start, tmp_path):
-    """The same with a patience that is no number, and with a peer that does not come."""
-    code = (
-        "import sys; from lab.training import main; sys.argv = ['train']; status = main.train(); "
-    )
-    code += "print('tensorflow' in sys.modules); sys.exit(status)"
-    cases = [
-        ({"TF_CONFIG": MALFORMED["no task"]}, "TF_CONFIG is malformed ('task' is missing)"),
-        ({"TF_CONFIG": MALFORMED["too high"]}, "TF_CONFIG is malformed (task 2 of 2"),
-        (
-            {"TF_CONFIG": tf_config(addresses(2), 0), "LAB_PATIENCE": "soon"},
-            "LAB_PATIENCE=soon: must be a number of seconds above 0",
-        ),
-    ]
-    processes = [
-        (start([sys.executable, "-c", code], tmp_path / str(i), **environment), words)
-        for i, (environment, words) in enumerate(cases)
-    ]
-    for process, words in processes:
-        assert process.wait() == 1
-        # Standard error comes before standard output, which is kept back to the end.
-        message, loaded = process.output.splitlines()
-        assert message.startswith(f"train: {words}")
-        assert loaded == "False"
+def test_a_malformed_tf_config_ends_the_program_before_tensorflow(
+    start, monkeypatch, no_tensorflow
+):
+    process = start(programs.TRAIN, TF_CONFIG=MALFORMED["no task"], PYTHONPATH=no_tensorflow)
+    assert_ends(process, 1, "train: TF_CONFIG", "task")
+    assert len(process.lines) == 1
+    # The same with a patience that is no number.
+    monkeypatch.setenv("TF_CONFIG", tf_config(addresses(2), 0))
+    monkeypatch.setenv("LAB_PATIENCE", "soon")
+    forks.assert_one_line(programs.train(), 1, "LAB_PATIENCE=soon")
 
 
 # ------------------------------------------------------------------ meeting
@@ -268,12 +254,11 @@ def test_workers_meet_in_any_order(order, monkeypatch):
 def test_a_worker_that_does_not_come_is_named(monkeypatch):
     workers = addresses(3)
     found = meeting([Cluster(workers, index) for index in (0, 1)], 1, monkeypatch)
-    assert found[0] == (
-        f"worker 0 ({workers[0]}): worker 2 ({workers[2]}) did not come; start every worker"
-    )
-    assert found[1].startswith(f"worker 1 ({workers[1]}): worker 0 ({workers[0]}) did not come, or")
+    names = [f"worker {index} ({address})" for index, address in enumerate(workers)]
+    assert found[0].startswith(names[0]) and names[2] in found[0] and names[1] not in found[0]
+    assert found[1].startswith(names[1]) and names[0] in found[1]
     found = meeting([Cluster(workers, index) for index in (1, 2)], 1, monkeypatch)
-    assert all(f"worker 0 ({workers[0]}) did not come" in found[index] for index in (1, 2))
+    assert all(names[0] in found[index] for index in (1, 2))
 
 
 def test_strangers_at_the_door(monkeypatch):
@@ -313,15 +298,15 @@ def test_a_taken_port_is_named(monkeypatch):
         monkeypatch.setenv("LAB_PATIENCE", "5")
         with pytest.raises(LabError) as error:
             meet(Cluster(workers, 1))
-    assert str(error.value).startswith(f"worker 1 ({workers[1]}): its port cannot be used (")
-    assert "in use" in str(error.value)
-    with pytest.raises(LabError, match=r"^worker 0 \(no.such.host.invalid:1\): its port cannot"):
+    assert str(error.value).startswith(f"worker 1 ({workers[1]})")
+    assert "port" in str(error.value) and "in use" in str(error.value)
+    with pytest.raises(LabError, match=r"^worker 0 \(no.such.host.invalid:1\)"):
         meet(Cluster(("no.such.host.invalid:1", workers[0]), 0))
 
 
 @pytest.mark.parametrize("text", ["soon", "0", "-1", "nan", "inf"])
 def test_a_patience_that_is_none(text):
-    with pytest.raises(LabError, match=f"^LAB_PATIENCE={text}: must be"):
+    with pytest.raises(LabError, match=f"^LAB_PATIENCE={text}:"):
         cluster.patience({"LAB_PATIENCE": text})
 
 
@@ -331,58 +316,50 @@ def test_a_patience():
 
 
 @pytest.mark.parametrize("index", [0, 1])
-def test_a_program_whose_peer_never_comes(start, tmp_path, index):
+def test_a_program_whose_peer_never_comes(monkeypatch, tmp_path, index):
+    monkeypatch.chdir(tmp_path)
     workers = addresses(2)
-    process = start(
-        [*programs.TRAIN, *RUN],
-        TF_CONFIG=tf_config(workers, index),
-        LAB_PATIENCE="2",
-    )
-    other = f"worker {1 - index} ({workers[1 - index]}) did not come"
-    assert_ends(process, 1, f"train: worker {index} ({workers[index]}): {other}")
-    assert len(process.lines) == 1
+    monkeypatch.setenv("TF_CONFIG", tf_config(workers, index))
+    monkeypatch.setenv("LAB_PATIENCE", "1")
+    me, other = (f"worker {i} ({workers[i]})" for i in (index, 1 - index))
+    forks.assert_one_line(programs.train(*RUN), 1, me, other)
     assert not (tmp_path / "logs").exists()
 
 
-def test_a_program_whose_port_is_taken(start):
+def test_a_program_whose_port_is_taken(monkeypatch):
     workers = addresses(2)
+    monkeypatch.setenv("TF_CONFIG", tf_config(workers, 0))
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", int(workers[0].rpartition(":")[2])))
         taken.listen()
-        process = start([*programs.TRAIN, *RUN], TF_CONFIG=tf_config(workers, 0))
-        assert_ends(process, 1, f"worker 0 ({workers[0]}): its port cannot be used")
-    assert len(process.lines) == 1
+        outcome = programs.train(*RUN)
+    forks.assert_one_line(outcome, 1, f"worker 0 ({workers[0]})", "port")
 
 
 # ------------------------------------------------------------------ bin/launch
 
 
-def python(code):
-    return [sys.executable, "-c", f"import json, os, signal, sys, time\n{code}"]
+def worker(*kind):
+    """The command of a worker for bin/launch that does as launch_worker.py says."""
+    return [sys.executable, os.path.join(programs.CHILDREN, "launch_worker.py"), *map(str, kind)]
 
 
-INDEX = "index = json.loads(os.environ['TF_CONFIG'])['task']['index']\n"
-
-
-def test_launch_marks_each_line_with_its_worker(start):
-    code = (
-        INDEX + "print('one'); print(index, file=sys.stderr, flush=True); print('no end', end='')"
-    )
-    process = start([*LAUNCH, "--workers=3", "--", *python(code)])
-    assert process.wait() == 0
-    lines = process.output.splitlines()
+def test_launch_marks_each_line_with_its_worker():
+    outcome = programs.launch("--workers=3", "--", *worker("lines"))
+    assert (outcome.status, outcome.err) == (0, "")
+    lines = outcome.out.splitlines()
     for index in range(3):
         mine = [line for line in lines if line.startswith(f"[worker {index}] ")]
         words = sorted(line.partition("] ")[2] for line in mine)
-        assert words == sorted([str(index), "one", "no end"]), process.output
+        assert words == sorted([str(index), "one", "no end"]), outcome.out
     assert len(lines) == 9
 
 
-def test_launch_gives_each_worker_its_place(start):
-    process = start([*LAUNCH, "--workers=2", "--", *python("print(os.environ['TF_CONFIG'])")])
-    assert process.wait() == 0
+def test_launch_gives_each_worker_its_place():
+    outcome = programs.launch("--workers=2", "--", *worker("place"))
     found = [
-        from_environment({"TF_CONFIG": line.partition("] ")[2]}) for line in sorted(process.lines)
+        from_environment({"TF_CONFIG": line.partition("] ")[2]})
+        for line in sorted(outcome.out.splitlines())
     ]
     assert [one.index for one in found] == [0, 1]
     assert found[0].workers == found[1].workers and len(set(found[0].workers)) == 2
@@ -390,42 +367,39 @@ def test_launch_gives_each_worker_its_place(start):
 
 
 @pytest.mark.parametrize(
-    ("code", "status"),
+    ("statuses", "status"), [((0, 3), 3), ((5, 0), 5), ((0, -signal.SIGKILL), 137)]
+)
+def test_launch_ends_as_its_workers_do(statuses, status):
+    assert (
+        programs.launch("--workers=2", "--", *worker("end", *map(int, statuses))).status == status
+    )
+
+
+def test_launch_notices_a_later_worker_that_fails_first(monkeypatch):
+    """Though the one before it goes on: its status counts, and the others' time begins."""
+    monkeypatch.setattr(launch, "GRACE", 1)
+    outcome = programs.launch("--workers=2", "--", *worker("fail_first"))
+    assert (outcome.status, outcome.out) == (7, "")
+    assert outcome.err.startswith("launch: worker 0 ") and outcome.err.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
     [
-        ("sys.exit(3 if index else 0)", 3),
-        ("sys.exit(0 if index else 5)", 5),
-        ("os.kill(os.getpid(), signal.SIGKILL if index else 0)", 137),
+        (["--workers=2"], "command"),
+        (["--workers=0", "--", "true"], "--workers=0"),
+        (["--", "/no/such/program"], "/no/such/program"),
     ],
 )
-def test_launch_ends_as_its_workers_do(start, code, status):
-    process = start([*LAUNCH, "--workers=2", "--", *python(INDEX + code)])
-    assert process.wait() == status, process.output
-
-
-def test_launch_notices_a_later_worker_that_fails_first(start):
-    """Though the one before it goes on: its status counts, and the others' time begins."""
-    code = "from lab.processes import launch; launch.GRACE = 1; sys.exit(launch.main())"
-    worker = INDEX + "time.sleep(0 if index else 100); sys.exit(7)"
-    process = start([*python(code), "--workers=2", "--", *python(worker)])
-    assert process.wait(60) == 7
-    assert process.lines == ["launch: worker 0 did not end within 1 s: killed"]
-
-
-def test_launch_refuses(start, tmp_path):
-    cases = [
-        (["--workers=2"], "no command to start"),
-        (["--workers=0", "--", "true"], "--workers=0: must be an integer, at least 1"),
-        (["--", str(tmp_path / "nothing")], "cannot be started (No such file"),
-    ]
-    processes = [(start([*LAUNCH, *flags]), words) for flags, words in cases]
-    for process, words in processes:
-        assert_ends(process, 2, "launch: ", words)
-        assert len(process.lines) == 1
+def test_launch_refuses(arguments, words):
+    outcome = programs.launch(*arguments)
+    assert (outcome.status, outcome.out) == (2, "")
+    assert outcome.err.startswith("launch: ") and outcome.err.count("\n") == 1
+    assert words in outcome.err
 
 
 def test_launch_passes_a_signal_on(start):
-    code = INDEX + "signal.signal(15, lambda *_: sys.exit(143)); print('on', flush=True)\n"
-    process = start([*LAUNCH, "--workers=2", "--", *python(code + "time.sleep(100)")])
+    process = start([*LAUNCH, "--workers=2", "--", *worker("wait")])
     programs.wait_for(lambda: process.output.count("on") == 2, "both workers")
     process.send(signal.SIGTERM)
     assert process.wait(30) == 143
@@ -433,8 +407,7 @@ def test_launch_passes_a_signal_on(start):
 
 def test_a_second_signal_ends_launch_and_all_its_workers(start):
     """Also those that do not listen."""
-    code = "signal.signal(15, signal.SIG_IGN); print('on', os.getpid(), flush=True)\n"
-    process = start([*LAUNCH, "--workers=2", "--", *python(code + "time.sleep(100)")])
+    process = start([*LAUNCH, "--workers=2", "--", *worker("ignore")])
     programs.wait_for(lambda: process.output.count("on") == 2, "both workers")
     process.send(signal.SIGTERM)
     time.sleep(0.5)
@@ -507,9 +480,7 @@ def test_the_chief_alone_speaks_and_writes(twice):
     lines = output.splitlines()
     assert all(line.startswith("[worker 0] ") for line in lines), output
     assert ", 2 replicas" in lines[0]
-    assert any(line.startswith("[worker 0] completed at step 40: ") for line in lines) or any(
-        "collapsed at step 40" in line for line in lines
-    )
+    assert any(re.match(r"\[worker 0\] (completed|collapsed) at step 40", line) for line in lines)
 
 
 @pytest.mark.slow
@@ -565,7 +536,7 @@ def test_a_finished_run_is_left_as_it_is(start, tmp_path, idx_folder, twice):
     data = twice[0].parents[2] / "idx"
     process = launched(start, data, RUN, workers)
     assert process.wait() == 0, process.output
-    assert "[worker 0] logs/x is there already; --overwrite trains it again" in process.output
+    assert "already" in process.output and "--overwrite" in process.output
     assert all(line.startswith("[worker 0] ") for line in process.lines)
     now = {path: path.stat().st_mtime_ns for path in files_of(workers) if path.name != "lock"}
     changed = {path.name for path in now if before.get(path) != now[path]}
@@ -578,9 +549,9 @@ def test_a_changed_configuration_is_refused_on_all(pair, tmp_path, twice, idx_fo
     run.parent.mkdir(parents=True)
     subprocess.run(["cp", "-r", twice[0], run], check=True)
     processes = pair([*RUN, "--learning_rate=0.02"])
-    words = "logs/x holds another run (", "learning_rate was 0.01, is 0.02"
+    words = "logs/x", "learning_rate was 0.01, is 0.02"
     assert_ends(processes[0], 1, "train: logs/x", *words)
-    assert_ends(processes[1], 1, "train: worker 0 cannot start: ", *words)
+    assert_ends(processes[1], 1, "train: worker 0 ", *words)
     assert [len(process.lines) for process in processes] == [1, 1]
     assert forks.result(run)["config"]["learning_rate"] == 0.01
 
@@ -606,7 +577,7 @@ def test_a_run_that_lost_a_worker_goes_on_to_the_same_result(
     assert 0 < reached < 400
     again = pair(flags)
     assert [process.wait() for process in again] == [0, 0], again[0].output + again[1].output
-    assert "logs/x goes on after step" in again[0].output
+    assert f"after step {reached}\n" in again[0].output
     whole = [f"--data_dir={idx_folder}", f"--logdir={tmp_path / 'whole'}", *flags]
     assert programs.train(*whole, "--devices=cpu:2").status == 0
     other = tmp_path / "whole" / "x"
@@ -639,7 +610,7 @@ def test_a_signal_stops_all_at_one_step(start, pair, tmp_path, idx_folder, targe
     assert forks.result(run)["status"] == "interrupted"
     if target == 1:
         again = pair(ENDLESS)
-        again[0].wait_for(f"logs/x goes on after step {step}")
+        again[0].wait_for(f"after step {step}\n")
 
 
 # ------------------------------------------------------------------ faults
@@ -681,10 +652,8 @@ def test_a_worker_that_came_but_does_not_start(start, tmp_path, idx_folder):
         TF_CONFIG=tf_config(workers, 0),
         LAB_PATIENCE="10",
     )
-    gone = f"from lab.processes import cluster; cluster.meet(cluster.Cluster({workers!r}, 1))"
-    assert start([sys.executable, "-c", gone]).wait() == 0
-    words = f"train: worker 0 ({workers[0]}): worker 1 ({workers[1]}) came, but did not start"
-    assert_ends(alone, 1, words)
+    meet(Cluster(workers, 1))
+    assert_ends(alone, 1, f"train: worker 0 ({workers[0]})", f"worker 1 ({workers[1]})")
     assert len(alone.lines) == 1
 
 
@@ -709,5 +678,5 @@ def test_a_worker_trains_on_one_cpu_device(tmp_path):
     """Else each would be several replicas of several workers; refused before TensorFlow waits."""
     from lab.step import placement as devices
 
-    with pytest.raises(LabError, match=r"^--devices=cpu:2: a worker of several trains on one CPU"):
+    with pytest.raises(LabError, match=r"^--devices=cpu:2: "):
         devices.make_strategy("cpu:2", Cluster(addresses(2), 0))
