@@ -107,7 +107,7 @@ def _key(config: Mapping[str, Any]) -> str:
 
 def _readme_place(config: Mapping[str, Any], recipe: Mapping[str, Any]) -> int | None:
     """Which README row the config repeats, if it keeps to the recipe in all that trains."""
-    skip = {"seed", *README_FIELDS, *RECORDING_FIELDS}
+    skip = {*README_FIELDS, *RECORDING_FIELDS}
     if any(config.get(k) != recipe.get(k) for k in (config.keys() | recipe.keys()) - skip):
         return None
     ours = tuple(config.get(k) for k in README_FIELDS)
@@ -117,16 +117,12 @@ def _readme_place(config: Mapping[str, Any], recipe: Mapping[str, Any]) -> int |
 def _status(runs: Sequence[Result]) -> str:
     parts = []
     for status, count in Counter(r.status for r in runs if r.status != "completed").items():
+        many = f"{count} of {len(runs)} " if len(runs) > 1 else ""
         same = [r for r in runs if r.status == status]
         classes = sorted({r.collapsed for r in same if r.collapsed is not None})
         label = f" (class{'es' * (len(classes) > 1)} {', '.join(map(str, classes))})"
-        many = f"{count} of {len(runs)} " if len(runs) > 1 else ""
         parts.append(many + status + (label if status == "collapsed" and classes else ""))
     return "; ".join(parts) or "completed"
-
-
-def _mean(values: Sequence[float]) -> float | None:
-    return statistics.fmean(values) if values else None
 
 
 def _std(values: Sequence[float]) -> float | None:
@@ -157,12 +153,12 @@ def _row(config: dict[str, Any], runs: Sequence[Result], readme: float | None) -
     return Row(
         config=config,
         readme=readme,
-        readme_accuracy=_mean(ours),
+        readme_accuracy=statistics.fmean(ours) if ours else None,
         readme_agrees=agrees,
         runs=len(runs),
         averaged=len(chosen),
         averaged_status=chosen[0].status if chosen else None,
-        mean=_mean(values),
+        mean=statistics.fmean(values) if values else None,
         std=_std(values),
         low=low,
         high=high,
@@ -218,25 +214,19 @@ def make_table(
 ) -> Table:
     """Results -> rows, comparisons, notes.
 
-    Args:
-      results: Of any number of runs.
-      recipe: Every config field with the reference recipe's value, Config's defaults unless given.
-        It decides which rows the README has; a field that an older result.json lacks counts as
-        having that value.
-      problems: What results.py could not use.
-      order: Configs (a grid's trials; their seeds do not matter) whose rows come first, in that
-        order; then follow the README's rows in the README's order, then the others by their
-        hyperparameters.
+    recipe: The reference recipe's config, by default Config(): it decides which rows the README
+    has; a field that an older result.json lacks counts as having its value. problems: What
+    results.py could not use. order: Configs (a grid's trials) whose rows come first, in that order;
+    then follow the README's rows in its order, then the others by their hyperparameters.
     """
     # As JSON, like the results: tuples become lists.
-    recipe = json.loads(json.dumps(recipe or dataclasses.asdict(Config())))
+    values = json.loads(json.dumps(recipe or dataclasses.asdict(Config())))
+    recipe = {name: value for name, value in values.items() if name != "seed"}
     places: dict[str, int] = {}
     for config in order:
         places.setdefault(_key({**recipe, **config}), len(places))
     trials, notes = _trials(results, recipe)
     configs = {key: {**recipe, **next(iter(runs.values())).config} for key, runs in trials.items()}
-    for config in configs.values():
-        config.pop("seed", None)
     readme = {key: _readme_place(config, recipe) for key, config in configs.items()}
     names = dict.fromkeys(itertools.chain(README_FIELDS, *configs.values()))
     differ = {k for k in names if len({json.dumps(c.get(k)) for c in configs.values()}) > 1}
