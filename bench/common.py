@@ -1,63 +1,70 @@
-"""What the contestants share: the task, the batches, and the choice of a framework's best form."""
+"""What all contestants share: the task, its batches, and the protocol of their modules.
+
+A module `on_FRAMEWORK` has two functions:
+
+    make(task: Task) -> Runner
+    about() -> dict    versions, threads and devices
+"""
 
 from __future__ import annotations
 
 import dataclasses
 import time
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 
 RATE = 0.01
 EPSILON = 1e-7  # of adam
-CLIP = 1e-9
+CLIP = 1e-9  # the smallest probability in the loss
 
 
-class Made(NamedTuple):
-    """A contestant that is ready to run.
+class Runner(NamedTuple):
+    """A contestant that is ready to train.
 
-    run: int32 [steps, batch] -> the loss of each step, after all steps are done and all that they
-      record is on disk. `steps` is a multiple of `chunk`.
-    note: the form that was chosen, for the table.
-    turn: how much longer its turns should be than those of others.
-    close: called when it is dropped.
+    Attributes:
+      run: Takes the examples of each step, int32 [steps, batch], and returns the losses [steps],
+        after all steps are done and all that they record is on disk.
+      chunk: The number of steps is a multiple of this.
+      note: The form that was chosen, for the table.
+      turn: How many times longer its turns are than those of others.
+      close: Called when it is no longer needed.
     """
 
     run: Callable[[np.ndarray], np.ndarray]
     chunk: int = 1
     note: str = ""
     turn: int = 1
-    close: Callable[[], object] | None = None
+    close: Callable[[], object] = lambda: None
 
 
 @dataclasses.dataclass
 class Task:
     """What a contestant has to do.
 
-    images: uint8 [examples, 784]; labels: int32 [examples].
-    sizes: of the layers, inputs and outputs included; sigmoid between them.
-    chunk: steps a call of a compiled loop.
-    folder: where the record goes.
+    Attributes:
+      name: The contestant's.
+      rule: sgd or adam.
+      sizes: Of the layers, inputs and outputs included; sigmoid between them.
+      batch: Examples per step.
+      chunk: Steps per call of a compiled loop.
+      folder: Where the record goes.
+      images: uint8 [examples, 784].
+      labels: int32 [examples].
     """
 
-    variant: str
+    name: str
     rule: str
     sizes: list[int]
     batch: int
     chunk: int
+    folder: str
     images: np.ndarray
     labels: np.ndarray
-    folder: str
-
-    @property
-    def tags(self) -> list[str]:
-        """Of weights and bias of each layer, as the lab names them."""
-        names = [f"h{i + 1}" for i in range(len(self.sizes) - 2)] + ["logits"]
-        return [f"{name}/{part}" for name in names for part in ("weights", "bias")]
 
     def weights(self) -> list[np.ndarray]:
-        """The initial weights and biases in the order of `tags`, the same for every contestant."""
+        """The initial weights and bias of each layer in turn, the same for every contestant."""
         random = np.random.default_rng(0)
         arrays = []
         for shape in zip(self.sizes, self.sizes[1:]):  # noqa: B905
@@ -68,52 +75,31 @@ class Task:
         """The images as the network sees them: float32, from 0 to 1."""
         return self.images.astype(np.float32) / 255
 
+    def batches(self) -> Callable[[int], np.ndarray]:
+        """steps -> int32 [steps, batch]: random examples, the same ones for every contestant."""
+        random, examples = np.random.default_rng(1), len(self.images)
+        return lambda steps: random.integers(examples, size=(steps, self.batch), dtype=np.int32)
 
-class Batches:
-    """Random batches, epoch by epoch, the same for every contestant."""
-
-    def __init__(self, examples: int, batch: int) -> None:
-        self._examples, self._batch = examples, batch
-        self._random, self._left = np.random.default_rng(1), np.zeros(0, np.int32)
-
-    def take(self, steps: int) -> np.ndarray:
-        """int32 [steps, batch]: the next ones."""
-        wanted = steps * self._batch
-        while len(self._left) < wanted:
-            epoch = self._random.permutation(self._examples).astype(np.int32)
-            self._left = np.concatenate([self._left, epoch])
-        taken, self._left = self._left[:wanted], self._left[wanted:]
-        return taken.reshape(steps, self._batch)
+    def chunks(self, indices: np.ndarray) -> list[np.ndarray]:
+        """The batches of each call of a compiled loop."""
+        return [indices[i : i + self.chunk] for i in range(0, len(indices), self.chunk)]
 
 
-def best(task: Task, forms: dict[str, Callable[[], Made]], tries: int = 3) -> Made:
-    """The fastest of several forms, made afresh. A form that fails is left out, unless all do."""
-    seconds: dict[str, float] = {}
-    error: Exception | None = None
+def timed(runner: Runner, indices: np.ndarray) -> float:
+    """Seconds per step."""
+    begun = time.perf_counter()
+    runner.run(indices)
+    return (time.perf_counter() - begun) / len(indices)
+
+
+def best(task: Task, forms: dict[str, Callable[[], Runner]]) -> Runner:
+    """The fastest of several forms, made afresh."""
+    ms: dict[str, float] = {}
     for name, make in forms.items():
-        batches = Batches(len(task.images), task.batch)
-        try:
-            made = make()
-            steps = max(made.chunk, 20)
-            made.run(batches.take(steps))
-            times = []
-            for _ in range(tries):
-                indices = batches.take(steps)
-                begun = time.perf_counter()
-                made.run(indices)
-                times.append((time.perf_counter() - begun) / steps)
-            seconds[name] = min(times)
-        except Exception as wrong:
-            error = wrong
-    if not seconds:
-        assert error
-        raise error
-    name = min(seconds, key=seconds.__getitem__)
-    rest = ", ".join(f"{n} {1000 * s:.2f}" for n, s in seconds.items() if n != name)
-    note = f"{name}: {1000 * seconds[name]:.2f} ms" + (f" (tried: {rest})" if rest else "")
-    return forms[name]()._replace(note=note)
-
-
-def about(**more: Any) -> dict[str, Any]:
-    """What a contestant's module says of itself: versions, threads, devices."""
-    return {"numpy": np.__version__, **more}
+        runner, batches = make(), task.batches()
+        steps = max(runner.chunk, 20)
+        runner.run(batches(steps))
+        ms[name] = 1000 * min(timed(runner, batches(steps)) for _ in range(3))
+    name = min(ms, key=ms.__getitem__)
+    rest = ", ".join(f"{other} {ms[other]:.2f}" for other in forms if other != name)
+    return forms[name]()._replace(note=f"{name}: {ms[name]:.2f} ms (tried: {rest})")

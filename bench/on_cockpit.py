@@ -15,50 +15,45 @@ import torch
 from backpack import extend
 from cockpit import quantities
 from cockpit.utils import schedules
-from common import RATE, Made, Task
-from common import about as say
+from common import Runner, Task
 from torch import nn
 
 
-def make(task: Task) -> Made:
-    images, labels = torch.tensor(task.floats()), torch.tensor(task.labels).long()
+def make(task: Task) -> Runner:
+    images, labels = on_torch.data(task)
     model = extend(on_torch.network(task))
     loss_of = extend(nn.CrossEntropyLoss(reduction="sum"))
     each_loss = nn.CrossEntropyLoss(reduction="none")
-    if task.rule == "sgd":
-        optimizer: torch.optim.Optimizer = torch.optim.SGD(model.parameters(), RATE)
-    else:
-        optimizer = torch.optim.Adam(model.parameters(), RATE, eps=on_torch.EPSILON)
+    optimizer = on_torch.optimizer(task, model)
     each_step = schedules.linear(1)
     watched = [quantities.GradHist1d(each_step), quantities.Loss(each_step)]
-    seen = cockpit.Cockpit(model.parameters(), watched)
+    recorder = cockpit.Cockpit(model.parameters(), watched)
     done = 0
 
-    def run(indices: np.ndarray) -> np.ndarray:
+    def step(row: torch.Tensor) -> torch.Tensor:
         nonlocal done
-        losses = []
-        for row in torch.from_numpy(indices):
-            x, y = images[row], labels[row]
-            optimizer.zero_grad()
-            logits = model(x)
-            loss = loss_of(logits, y)
-            info = {
-                "batch_size": task.batch,
-                "individual_losses": each_loss(logits, y),
-                "loss": loss,
-                "optimizer": optimizer,
-            }
-            with seen(done, info=info):
-                loss.backward(create_graph=seen.create_graph(done))
-            optimizer.step()
-            losses.append(loss.detach())
-            done += 1
-        seen.write(os.path.join(task.folder, "cockpit"))
-        return torch.stack(losses).numpy()
+        optimizer.zero_grad()
+        logits = model(images[row])
+        loss = loss_of(logits, labels[row])
+        info = {
+            "batch_size": task.batch,
+            "individual_losses": each_loss(logits, labels[row]),
+            "loss": loss,
+            "optimizer": optimizer,
+        }
+        with recorder(done, info=info):
+            loss.backward(create_graph=recorder.create_graph(done))
+        optimizer.step()
+        done += 1
+        return loss.detach()
 
-    return Made(run, note="GradHist1d and Loss at each step; the loss without the clip")
+    def run(indices: np.ndarray) -> np.ndarray:
+        losses = on_torch.run_each(step, indices)
+        recorder.write(os.path.join(task.folder, "cockpit"))
+        return losses
+
+    return Runner(run, note="GradHist1d and Loss at each step; the loss without the clip")
 
 
-def about() -> dict:
-    """See common.about."""
-    return say(**on_torch.about(), cockpit=metadata.version("cockpit-for-pytorch"))
+def about() -> dict[str, object]:
+    return on_torch.about() | {"cockpit": metadata.version("cockpit-for-pytorch")}

@@ -6,8 +6,7 @@ import functools
 
 import numpy as np
 import tensorflow as tf
-from common import RATE, Made, Task
-from common import about as say
+from common import RATE, Runner, Task
 
 from lab.kernels import xla
 from lab.models import losses, mlp, optimizers
@@ -15,28 +14,29 @@ from lab.record.event_writer import Recorder
 from lab.settings.config import Config
 from lab.step import placement
 from lab.step.loop import TrainLoop
-from lab.step.placement import one_program
 from lab.step.replica import Training
 
-# Variants by the end of their names; those that say nothing train on one replica.
+make_strategy = functools.cache(placement.make_strategy)
+# By the end of a contestant's name; the others record nothing.
 WATCH = {
-    "no record": None,
-    "no strategy": None,
-    "2 replicas": None,
     "scalars": (),
     "default record": Config().watch,
     "everything watched": (*Config().watch, "updates", "activations"),
 }
 
 
-def make(task: Task) -> Made:
+def make(task: Task) -> Runner:
     tf.config.experimental.enable_op_determinism()
     placement.set_threads(Config().threads)
-    where, _, what = task.variant.rpartition(", ")
-    watch = WATCH[what]
-    strategy = _strategy(where or what)
+    where = task.name.split(", ")[1]
+    strategy = make_strategy("cpu:2" if where == "2 replicas" else "auto")
+    if where == "no strategy":
+        strategy = tf.distribute.get_strategy()
+    watch = WATCH.get(task.name.split(", ")[-1])
     with strategy.scope():
-        model = mlp.MLP(task.sizes, matmul=xla.matmul if one_program(strategy) else tf.matmul)
+        model = mlp.MLP(
+            task.sizes, matmul=xla.matmul if placement.one_program(strategy) else tf.matmul
+        )
         rule = optimizers.RULES[task.rule](learning_rate=RATE)
         optimizer = optimizers.Optimizer(rule, model.trainable_variables)
     arrays = iter(task.weights())
@@ -54,33 +54,24 @@ def make(task: Task) -> Made:
     recorder = None
     if watch is not None:
         recorder = Recorder(task.folder, loop.watch.scalar_tags, loop.watch.tags, loop.watch.sizes)
-    done = 0
+    step = 1
 
     def run(indices: np.ndarray) -> np.ndarray:
-        nonlocal done
-        scalars = []
-        for start in range(0, len(indices), task.chunk):
-            rows = indices[start : start + task.chunk]
-            recorded = loop.run(rows, done + 1)
+        nonlocal step
+        losses = []
+        for rows in task.chunks(indices):
+            recorded = loop.run(rows, step)
             if recorder:
-                recorder.steps(done + 1, recorded)
-            scalars.append(recorded["scalars"])
-            done += len(rows)
+                recorder.steps(step, recorded)
+            losses.append(recorded["scalars"][:, 0])
+            step += len(rows)
         if recorder:
             recorder.flush()
-        return np.concatenate([part[:, 0] for part in scalars])
+        return np.concatenate(losses)
 
-    return Made(run, chunk=task.chunk)
-
-
-@functools.cache
-def _strategy(name: str) -> tf.distribute.Strategy:
-    if name == "no strategy":
-        return tf.distribute.get_strategy()
-    return placement.make_strategy("cpu:2" if name == "2 replicas" else "auto")
+    return Runner(run, chunk=task.chunk)
 
 
-def about() -> dict:
-    """See common.about."""
-    names = [device.name for device in tf.config.list_logical_devices()]
-    return say(tensorflow=tf.__version__, device=" ".join(name[1:] for name in names))
+def about() -> dict[str, object]:
+    names = [device.name[1:] for device in tf.config.list_logical_devices()]
+    return {"tensorflow": tf.__version__, "device": " ".join(names)}

@@ -6,25 +6,22 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-from common import CLIP, EPSILON, RATE, Made, Task, best
-from common import about as say
+from common import CLIP, EPSILON, RATE, Runner, Task, best
 
 
-def make(task: Task) -> Made:
-    return best(
-        task,
-        {
-            "uint8": lambda: _scan(task, jnp.asarray(task.images)),
-            "float32": lambda: _scan(task, jnp.asarray(task.floats())),
-        },
-    )
+def make(task: Task) -> Runner:
+    forms = {
+        "uint8": lambda: _scan(task, task.images),
+        "float32": lambda: _scan(task, task.floats()),
+    }
+    return best(task, forms)
 
 
-def _scan(task: Task, images: jax.Array) -> Made:
-    rule = optax.sgd(RATE) if task.rule == "sgd" else optax.adam(RATE, eps=EPSILON)
-    labels = jnp.asarray(task.labels)
+def _scan(task: Task, pixels: np.ndarray) -> Runner:
+    images, labels = jnp.asarray(pixels), jnp.asarray(task.labels)
+    optimizer = optax.sgd(RATE) if task.rule == "sgd" else optax.adam(RATE, eps=EPSILON)
     parameters = [jnp.asarray(array) for array in task.weights()]
-    state = rule.init(parameters)
+    state = optimizer.init(parameters)
 
     def loss_of(parameters: list[jax.Array], x: jax.Array, y: jax.Array) -> jax.Array:
         for i in range(0, len(parameters), 2):
@@ -39,7 +36,7 @@ def _scan(task: Task, images: jax.Array) -> Made:
             if x.dtype == jnp.uint8:
                 x = x.astype(jnp.float32) / 255
             loss, gradients = jax.value_and_grad(loss_of)(parameters, x, labels[row])
-            updates, state = rule.update(gradients, state)
+            updates, state = optimizer.update(gradients, state)
             return (optax.apply_updates(parameters, updates), state), loss
 
         carry, losses = jax.lax.scan(step, (parameters, state), indices)
@@ -49,17 +46,15 @@ def _scan(task: Task, images: jax.Array) -> Made:
 
     def run(indices: np.ndarray) -> np.ndarray:
         nonlocal parameters, state
-        everything = []
-        for start in range(0, len(indices), task.chunk):
-            rows = indices[start : start + task.chunk]
-            parameters, state, losses = compiled(parameters, state, images, labels, rows)
-            everything.append(losses)
+        losses = []
+        for rows in task.chunks(indices):
+            parameters, state, loss = compiled(parameters, state, images, labels, rows)
+            losses.append(loss)
         jax.block_until_ready(parameters)
-        return np.concatenate(everything)
+        return np.concatenate(losses)
 
-    return Made(run, chunk=task.chunk)
+    return Runner(run, chunk=task.chunk)
 
 
-def about() -> dict:
-    """See common.about."""
-    return say(jax=jax.__version__, optax=optax.__version__, device=str(jax.devices()[0]))
+def about() -> dict[str, object]:
+    return {"jax": jax.__version__, "optax": optax.__version__, "device": str(jax.devices()[0])}

@@ -4,33 +4,34 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable
+from typing import NamedTuple
 
 import numpy as np
 import torch
-from common import CLIP, EPSILON, RATE, Made, Task, best
-from common import about as say
+from common import CLIP, EPSILON, RATE, Runner, Task, best
 from torch import nn
 
-DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+
+def make(task: Task) -> Runner:
+    forms = {
+        "PyTorch, eager": {
+            "fused": lambda: _eager(task, fused=True),
+            "foreach": lambda: _eager(task, foreach=True),
+        },
+        "PyTorch, torch.compile": {
+            "one graph": lambda: _compiled(task),
+            "one graph, max-autotune": lambda: _compiled(task, mode="max-autotune"),
+        },
+    }
+    if task.name in forms:
+        return best(task, forms[task.name])
+    recorders = {"PyTorch, add_histogram": _add_histogram, "PyTorch, wandb.watch": _wandb_watch}
+    return _eager(task, recorders[task.name], fused=True)
 
 
-def make(task: Task) -> Made:
-    data = torch.tensor(task.floats(), device=DEVICE), torch.tensor(task.labels, device=DEVICE)
-    data = data[0], data[1].long()
-    fused, foreach = {"fused": True}, {"foreach": True}
-    if task.variant == "compile":
-        forms = {
-            "one graph": lambda: _whole(task, data, {}),
-            "one graph, max-autotune": lambda: _whole(task, data, {"mode": "max-autotune"}),
-        }
-        return best(task, forms)
-    if task.variant == "eager":
-        forms = {
-            "fused": lambda: _eager(task, data, fused),
-            "foreach": lambda: _eager(task, data, foreach),
-        }
-        return best(task, forms)
-    return _eager(task, data, fused, RECORDS[task.variant])
+def data(task: Task) -> tuple[torch.Tensor, torch.Tensor]:
+    """Images and labels."""
+    return torch.tensor(task.floats()), torch.tensor(task.labels).long()
 
 
 def network(task: Task) -> nn.Sequential:
@@ -41,7 +42,18 @@ def network(task: Task) -> nn.Sequential:
         layer.weight.data = torch.tensor(weights.T.copy())
         layer.bias.data = torch.tensor(bias)
         layers += [layer, nn.Sigmoid()]
-    return nn.Sequential(*layers[:-1]).to(DEVICE)
+    return nn.Sequential(*layers[:-1])
+
+
+def optimizer(task: Task, model: nn.Module, **form: bool) -> torch.optim.Optimizer:
+    if task.rule == "sgd":
+        return torch.optim.SGD(model.parameters(), RATE, **form)
+    return torch.optim.Adam(model.parameters(), RATE, eps=EPSILON, **form)
+
+
+def run_each(step: Callable[[torch.Tensor], torch.Tensor], indices: np.ndarray) -> np.ndarray:
+    """The losses of one step after the other."""
+    return torch.stack([step(row) for row in torch.from_numpy(indices)]).numpy()
 
 
 def _loss(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
@@ -49,45 +61,44 @@ def _loss(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
     return -probability.clamp(CLIP, 1.0).log().sum()
 
 
+class _Recorder(NamedTuple):
+    step: Callable[[torch.Tensor], object] = lambda loss: None
+    flush: Callable[[], object] = lambda: None
+    close: Callable[[], object] = lambda: None
+
+
 def _eager(
-    task: Task,
-    data: tuple[torch.Tensor, torch.Tensor],
-    form: dict[str, bool],
-    record: Callable | None = None,
-) -> Made:
+    task: Task, record: Callable[[Task, nn.Module], _Recorder] | None = None, **form: bool
+) -> Runner:
     """The loop that everyone writes."""
+    images, labels = data(task)
     model = network(task)
-    if task.rule == "sgd":
-        optimizer: torch.optim.Optimizer = torch.optim.SGD(model.parameters(), RATE, **form)
-    else:
-        optimizer = torch.optim.Adam(model.parameters(), RATE, eps=EPSILON, **form)
-    images, labels = data
-    each, end, close = record(task, model) if record else (None, None, None)
+    update = optimizer(task, model, **form)
+    recorder = record(task, model) if record else _Recorder()
+
+    def step(row: torch.Tensor) -> torch.Tensor:
+        update.zero_grad(set_to_none=True)
+        loss = _loss(model(images[row]), labels[row])
+        loss.backward()
+        update.step()
+        recorder.step(loss)
+        return loss.detach()
 
     def run(indices: np.ndarray) -> np.ndarray:
-        losses = []
-        for row in torch.from_numpy(indices).to(DEVICE):
-            optimizer.zero_grad(set_to_none=True)
-            loss = _loss(model(images[row]), labels[row])
-            loss.backward()
-            optimizer.step()
-            losses.append(loss.detach())
-            if each:
-                each(loss)
-        if end:
-            end()
-        return torch.stack(losses).cpu().numpy()
+        losses = run_each(step, indices)
+        recorder.flush()
+        return losses
 
-    return Made(run, close=close)
+    return Runner(run, close=recorder.close)
 
 
-def _whole(task: Task, data: tuple[torch.Tensor, torch.Tensor], options: dict) -> Made:
+def _compiled(task: Task, **options: str) -> Runner:
     """Gather, forward, gradient and update in one compiled function."""
+    images, labels = data(task)
     model = network(task)
     parameters = [p.detach() for p in model.parameters()]
     names = [name for name, _ in model.named_parameters()]
     slots = [[torch.zeros_like(p) for p in parameters] for _ in range(2)]
-    images, labels = data
 
     def loss_of(values: list[torch.Tensor], x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
         return _loss(torch.func.functional_call(model, dict(zip(names, values)), (x,)), y)  # noqa: B905
@@ -105,50 +116,41 @@ def _whole(task: Task, data: tuple[torch.Tensor, torch.Tensor], options: dict) -
         return loss
 
     compiled = torch.compile(step, **options)
-    steps = torch.zeros((), device=DEVICE)
+    steps = torch.zeros(())
 
     @torch.no_grad()
     def run(indices: np.ndarray) -> np.ndarray:
-        losses = []
-        for row in torch.from_numpy(indices).to(DEVICE):
-            steps.add_(1)
-            losses.append(compiled(row, steps))
-        return torch.stack(losses).cpu().numpy()
+        return run_each(lambda row: compiled(row, steps.add_(1)), indices)
 
-    return Made(run)
+    return Runner(run)
 
 
-def _add_histogram(task: Task, model: nn.Module) -> tuple[Callable, Callable, Callable]:
+def _add_histogram(task: Task, model: nn.Module) -> _Recorder:
     from torch.utils.tensorboard import SummaryWriter
 
     writer = SummaryWriter(task.folder)
     steps = 0
 
-    def each(loss: torch.Tensor) -> None:
+    def step(loss: torch.Tensor) -> None:
         nonlocal steps
         steps += 1
-        for tag, p in zip(task.tags, model.parameters()):  # noqa: B905
-            writer.add_histogram(tag, p, steps)
-            writer.add_histogram(f"{tag}/gradient", p.grad, steps)
+        for name, p in model.named_parameters():
+            writer.add_histogram(name, p, steps)
+            writer.add_histogram(f"{name}/gradient", p.grad, steps)
         writer.add_scalar("loss", loss, steps)
 
-    return each, writer.flush, writer.close
+    return _Recorder(step, writer.flush, writer.close)
 
 
-def _wandb_watch(task: Task, model: nn.Module) -> tuple[Callable, Callable, Callable]:
+def _wandb_watch(task: Task, model: nn.Module) -> _Recorder:
     os.environ["WANDB_SILENT"] = "true"
     import wandb
 
     run = wandb.init(project="bench", dir=task.folder, mode="offline")
     run.watch(model, log="all", log_freq=1)
     # It has no flush: what its own process has not written at a turn's end is not counted.
-    return lambda loss: run.log({"loss": loss.item()}), lambda: None, run.finish
+    return _Recorder(lambda loss: run.log({"loss": loss.item()}), close=run.finish)
 
 
-RECORDS = {"add_histogram": _add_histogram, "wandb.watch": _wandb_watch}
-
-
-def about() -> dict:
-    """See common.about."""
-    device = torch.cuda.get_device_name() if DEVICE.type == "cuda" else "CPU"
-    return say(torch=torch.__version__, threads=torch.get_num_threads(), device=device)
+def about() -> dict[str, object]:
+    return {"torch": torch.__version__, "threads": torch.get_num_threads()}

@@ -1,17 +1,28 @@
-"""Results to text: the table, the bars."""
+"""Results to text: the tables, the bars."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from statistics import median
 from typing import Any
 
 import numpy as np
 
-from bench.parts import BARE
+from bench.parts import BARE, DEFAULT_RECORD, FLOOR, NO_RECORD
 
-BASE = "ours, no record"
-# The notebook's way writes 12 histograms a step; ours, watching everything, 9 more than by default.
-HISTOGRAMS, MORE = 12, 9
+BASE, RECORDING = NO_RECORD.name, DEFAULT_RECORD.name
+EVERYTHING, ADD_HISTOGRAM = "ours, everything watched", "PyTorch, add_histogram"
+NOTEBOOK = "notebook's way, histograms"
+# What is asked of the ratio of two contestants of a part; "" is the fastest one without record.
+RATIOS = [
+    ("default record / no record", 1.10, "record", RECORDING, BASE),
+    ("everything watched / no record", 1.35, "record", EVERYTHING, BASE),
+    ("no record / fastest peer without record", 1.00, "peers", BASE, ""),
+    ("no record / floor", 1.30, "record", BASE, FLOOR.name),
+    ("default record / PyTorch with add_histogram", 0.08, "peers", RECORDING, ADD_HISTOGRAM),
+    ("default record / notebook's way with histograms", 0.04, "peers", RECORDING, NOTEBOOK),
+    ("MirroredStrategy / no strategy", 1.03, "record", BASE, "ours, no strategy"),
+]
 
 
 def quartiles(values: Sequence[float]) -> tuple[float, float, float]:
@@ -25,189 +36,115 @@ def ratios(above: Sequence[float], below: Sequence[float]) -> list[float]:
     return [a / b for a, b in zip(above, below, strict=False)]
 
 
-def loaded(machine: dict[str, Any]) -> bool:
-    """The machine was not quiet as the run began."""
-    return machine["load"] > 0.5
-
-
 def rows_of(results: dict[str, Any], part: str) -> dict[tuple[str, str], dict[str, Any]]:
     """The rows of a part that were measured, by rule and name."""
     rows = results["parts"].get(part, {}).get("rows", [])
     return {(row["rule"], row["name"]): row for row in rows if "error" not in row}
 
 
-def bars(results: dict[str, Any]) -> list[tuple[str, float, dict[str, float]]]:
+def bars(results: dict[str, Any]) -> Iterator[tuple[str, float, dict[str, float]]]:
     """What is asked for: (what, at most, measured by rule); those that were not measured too."""
-    rules = results["rules"]
-
-    def by_rule(part: str, above: str, below: str | None) -> dict[str, float]:
+    for what, most, part, above, below in RATIOS:
         rows, found = rows_of(results, part), {}
-        for rule in rules:
+        for rule in results["rules"]:
             other = below or _fastest(rows, rule)
             if (rule, above) in rows and (rule, other) in rows:
                 values = ratios(rows[rule, above]["ms"], rows[rule, other]["ms"])
-                found[rule if below else f"{rule}, {other}"] = quartiles(values)[1]
-        return found
-
-    default, notebook = "ours, default record", "notebook's way, histograms"
-    asked = [
-        ("default record / no record", 1.10, by_rule("record", default, BASE)),
-        (
-            "everything watched / no record",
-            1.35,
-            by_rule("record", "ours, everything watched", BASE),
-        ),
-        ("no record / fastest peer without record", 1.00, by_rule("peers", BASE, None)),
-        ("no record / floor", 1.30, by_rule("record", BASE, "floor: eight products")),
-        (
-            "default record / PyTorch with add_histogram",
-            0.08,
-            by_rule("peers", default, "PyTorch, add_histogram"),
-        ),
-        (
-            "default record / notebook's way with histograms",
-            0.04,
-            by_rule("peers", default, notebook),
-        ),
-        ("MirroredStrategy / no strategy", 1.03, by_rule("record", BASE, "ours, no strategy")),
-    ]
-    start = results["parts"].get("startup", {})
-    if start.get("import"):
-        middle = quartiles(ratios(start["first_step"], start["import"]))[1]
-        asked.append(("launch to first step / import tensorflow", 1.7, {"": middle}))
-    else:
-        asked.append(("launch to first step / import tensorflow", 1.7, {}))
-    rows, size = rows_of(results, "record") | rows_of(results, "peers"), {}
-    everything = "ours, everything watched"
-    for rule in rules:
-        if all((rule, name) in rows for name in (default, everything, notebook)):
-            ours = (rows[rule, everything]["bytes"] - rows[rule, default]["bytes"]) / MORE
-            size[rule] = ours / (rows[rule, notebook]["bytes"] / HISTOGRAMS)
-    asked.append(("bytes of a histogram / tf.summary.histogram's", 0.55, size))
-    return asked
+                found[rule if below else f"{rule}, {other}"] = median(values)
+        yield what, most, found
 
 
 def _fastest(rows: dict[tuple[str, str], dict[str, Any]], rule: str) -> str:
-    there = [name for name in BARE if (rule, name) in rows]
-    return min(there, key=lambda name: quartiles(rows[rule, name]["ms"])[1], default="")
+    names = [name for name in BARE if (rule, name) in rows]
+    return min(names, key=lambda name: median(rows[rule, name]["ms"]), default="")
 
 
 def to_markdown(results: dict[str, Any]) -> str:
     """Everything that was measured, and how."""
-    machine = results["machine"]
+    machine, parts = results["machine"], results["parts"]
     lines = [
         f"{machine['cpu']}, {machine['cores']} cores, {machine['memory_gb']} GB; "
         f"{machine['system']}; load before the run {machine['load']:.1f}; {results['date']}"
-        + ("; **quick: too few turns to tell anything**" if results["quick"] else ""),
+        + ("; **the machine was not quiet: figures spread**" if machine["load"] > 0.5 else "")
+        + ("; **quick: too few turns to compare**" if results["quick"] else ""),
         "",
     ]
-    if loaded(machine):
-        load = f"load {machine['load']:.1f}"
-        lines += [f"**The machine was not quiet ({load}): figures spread.**", ""]
-    for part, found in results["parts"].items():
+    for part, found in parts.items():
         if "error" in found:
             lines += [f"**{part}**: not measured: {_cell(found['error'])}", ""]
-        if "gpu" in found:
-            lines += [f"**gpu**: {found['gpu']}", ""]
         for rule in results["rules"]:
             rows = [row for row in found.get("rows", []) if row["rule"] == rule]
-            lines += _rows(part, rule, rows) if rows else []
-    lines += _others(results["parts"])
-    lines += ["| bar | at most | measured | |", "| --- | --- | --- | --- |"]
-    for what, most, measured in bars(results):
-        said = "; ".join(
-            f"{value:.3f} ({rule})" if rule else f"{value:.3f}" for rule, value in measured.items()
-        )
-        verdict = "met" if measured and max(measured.values()) <= most else "**not met**"
-        lines.append(
-            f"| {what} | {most:.2f} | {said or '-'} | {verdict if measured else 'not measured'} |"
-        )
-    lines += ["", "Versions, threads, devices:", ""]
-    abouts: dict[str, None] = {}
-    for found in results["parts"].values():
-        for row in found.get("rows", []):
-            if "about" in row:
-                abouts[", ".join(f"{k} {v}" for k, v in row["about"].items())] = None
-    return "\n".join([*lines, *(f"- {text}" for text in abouts), ""])
+            lines += [f"**{part}, {rule}**", "", *_rows(rows), ""] if rows else []
+        if "points" in found:
+            lines += [*_sweeps(found["rule"], found["points"]), ""]
+        if "steps" in found:
+            steps, seconds = found["steps"], found["seconds"]
+            lines += [f"The README's grid, default record, {steps:,} steps: {seconds:.1f} s.", ""]
+    lines += [*_bars(results), "", "Versions, threads, devices:", ""]
+    rows = [row for found in parts.values() for row in found.get("rows", []) if "about" in row]
+    about = [", ".join(f"{k} {v}" for k, v in row["about"].items()) for row in rows]
+    return "\n".join([*lines, *(f"- {text}" for text in dict.fromkeys(about)), ""])
 
 
-def _rows(part: str, rule: str, rows: list[dict[str, Any]]) -> list[str]:
-    base: list[float] = next((row["ms"] for row in rows if row["name"] == BASE), [])
-    lines = [
-        f"**{part}, {rule}**",
-        "",
-        "| | ms a step | quartiles | times ours | quartiles | bytes a step | peak MB | loss | |",
-        "| --- | --- | --- | --- | --- | --- | --- | --- | --- |",
-    ]
-    for row in rows:
-        if "error" in row:
-            lines.append(f"| {row['name']} | | | | | | | | not measured: {_cell(row['error'])} |")
-            continue
-        low, middle, high = quartiles(row["ms"])
-        a, b, c = quartiles(ratios(row["ms"], base))
-        digits = 3 if middle < 10 else 1
-        lines.append(
-            f"| {row['name']} | {middle:.{digits}f} | {low:.{digits}f}..{high:.{digits}f} "
-            f"| {b:.2f} | {a:.2f}..{c:.2f} | {row['bytes']:.0f} | {row['peak_mb']:.0f} "
-            f"| {_learnt(row)} | {_cell(row['note'])} |"
-        )
-    return [*lines, ""]
+def _table(*head: str) -> list[str]:
+    return [_line(*head), _line(*["---"] * len(head))]
 
 
-def _learnt(row: dict[str, Any]) -> str:
-    """The mean loss of the first steps, which are the same for all, and ours where it differs."""
-    loss, ours = row["loss"], row["loss_ours"]
-    if not loss:
-        return ""
-    said = f"{loss:.1f} ({row['checked']} steps)"
-    return said if abs(loss - ours) <= 0.01 * ours else f"{said}, **ours {ours:.1f}**"
+def _line(*cells: str) -> str:
+    return f"| {' | '.join(cells)} |"
 
 
 def _cell(text: str) -> str:
     return text.replace("|", "/").replace("\n", " ")
 
 
-def _others(parts: dict[str, Any]) -> list[str]:
-    lines = []
-    start, nine, sweep = (parts.get(name, {}) for name in ("startup", "grid", "sweeps"))
-    if start.get("import"):
-        lines += ["| from launch, seconds | median | quartiles |", "| --- | --- | --- |"]
-        for name, key in (
-            ("python -c 'import tensorflow'", "import"),
-            ("bin/train to the evaluation of step 1", "first_step"),
-            ("startup_seconds in result.json", "startup_seconds"),
-        ):
-            low, middle, high = quartiles(start[key])
-            lines.append(f"| {name} | {middle:.2f} | {low:.2f}..{high:.2f} |")
-        peak = quartiles(start["peak_mb"])[1]
-        lines += ["", f"Peak memory of bin/train with the default record: {peak:.0f} MB.", ""]
-    if nine.get("seconds"):
-        said = (
-            f"The README's grid, default record, {nine['steps']:,} steps: {nine['seconds']:.1f} s"
-        )
-        slow = {
-            row["rule"]: quartiles(row["ms"])[1]
-            for row in parts.get("peers", {}).get("rows", [])
-            if row["name"] == "notebook's way, histograms" and row["ms"]
-        }
-        if {"sgd", "adam"} <= slow.keys():
-            seconds = nine["steps"] / 9 * (4 * slow["sgd"] + 5 * slow["adam"]) / 1000
-            said += (
-                f"; the notebook's way with histograms at each step would take {seconds:,.0f} s "
-                "(its step's time, and nothing for start and evaluation)"
-            )
-        lines += [said + ".", ""]
-    if sweep.get("points"):
-        lines += [
-            f"| {sweep['rule']} | no record, ms | default record, ms | ratio | quartiles |",
-            "| --- | --- | --- | --- | --- |",
-        ]
-        for point in sweep["points"]:
-            none, some = point["ms"]["no record"], point["ms"]["default record"]
-            low, middle, high = quartiles(ratios(some, none))
-            lines.append(
-                f"| {point['axis']} {point['value']} | {quartiles(none)[1]:.2f} "
-                f"| {quartiles(some)[1]:.2f} | {middle:.2f} | {low:.2f}..{high:.2f} |"
-            )
-        lines.append("")
+def _spread(values: Sequence[float], digits: int = 2) -> tuple[str, str]:
+    """The cells of the median and the quartiles."""
+    low, middle, high = quartiles(values)
+    return f"{middle:.{digits}f}", f"{low:.{digits}f}..{high:.{digits}f}"
+
+
+def _rows(rows: list[dict[str, Any]]) -> list[str]:
+    base: list[float] = next((row["ms"] for row in rows if row["name"] == BASE), [])
+    numbers = "ms a step", "quartiles", "times ours", "quartiles", "bytes a step", "peak MB", "loss"
+    lines = _table("", *numbers, "")
+    for row in rows:
+        if "error" in row:
+            cells = [*[""] * len(numbers), f"not measured: {_cell(row['error'])}"]
+        else:
+            cells = [
+                *_spread(row["ms"], 3 if median(row["ms"]) < 10 else 1),
+                *_spread(ratios(row["ms"], base)),
+                f"{row['bytes']:.0f}",
+                f"{row['peak_mb']:.0f}",
+                _loss(row),
+                _cell(row["note"]),
+            ]
+        lines.append(_line(row["name"], *cells))
+    return lines
+
+
+def _loss(row: dict[str, Any]) -> str:
+    """The mean loss of the first steps, which are the same for all, and ours where it differs."""
+    loss, ours = row["loss"], row["loss_ours"]
+    text = f"{loss:.1f} ({row['checked']} steps)" if loss else ""
+    return text if abs(loss - ours) <= 0.01 * ours or not loss else f"{text}, **ours {ours:.1f}**"
+
+
+def _sweeps(rule: str, points: list[dict[str, Any]]) -> list[str]:
+    lines = _table(rule, "no record, ms", "default record, ms", "ratio", "quartiles")
+    for point in points:
+        none, some = point["ms"]["no record"], point["ms"]["default record"]
+        cells = f"{median(none):.2f}", f"{median(some):.2f}", *_spread(ratios(some, none))
+        lines.append(_line(f"{point['axis']} {point['value']}", *cells))
+    return lines
+
+
+def _bars(results: dict[str, Any]) -> list[str]:
+    lines = _table("bar", "at most", "measured", "")
+    for what, most, found in bars(results):
+        texts = [f"{value:.3f}" + (f" ({rule})" if rule else "") for rule, value in found.items()]
+        verdict = "met" if found and max(found.values()) <= most else "**not met**"
+        cells = ("; ".join(texts), verdict) if found else ("-", "not measured")
+        lines.append(_line(what, f"{most:.2f}", *cells))
     return lines

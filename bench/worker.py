@@ -1,11 +1,9 @@
-"""One contestant's process: requests as JSON lines on standard input, one answer a line.
+"""One process of contestants: requests as JSON lines on standard input, one line per answer.
 
-    python worker.py '{"module": "on_torch", "data": "data.npz", "folder": "..."}'
-
-    {"do": "make", "name": "a", "variant": ..., "rule": ..., ...}   makes it, checks it, warms it up
-    {"do": "go", "name": "a"}                                       one turn
-    {"do": "drop", "name": "a"}
-    {"do": "about"}                                                 versions, threads, peak memory
+    {"do": "start", "module": "on_torch", ...}
+    {"do": "make", "name": "a", "rule": ..., ...}   makes it, checks it, warms it up
+    {"do": "turn", "name": "a"}
+    {"do": "drop", "name": "a"}                     versions, threads, peak memory
 
 It runs in the environment of its framework, and imports of the benchmark only what lies beside it.
 """
@@ -15,86 +13,62 @@ from __future__ import annotations
 import ctypes
 import gc
 import importlib
-import itertools
 import json
 import os
 import resource
 import shutil
 import signal
 import sys
-import time
+import tempfile
 import traceback
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
-from common import Batches, Made, Task
+from common import Runner, Task, timed
 
 
 class Contestants:
-    """The answers to the requests; each one a dict that JSON can hold."""
+    """A method per request; it returns the answer, a dict that JSON can hold."""
 
-    def __init__(self, module: str, data: str, folder: str) -> None:
+    def __init__(self) -> None:
+        self._ready: dict[str, tuple[Task, Runner, Callable[[int], np.ndarray], int]] = {}
+
+    def start(self, module: str) -> dict[str, Any]:
+        """Loads the framework and the data."""
         self._module = importlib.import_module(module)
-        with np.load(data) as arrays:
-            self._images, self._labels = arrays["images"], arrays["labels"]
-        self._folder = folder
-        self._made: dict[str, tuple[Made, Batches, int, str]] = {}
-
-    def make(
-        self,
-        name: str,
-        variant: str,
-        rule: str,
-        sizes: list[int],
-        batch: int,
-        chunk: int,
-        check: int,
-        seconds: float,
-    ) -> dict[str, Any]:
-        """Makes a contestant whose turns take about `seconds`.
-
-        `means` holds, for each of its first `check` steps, the mean of the losses so far.
-        """
-        folder = os.path.join(self._folder, name)
-        os.makedirs(folder)
-        task = Task(variant, rule, sizes, batch, chunk, self._images, self._labels, folder)
-        made = self._module.make(task)
-        batches = Batches(len(self._images), batch)
-        losses = made.run(batches.take(max(check, made.chunk))).astype(float)
-        few = max(1, 4 // made.chunk) * made.chunk
-        taken = []
-        for _ in range(2):
-            begun = time.perf_counter()
-            made.run(batches.take(few))
-            taken.append((time.perf_counter() - begun) / few)
-        steps = max(1, round(made.turn * seconds / min(taken) / made.chunk)) * made.chunk
-        self._made[name] = made, batches, steps, folder
-        means = np.cumsum(losses) / np.arange(1, len(losses) + 1)
-        return {"means": np.nan_to_num(means).tolist(), "steps": steps, "note": made.note}
-
-    def go(self, name: str) -> dict[str, Any]:
-        """One turn: seconds and bytes on disk a step."""
-        made, batches, steps, folder = self._made[name]
-        indices = batches.take(steps)
-        before = _bytes(folder)
-        begun = time.perf_counter()
-        made.run(indices)
-        seconds = time.perf_counter() - begun
-        return {"seconds": seconds / steps, "bytes": (_bytes(folder) - before) / steps}
-
-    def drop(self, name: str) -> dict[str, Any]:
-        """Forgets a contestant and its record."""
-        made, _, _, folder = self._made.pop(name)
-        if made.close:
-            made.close()
-        shutil.rmtree(folder, ignore_errors=True)
-        gc.collect()
+        with np.load("../data.npz") as arrays:
+            self._arrays = dict(arrays)
         return {}
 
-    def about(self) -> dict[str, Any]:
-        """Versions, threads and devices, as the module knows them, and the peak memory."""
+    def make(self, name: str, seconds: float, **more: Any) -> dict[str, Any]:
+        """Makes a contestant whose turns take about `seconds`, and trains it for a chunk of steps:
+        `loss` is their mean loss."""
+        task = Task(name, **more, folder=tempfile.mkdtemp(dir="."), **self._arrays)
+        runner, batches = self._module.make(task), task.batches()
+        loss = runner.run(batches(task.chunk)).mean(dtype=float)
+        few = max(1, 4 // runner.chunk) * runner.chunk
+        step = min(timed(runner, batches(few)) for _ in range(2))
+        steps = max(1, round(runner.turn * seconds / step / runner.chunk)) * runner.chunk
+        self._ready[name] = task, runner, batches, steps
+        return {"loss": float(np.nan_to_num(loss)), "checked": task.chunk, "note": runner.note}
+
+    def turn(self, name: str) -> dict[str, Any]:
+        """Seconds per step, and bytes per step on disk."""
+        task, runner, batches, steps = self._ready[name]
+        indices = batches(steps)
+        before = _bytes(task.folder)
+        seconds = timed(runner, indices)
+        return {"seconds": seconds, "bytes": (_bytes(task.folder) - before) / steps}
+
+    def drop(self, name: str) -> dict[str, Any]:
+        """Removes a contestant. Versions, threads and devices, and the peak memory."""
+        task, runner, _, _ = self._ready.pop(name)
+        runner.close()
+        shutil.rmtree(task.folder, ignore_errors=True)
+        gc.collect()
         peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-        return {"peak_mb": peak / 1024, "about": self._module.about()}
+        return {"peak_mb": peak / 1024, "about": {"numpy": np.__version__, **self._module.about()}}
 
 
 def _bytes(folder: str) -> int:
@@ -108,21 +82,14 @@ def main() -> None:
     # Whatever a framework prints goes to the log; the answers have the real output to themselves.
     answers = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)
-    contestants: Contestants | None = None
-    for line in itertools.chain(['{"do": "start"}'], iter(sys.stdin.readline, "")):
+    contestants = Contestants()
+    for line in iter(sys.stdin.readline, ""):
         request = json.loads(line)
-        do = request.pop("do")
         try:
-            if do == "start":
-                contestants = Contestants(**json.loads(sys.argv[1]))
-                answer: dict[str, Any] = {}
-            else:
-                answer = getattr(contestants, do)(**request)
+            answer = getattr(contestants, request.pop("do"))(**request)
         except Exception as error:
             traceback.print_exc()
-            said = [line.strip() for line in str(error).splitlines() if line.strip()] or [""]
-            line = said[-1] if said[0].endswith(":") else said[0]
-            answer = {"error": f"{type(error).__name__}: {line}"[:300]}
+            answer = {"error": f"{type(error).__name__}: {' '.join(str(error).split())[-300:]}"}
         print(json.dumps(answer), file=answers, flush=True)
     os._exit(0)  # some frameworks would still be busy for a while
 

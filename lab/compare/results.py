@@ -35,20 +35,15 @@ class Result:
 def parse_result(text: str, path: str) -> Result:
     """The Result in the text of a result.json. Raises as result_file.parse_result."""
     found = result_file.parse_result(text, path)
-    config = found["config"]
+    same = ("config", "status", "readme_accuracy", "collapsed", "seconds")
     accuracies = (found["evaluations"] or {}).get("test_accuracy", ())
-    correct, total = found["test_correct"], found["test_total"]
     return Result(
         path=path,
-        config=config,
-        seed=config.pop("seed"),
-        status=found["status"],
-        correct=correct or 0,
-        total=total or 0,
-        readme_accuracy=found["readme_accuracy"],
-        collapsed=found["collapsed"],
-        seconds=found["seconds"],
+        seed=found["config"].pop("seed"),
+        correct=found["test_correct"] or 0,
+        total=found["test_total"] or 0,
         evaluations=tuple(a for a in accuracies if a is not None),
+        **{name: found[name] for name in same},
     )
 
 
@@ -60,11 +55,7 @@ def read_results(logdir: str | Path) -> tuple[list[Result], list[str]]:
 
 
 def read_files(paths: Iterable[Path]) -> tuple[list[Result], list[str]]:
-    """These result.json files, in order, and one line for each that cannot be used.
-
-    Those lines belong into `make_table`, which shows them: one bad file must neither hide the
-    other runs nor go unseen.
-    """
+    """These result.json files, in order, and for `make_table` a line for each that is unusable."""
     results, problems = [], []
     for path in paths:
         try:

@@ -7,6 +7,7 @@ import statistics
 import string
 from collections.abc import Iterable, Sequence
 
+import numpy as np
 import scipy  # its parts load when they are first used
 
 LEVEL = 0.05  # the family-wise level of the tests; intervals cover 1 - LEVEL
@@ -49,11 +50,10 @@ def holm(p_values: Sequence[float]) -> list[float]:
 
     Reject where it is at most the family-wise level. Source: Holm, Scand. J. Statist. 6 (1979).
     """
-    adjusted, running = [0.0] * len(p_values), 0.0
-    for rank, i in enumerate(sorted(range(len(p_values)), key=p_values.__getitem__)):
-        running = max(running, min(1.0, (len(p_values) - rank) * p_values[i]))
-        adjusted[i] = running
-    return adjusted
+    values, order = np.array(p_values), np.argsort(p_values)
+    factors = np.arange(len(values), 0, -1)
+    values[order] = np.maximum.accumulate(np.minimum(1.0, factors * values[order]))
+    return [float(value) for value in values]
 
 
 def letter_display(n: int, different: Iterable[tuple[int, int]]) -> list[str]:

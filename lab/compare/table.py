@@ -48,11 +48,6 @@ README_TOLERANCE = 0.004  # where seeds agree so closely that 3 standard deviati
 RECORDING_FIELDS = frozenset({"watch", "histogram_every", "display_step"})
 
 
-def _number(value: Any) -> float | None:
-    ok = isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
-    return value if ok else None
-
-
 @dataclass(frozen=True)
 class Row:
     """The trials of one config. Accuracies are shares of 1; None where there is no such figure.
@@ -112,7 +107,7 @@ def _key(config: Mapping[str, Any]) -> str:
 
 def _readme_place(config: Mapping[str, Any], recipe: Mapping[str, Any]) -> int | None:
     """Which README row the config repeats, if it keeps to the recipe in all that trains."""
-    skip = {"seed", *README_FIELDS, *RECORDING_FIELDS}
+    skip = {*README_FIELDS, *RECORDING_FIELDS}
     if any(config.get(k) != recipe.get(k) for k in (config.keys() | recipe.keys()) - skip):
         return None
     ours = tuple(config.get(k) for k in README_FIELDS)
@@ -122,47 +117,49 @@ def _readme_place(config: Mapping[str, Any], recipe: Mapping[str, Any]) -> int |
 def _status(runs: Sequence[Result]) -> str:
     parts = []
     for status, count in Counter(r.status for r in runs if r.status != "completed").items():
+        many = f"{count} of {len(runs)} " if len(runs) > 1 else ""
         same = [r for r in runs if r.status == status]
         classes = sorted({r.collapsed for r in same if r.collapsed is not None})
         label = f" (class{'es' * (len(classes) > 1)} {', '.join(map(str, classes))})"
-        many = f"{count} of {len(runs)} " if len(runs) > 1 else ""
         parts.append(many + status + (label if status == "collapsed" and classes else ""))
     return "; ".join(parts) or "completed"
 
 
-def _row(
-    config: dict[str, Any], runs: Sequence[Result], readme: float | None
-) -> tuple[Row, dict[int, float]]:
-    """The row without its letters, and the accuracies by seed that it may be compared on."""
-    chosen, kind = [], None
-    for status in ("collapsed", "completed"):  # completed runs, if there are any, have the word
-        if some := [r for r in runs if r.status == status]:
-            chosen, kind = some, status
+def _std(values: Sequence[float]) -> float | None:
+    return statistics.stdev(values) if len(values) > 1 else None
+
+
+def _median(values: Iterable[float | None]) -> float | None:
+    known = [value for value in values if value is not None]
+    return statistics.median(known) if known else None
+
+
+def _row(config: dict[str, Any], runs: Sequence[Result], readme: float | None) -> Row:
+    """The row, without its letters."""
+    completed = [r for r in runs if r.status == "completed"]
+    chosen = completed or [r for r in runs if r.status == "collapsed"]
     values = [r.accuracy for r in chosen]
     ours = [r.readme_accuracy for r in chosen if r.readme_accuracy is not None]
-    tails = [r.evaluations[-LAST_EVALUATIONS:] for r in chosen]
-    spreads = [statistics.stdev(tail) for tail in tails if len(tail) > 1]
-    seconds = [r.seconds for r in chosen if r.seconds is not None]
     agrees = None
     if readme is not None and len(ours) > 1:
         allowed = max(3 * statistics.stdev(ours), README_TOLERANCE)
         agrees = abs(statistics.fmean(ours) - readme) <= allowed
     # A collapsed run's accuracy is the frequency of the class it fell into: no interval fits.
     low = high = interval = None
-    if kind == "completed" and len(values) > 1:
+    if len(completed) > 1:
         (low, high), interval = t_interval(values), "t"
-    elif kind == "completed":
+    elif completed:
         (low, high), interval = wilson_interval(chosen[0].correct, chosen[0].total), "wilson"
-    row = Row(
+    return Row(
         config=config,
         readme=readme,
         readme_accuracy=statistics.fmean(ours) if ours else None,
         readme_agrees=agrees,
         runs=len(runs),
         averaged=len(chosen),
-        averaged_status=kind,
+        averaged_status=chosen[0].status if chosen else None,
         mean=statistics.fmean(values) if values else None,
-        std=statistics.stdev(values) if len(values) > 1 else None,
+        std=_std(values),
         low=low,
         high=high,
         interval=interval,
@@ -170,11 +167,10 @@ def _row(
         seeds=[r.seed for r in chosen],
         correct=[r.correct for r in chosen],
         total=chosen[0].total if chosen else None,
-        spread=statistics.median(spreads) if spreads else None,
-        seconds=statistics.median(seconds) if seconds else None,
+        spread=_median(_std(r.evaluations[-LAST_EVALUATIONS:]) for r in chosen),
+        seconds=_median(r.seconds for r in chosen),
         status=_status(runs),
     )
-    return row, {r.seed: r.accuracy for r in chosen} if kind == "completed" else {}
 
 
 def compare(accuracies: Sequence[Mapping[int, float]]) -> list[Pair]:
@@ -218,58 +214,58 @@ def make_table(
 ) -> Table:
     """Results -> rows, comparisons, notes.
 
-    recipe: every config field with the reference recipe's value, Config's defaults unless given. It
-    says which rows the README has; a field that an older result.json lacks counts as having
-    that value. problems: what results.py could not use. order: configs (a grid's trials;
-    their seeds do not matter) whose rows come first, in that order; then follow the README's rows
-    in the README's order, then the others by their hyperparameters.
+    recipe: The reference recipe's config, by default Config(): it decides which rows the README
+    has; a field that an older result.json lacks counts as having its value. problems: What
+    results.py could not use. order: Configs (a grid's trials) whose rows come first, in that order;
+    then follow the README's rows in its order, then the others by their hyperparameters.
     """
-    recipe = json.loads(
-        json.dumps(recipe or dataclasses.asdict(Config()))
-    )  # tuples become lists, as in the results
+    # As JSON, like the results: tuples become lists.
+    values = json.loads(json.dumps(recipe or dataclasses.asdict(Config())))
+    recipe = {name: value for name, value in values.items() if name != "seed"}
     places: dict[str, int] = {}
     for config in order:
         places.setdefault(_key({**recipe, **config}), len(places))
-    trials: dict[str, dict[int, Result]] = {}
-    configs: dict[str, dict[str, Any]] = {}
-    repeats = []
-    use = {"completed": 0, "collapsed": 1}  # of two results of one trial, keep the more complete
-    for result in sorted(results, key=lambda r: (use.get(r.status, 2), r.path)):
-        config = {k: v for k, v in {**recipe, **result.config}.items() if k != "seed"}
-        runs = trials.setdefault(_key(config), {})
-        configs[_key(config)] = config
-        if result.seed in runs:
-            repeats.append(f"{result.path} repeats {runs[result.seed].path}: left out.")
-        else:
-            runs[result.seed] = result
+    trials, notes = _trials(results, recipe)
+    configs = {key: {**recipe, **next(iter(runs.values())).config} for key, runs in trials.items()}
     readme = {key: _readme_place(config, recipe) for key, config in configs.items()}
-    names = list(dict.fromkeys(itertools.chain(*configs.values())))
-    differ = [k for k in names if len({json.dumps(c.get(k)) for c in configs.values()}) > 1]
-    fields = [*README_FIELDS, *(k for k in differ if k not in README_FIELDS)]
+    names = dict.fromkeys(itertools.chain(README_FIELDS, *configs.values()))
+    differ = {k for k in names if len({json.dumps(c.get(k)) for c in configs.values()}) > 1}
+    fields = [k for k in names if k in differ.union(README_FIELDS)]
 
     def sort_key(key: str) -> tuple[Any, ...]:
-        place = readme[key]
-        shown = [configs[key].get(k) for k in fields]
+        values = [configs[key].get(k) for k in fields]
         return (
             places.get(key, math.inf),
-            math.inf if place is None else place,
-            [(0, v, "") if _number(v) is not None else (1, 0, str(v)) for v in shown],
+            math.inf if readme[key] is None else readme[key],
+            [(0, v, "") if type(v) in (int, float) else (1, 0, str(v)) for v in values],
         )
 
     rows, accuracies = [], []
     for key in sorted(trials, key=sort_key):
-        place = readme[key]
-        figure = None if place is None else README_ROWS[place][-1]
-        row, by_seed = _row(configs[key], [r for _, r in sorted(trials[key].items())], figure)
-        rows.append(row)
-        accuracies.append(by_seed)
+        place, runs = readme[key], [run for _, run in sorted(trials[key].items())]
+        rows.append(_row(configs[key], runs, None if place is None else README_ROWS[place][-1]))
+        accuracies.append({r.seed: r.accuracy for r in runs if r.status == "completed"})
     pairs = compare(accuracies)
-    letters = _letters(rows, pairs)
-    rows = [
-        dataclasses.replace(row, groups=groups) for row, groups in zip(rows, letters, strict=True)
-    ]
-    left_out = [*repeats, *(f"Left out: {problem}" for problem in problems)]
-    return Table(rows, pairs, fields, _notes(rows, pairs) + left_out)
+    letters = zip(rows, _letters(rows, pairs), strict=True)
+    rows = [dataclasses.replace(row, groups=groups) for row, groups in letters]
+    notes += [f"Left out: {problem}" for problem in problems]
+    return Table(rows, pairs, fields, _notes(rows, pairs) + notes)
+
+
+def _trials(
+    results: Iterable[Result], recipe: Mapping[str, Any]
+) -> tuple[dict[str, dict[int, Result]], list[str]]:
+    """The results by config and seed, and a note for each that repeats another one's."""
+    trials: dict[str, dict[int, Result]] = {}
+    repeats = []
+    use = {"completed": 0, "collapsed": 1}  # of two results of one trial, keep the more complete
+    for result in sorted(results, key=lambda r: (use.get(r.status, 2), r.path)):
+        runs = trials.setdefault(_key({**recipe, **result.config}), {})
+        if result.seed in runs:
+            repeats.append(f"{result.path} repeats {runs[result.seed].path}: left out.")
+        else:
+            runs[result.seed] = result
+    return trials, repeats
 
 
 def _places(places: Iterable[int]) -> str:
@@ -281,44 +277,32 @@ def _notes(rows: Sequence[Row], pairs: Sequence[Pair]) -> list[str]:
     """What a reader must know to read the table, and only what applies to this one."""
     if not rows:
         return ["No result to show: no run here has left a usable result.json yet."]
-    notes = [
-        "accuracy: correct/total over the test images, mean ± sample standard deviation over seeds."
-    ]
     kinds = {row.interval for row in rows}
-    if "t" in kinds:
-        notes.append("95% interval: Student's t, for the mean over seeds.")
-    if "wilson" in kinds:
-        notes.append(
-            "w: one run only: Wilson's 95% interval of its correct/total. It holds the chance in"
-            " the choice of test images, not the spread over seeds."
-        )
-    if any(row.readme is not None for row in rows):
-        notes.append(
-            "README: its figure, from one run. same rule: our mean by the README's rule, the"
-            " unweighted mean of the test batches' means."
-        )
-        judged = [(i, row.readme_agrees) for i, row in enumerate(rows)]
-        inside = [i for i, agrees in judged if agrees]
-        outside = [i for i, agrees in judged if agrees is False]
-        if inside or outside:
-            notes.append(
-                "The README's figure lies within our mean ± 3 standard deviations (at least"
-                f" ± {README_TOLERANCE}) in {len(inside)} of {len(inside + outside)} rows"
-                + (f"; not in {_places(outside)}." if outside else ".")
-            )
-    if any(row.averaged < row.runs or row.averaged_status != "completed" for row in rows):
-        notes.append(
-            "runs: only completed runs are averaged and compared; what became of the others says"
-            " status, not accuracy. Where none completed, accuracy is the collapsed runs', marked"
-            " collapsed, without interval or letter."
-        )
-    notes += _group_notes(rows, pairs)
-    if any(row.spread is not None for row in rows):
-        notes.append(
-            f"in-run sd: standard deviation over a run's last {LAST_EVALUATIONS} evaluations (all,"
-            " if it has fewer), median over the row's runs; seconds: median too."
-        )
-    return notes
+    inside = [i for i, row in enumerate(rows) if row.readme_agrees]
+    outside = [i for i, row in enumerate(rows) if row.readme_agrees is False]
+    notes = {
+        "accuracy: correct/total over the test images, mean ± sample standard deviation over"
+        " seeds.": True,
+        "95% interval: Student's t, for the mean over seeds.": "t" in kinds,
+        "w: one run only: Wilson's 95% interval of its correct/total. It holds the chance in the"
+        " choice of test images, not the spread over seeds.": "wilson" in kinds,
+        "README: its figure, from one run. same rule: our mean by the README's rule, the"
+        " unweighted mean of the test batches' means.": any(r.readme is not None for r in rows),
+        "The README's figure lies within our mean ± 3 standard deviations (at least"
+        f" ± {README_TOLERANCE}) in {len(inside)} of {len(inside + outside)} rows"
+        + (f"; not in {_places(outside)}." if outside else "."): inside or outside,
+        "runs: only completed runs are averaged and compared; what became of the others says"
+        " status, not accuracy. Where none completed, accuracy is the collapsed runs', marked"
+        " collapsed, without interval or letter.": any(
+            row.averaged < row.runs or row.averaged_status != "completed" for row in rows
+        ),
+        **dict.fromkeys(_group_notes(rows, pairs), True),
+        f"in-run sd: standard deviation over a run's last {LAST_EVALUATIONS} evaluations (all, if"
+        " it has fewer), median over the row's runs; seconds: median too.": any(
+            row.spread is not None for row in rows
+        ),
+    }
+    return [note for note, applies in notes.items() if applies]
 
 
 def _group_notes(rows: Sequence[Row], pairs: Sequence[Pair]) -> list[str]:
@@ -332,22 +316,18 @@ def _group_notes(rows: Sequence[Row], pairs: Sequence[Pair]) -> list[str]:
     if not pairs:
         return ["group: none. No two rows have two completed seeds in common."]
     seeds = sorted({pair.n for pair in pairs})
-    notes = [
+    compared = {place for pair in pairs for place in (pair.a, pair.b)}
+    alone = [place for place in range(len(rows)) if place not in compared]
+    untested = math.comb(len(compared), 2) - len(pairs)
+    notes = {
         "group: rows that share a letter cannot be told apart (which does not prove them equal):"
         f" paired t tests on {seeds[0]}{f' to {seeds[-1]}' if len(seeds) > 1 else ''} common seeds,"
         f" Holm's correction over {len(pairs)} pair{'s' * (len(pairs) > 1)}, level {LEVEL}."
         + " Two seeds leave one degree of freedom: hardly any pair can differ."
-        * (seeds[0] == 2)
-    ]
-    compared = {place for pair in pairs for place in (pair.a, pair.b)}
-    if alone := [place for place in range(len(rows)) if place not in compared]:
-        notes.append(
-            f"No letter for {_places(alone)}: fewer than two completed seeds in common with any"
-            " other row, so no comparison."
-        )
-    if untested := math.comb(len(compared), 2) - len(pairs):
-        notes.append(
-            f"{untested} pair{'s' * (untested > 1)} of rows with letters had fewer than two seeds"
-            " in common: not compared, and so not told apart."
-        )
-    return notes
+        * (seeds[0] == 2): True,
+        f"No letter for {_places(alone)}: fewer than two completed seeds in common with any other"
+        " row, so no comparison.": alone,
+        f"{untested} pair{'s' * (untested > 1)} of rows with letters had fewer than two seeds in"
+        " common: not compared, and so not told apart.": untested,
+    }
+    return [note for note, applies in notes.items() if applies]

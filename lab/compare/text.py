@@ -29,11 +29,10 @@ def _decimals(value: float | None, digits: int) -> str:
 def _cells(place: int, row: Row, fields: Sequence[str]) -> dict[str, str]:
     """One row as heading -> printed cell; the headings are the same for every row."""
     interval = "collapsed" if row.averaged_status == "collapsed" else ""
-    if row.low is not None and row.high is not None:
+    if row.low is not None:
         interval = f"{row.low:.4f}..{row.high:.4f}" + " w" * (row.interval == "wilson")
-    counts = (
-        "..".join(map(str, sorted({min(row.correct), max(row.correct)}))) if row.correct else ""
-    )
+    ends = sorted(row.correct)
+    counts = "..".join(map(str, dict.fromkeys([*ends[:1], *ends[-1:]])))
     return {
         "#": str(place),
         **{name: str(_plain(row.config.get(name))) for name in fields},
@@ -51,22 +50,20 @@ def _cells(place: int, row: Row, fields: Sequence[str]) -> dict[str, str]:
 
 
 def _printed(table: Table) -> list[dict[str, str]]:
+    """All rows; the README's columns only if there is one of its rows."""
     rows = [_cells(place, row, table.fields) for place, row in enumerate(table.rows)]
-    if not any(row["README"] for row in rows):  # nothing to hold the README's rule against
-        rows = [{k: v for k, v in r.items() if k not in ("README", "same rule")} for r in rows]
-    return rows
+    hidden = set() if any(row["README"] for row in rows) else {"README", "same rule"}
+    return [{k: v for k, v in row.items() if k not in hidden} for row in rows]
 
 
 def _align(rows: Sequence[Mapping[str, str]], headings: Sequence[str]) -> list[str]:
-    lines = [dict(zip(headings, headings, strict=True)), *rows]
-    widths = {h: max(len(line[h]) for line in lines) for h in headings}
-    left = {"optimizer", "group", "status"}
-    return [
-        "  ".join(
-            line[h].ljust(widths[h]) if h in left else line[h].rjust(widths[h]) for h in headings
-        ).rstrip()
-        for line in lines
-    ]
+    columns = []
+    for heading in headings:
+        cells = [heading, *(row[heading] for row in rows)]
+        width = max(map(len, cells))
+        left = heading in ("optimizer", "group", "status")
+        columns.append([c.ljust(width) if left else c.rjust(width) for c in cells])
+    return ["  ".join(cells).rstrip() for cells in zip(*columns, strict=True)]
 
 
 def to_text(table: Table, width: int = 120) -> str:
@@ -105,9 +102,8 @@ def to_csv(table: Table) -> str:
 
 def to_json(table: Table) -> str:
     """Rows with their whole config, every compared pair, the notes. Strict JSON: null for none."""
-    return (
-        json.dumps({"level": LEVEL, **dataclasses.asdict(table)}, indent=1, allow_nan=False) + "\n"
-    )
+    found = {"level": LEVEL, **dataclasses.asdict(table)}
+    return json.dumps(found, indent=1, allow_nan=False) + "\n"
 
 
 FORMATS = dict(zip(TABLE_FORMATS, (to_text, to_markdown, to_csv, to_json), strict=True))
