@@ -28,7 +28,7 @@ ROOMS: dict[str, set[str]] = {
         "kernels",
         *("compare", "data", "errors", "machine", "models", "record", "settings", "terminal"),
     },
-    "report": {"analysis", "compare", "errors", "settings", "terminal"},
+    "report": {"analysis", "compare", "errors", "record", "settings", "terminal"},
     "training": {
         *("compare", "data", "errors", "kernels", "machine", "models", "processes", "record"),
         *("settings", "step", "terminal"),

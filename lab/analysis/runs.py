@@ -10,7 +10,6 @@ import glob
 import itertools
 import json
 import os
-import re
 from collections.abc import Callable, Collection, Sequence
 from typing import Any
 
@@ -21,7 +20,7 @@ from lab.analysis.weights import Weights
 from lab.compare import table as results
 from lab.compare.results import read_results
 from lab.errors import LabError
-from lab.record import event_reader, result_file
+from lab.record import checkpoints, event_reader, result_file
 from lab.record.directory import RESULT
 from lab.settings.config import Config
 
@@ -217,19 +216,13 @@ def _read_run(folder: str) -> Run:
 
 
 def _read_networks(folder: str) -> dict[int, Weights]:
-    import tensorflow as tf
-
-    from lab.record import checkpoints
-
     networks = {}
-    wanted = re.compile(r"(h\d+|logits)/(weights|bias)").fullmatch
     for step, path in checkpoints.find(folder):
         try:
-            tensors = checkpoints.read_tensors(path, wanted)
+            tensors = checkpoints.read_tensors(path, r"(h\d+|logits)/(weights|bias)")
             networks[step] = Weights.from_tensors(tensors)
-        except (ValueError, LookupError, RuntimeError, tf.errors.OpError) as error:
-            why = " ".join(str(error).split())
-            raise _Unusable(f"{os.path.basename(path)} cannot be read: {why}") from None
+        except (ValueError, LabError) as error:
+            raise _Unusable(f"{os.path.basename(path)} cannot be used: {error}") from None
     return networks
 
 

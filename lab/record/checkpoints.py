@@ -18,6 +18,7 @@ import glob
 import hashlib
 import json
 import os
+import re
 import shutil
 import tempfile
 from collections.abc import Callable, Mapping
@@ -34,12 +35,13 @@ KEEP = 2  # of the checkpoints after the first, the newest ones
 
 @dataclasses.dataclass(frozen=True)
 class Checkpoint:
-    """What a run goes on from.
+    """What a run is resumed from.
 
-    step: of the last update.
-    tensors: by name, as they were saved.
-    state: whatever plain JSON value was saved beside them.
-    events: by file name, the length in bytes of each event file at that step.
+    Attributes:
+      step: of the last update.
+      tensors: by name, as they were saved.
+      state: the plain JSON value that was saved beside them.
+      events: by file name, the length in bytes of each event file at that step.
     """
 
     step: int
@@ -54,15 +56,22 @@ def find(run: str) -> list[tuple[int, str]]:
     return [(int(path[-9:]), path) for path in sorted(glob.glob(pattern))]
 
 
-def read_tensors(path: str, wanted: Callable[[str], Any]) -> dict[str, np.ndarray]:
-    """The tensors of a checkpoint, by name, whose names are `wanted`."""
+def read_tensors(path: str, pattern: str = ".*") -> dict[str, np.ndarray]:
+    """The tensors of a checkpoint by name, of those whose whole names match the pattern.
+
+    Raises:
+      LabError: it cannot be read.
+    """
     # TensorFlow takes [ ] * ? in a path for a pattern: it gets one that has none.
     with tempfile.TemporaryDirectory() as folder:
         plain = os.path.join(folder, "checkpoint")
         os.symlink(os.path.abspath(path), plain)
-        reader = tf.train.load_checkpoint(os.path.join(plain, "variables"))
-        names = filter(wanted, reader.get_variable_to_shape_map())
-        return {name: reader.get_tensor(name) for name in names}
+        try:
+            reader = tf.train.load_checkpoint(os.path.join(plain, "variables"))
+            names = set(reader.get_variable_to_shape_map()) - {"step"}
+            return {n: reader.get_tensor(n) for n in names if re.fullmatch(pattern, n)}
+        except (ValueError, LookupError, RuntimeError, tf.errors.OpError) as error:
+            raise LabError(f"{path} cannot be read: {' '.join(str(error).split())}") from error
 
 
 class Checkpoints:
@@ -85,35 +94,13 @@ class Checkpoints:
         Raises:
           LabError: it cannot be written; those before it are as they were.
         """
-        target = self._path(step)
+        target = os.path.join(self._folder, f"step-{step:09d}")
         temporary = os.path.join(self._folder, f"unfinished-{os.getpid()}")
         try:
             self._clean()
             os.makedirs(temporary)
-            names = sorted(tensors)
-            tf.raw_ops.SaveV2(
-                prefix=os.path.join(temporary, "variables"),
-                tensor_names=[*names, "step"],
-                shape_and_slices=[""] * (len(names) + 1),
-                tensors=[*(tensors[name] for name in names), tf.constant(step, tf.int64)],
-            )
-            manifest: dict[str, Any] = {
-                "step": step,
-                "fingerprint": self._fingerprint,
-                "files": {
-                    name: _sum(os.path.join(temporary, name)) for name in os.listdir(temporary)
-                },
-                "events": {
-                    os.path.basename(path): os.path.getsize(path) for path in event_files(self._run)
-                },
-                "state": state,
-            }
-            with open(os.path.join(temporary, "manifest.json"), "w") as file:
-                json.dump(manifest | {"sha256": _sum_of(manifest)}, file, indent=1)
-            made = glob.glob(os.path.join(temporary, "*"))
-            for path in [*made, *event_files(self._run), temporary]:
-                _sync(path)
-            if os.path.exists(target):  # it was found damaged when the run went on
+            self._write(temporary, step, tensors, state)
+            if os.path.exists(target):  # it was found damaged when the run was resumed
                 shutil.rmtree(target)
             os.rename(temporary, target)
             _sync(self._folder)
@@ -121,36 +108,60 @@ class Checkpoints:
                 shutil.rmtree(path)
         except (OSError, tf.errors.OpError) as error:
             why = str(error.strerror if isinstance(error, OSError) else error.message)
-            reason = " ".join(why.split())
             self._clean()
             raise LabError(
-                f"the checkpoint of step {step} cannot be written to {self._folder} ({reason}): "
-                "make room and run the same command again, it goes on from the one before"
+                f"the checkpoint of step {step} cannot be written to {self._folder} "
+                f"({' '.join(why.split())}): make room and run the same command again, it goes on "
+                "from the one before"
             ) from error
 
-    def newest(self, say: Callable[[str], None]) -> Checkpoint | None:
+    def _write(
+        self, folder: str, step: int, tensors: Mapping[str, tf.Tensor], state: dict[str, Any]
+    ) -> None:
+        """Writes the files of a checkpoint, and waits until they and the events are on the disk."""
+        named = dict(sorted(tensors.items())) | {"step": tf.constant(step, tf.int64)}
+        tf.raw_ops.SaveV2(
+            prefix=os.path.join(folder, "variables"),
+            tensor_names=list(named),
+            shape_and_slices=[""] * len(named),
+            tensors=list(named.values()),
+        )
+        events = event_files(self._run)
+        manifest: dict[str, Any] = {
+            "step": step,
+            "fingerprint": self._fingerprint,
+            "files": {name: _sum(os.path.join(folder, name)) for name in os.listdir(folder)},
+            "events": {os.path.basename(path): os.path.getsize(path) for path in events},
+            "state": state,
+        }
+        with open(os.path.join(folder, "manifest.json"), "w") as file:
+            json.dump(manifest | {"sha256": _sum_of(manifest)}, file, indent=1)
+        for path in [*glob.glob(os.path.join(folder, "*")), *events, folder]:
+            _sync(path)
+
+    def newest(self, notify: Callable[[str], None]) -> Checkpoint | None:
         """The newest checkpoint that is whole; None for a run that has not begun.
 
         Args:
-          say: is told of each that is not whole.
+          notify: is called with a line for each checkpoint that is not whole.
 
         Raises:
           LabError: the run has begun, but no checkpoint of it is whole.
         """
-        tried = []
+        damaged = []
         for step, path in reversed(find(self._run)):
             try:
                 found = self._load(path)
-            except (OSError, ValueError, KeyError, TypeError, tf.errors.OpError) as error:
-                tried.append(f"{os.path.basename(path)}: {error}")
+            except (OSError, ValueError, KeyError, TypeError, LabError) as error:
+                damaged.append(f"{os.path.basename(path)}: {error}")
                 continue
-            for problem in tried:
-                say(f"passing over {problem}")
-            if tried:
-                say(f"going on from the checkpoint of step {step} instead")
+            for problem in damaged:
+                notify(f"passing over {problem}")
+            if damaged:
+                notify(f"going on from the checkpoint of step {step} instead")
             return found
-        if tried or event_files(self._run):
-            why = "; ".join(tried) or "none is there"
+        if damaged or event_files(self._run):
+            why = "; ".join(damaged) or "none is there"
             raise LabError(
                 f"{self._run} has no checkpoint to go on from ({why}): --overwrite deletes the run "
                 "and starts again"
@@ -180,17 +191,11 @@ class Checkpoints:
             if os.path.getsize(os.path.join(self._run, name)) < size:
                 raise ValueError(f"the event file {name} is shorter than it was then")
         return Checkpoint(
-            step=manifest["step"],
-            tensors=read_tensors(path, lambda name: name != "step"),
-            state=manifest["state"],
-            events=manifest["events"],
+            manifest["step"], read_tensors(path), manifest["state"], manifest["events"]
         )
 
-    def _path(self, step: int) -> str:
-        return os.path.join(self._folder, f"step-{step:09d}")
-
     def _clean(self) -> None:
-        """Removes what a save left that did not come to its end."""
+        """Removes what an unfinished save left."""
         for path in glob.glob(os.path.join(glob.escape(self._folder), "unfinished-*")):
             shutil.rmtree(path, ignore_errors=True)
 
