@@ -8,7 +8,7 @@ import json
 import os
 import signal
 import subprocess
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 import tensorflow as tf
@@ -152,11 +152,9 @@ def _logical_cpus(count: int) -> list[str]:
 
 def one_program(strategy: tf.distribute.Strategy) -> bool:
     """Whether a whole training loop is compiled to one program of XLA's: on one CPU device."""
-    try:
-        devices = strategy.extended.worker_devices
-    except RuntimeError:  # the default strategy, which is none
-        devices = tf.config.list_logical_devices("GPU") or ("CPU:0",)
-    return strategy.num_replicas_in_sync == 1 and "GPU" not in str(devices[0])
+    device = _devices(strategy)[0]
+    on_gpu = "GPU" in device if device else bool(tf.config.list_logical_devices("GPU"))
+    return strategy.num_replicas_in_sync == 1 and not on_gpu
 
 
 def resident(
@@ -168,12 +166,16 @@ def resident(
     """
     if isinstance(array, list):
         return array
-    try:
-        devices = strategy.extended.worker_devices
-    except RuntimeError:  # the default strategy, which is none
-        devices = ("",)
     variables = []
-    for device in devices:
+    for device in _devices(strategy):
         with tf.device(device):
             variables.append(tf.Variable(array, trainable=False))
     return variables
+
+
+def _devices(strategy: tf.distribute.Strategy) -> Sequence[str]:
+    """The devices of this process; "" for the default strategy, which has none."""
+    try:
+        return strategy.extended.worker_devices
+    except RuntimeError:
+        return ("",)
