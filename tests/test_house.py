@@ -35,7 +35,7 @@ ROOMS: dict[str, set[str]] = {
     },
 }
 # The rooms that load no TensorFlow, and of others the modules that do not.
-LIGHT = ("settings", "data", "processes", "compare", "training.main", "record.run")
+LIGHT = ("settings", "data", "processes", "compare", "training.main", "record.run", "report.main")
 HEAVY = {"tensorflow", "tensorboard", "keras"}
 
 

@@ -1,14 +1,12 @@
-"""Checkpoints: made whole before they count, checked before they are believed.
+"""Checkpoints: written whole before they count, checked before they are used.
 
     RUN/checkpoints/step-000001000/variables.index, variables.data-*   TensorFlow's own format
                                    manifest.json
 
 `tf.train.load_checkpoint("RUN/checkpoints/step-000001000/variables")` reads every tensor by its
-tag: `h1/weights`, the slots `h1/weights/m`, and `step`.
-
-A checkpoint is written under another name, summed, synced to the disk and renamed, so that a
-folder called step-* was once whole. The manifest says what must be in it, and how long each event
-file was at that step: cut back to that length, the record holds every step exactly once.
+tag: `h1/weights`, the slots `h1/weights/m`, and `step`. The manifest has the checksum of each
+file, and the length of each event file at that step: cut back to it, the record holds every step
+exactly once.
 """
 
 from __future__ import annotations
@@ -28,32 +26,20 @@ import numpy as np
 import tensorflow as tf
 
 from lab.errors import LabError
-from lab.record.directory import event_files
+from lab.record.directory import checkpoint_paths, event_files, read_object, write_file
 
 KEEP = 2  # of the checkpoints after the first, the newest ones
 
 
 @dataclasses.dataclass(frozen=True)
 class Checkpoint:
-    """What a run is resumed from.
-
-    Attributes:
-      step: of the last update.
-      tensors: by name, as they were saved.
-      state: the plain JSON value that was saved beside them.
-      events: by file name, the length in bytes of each event file at that step.
-    """
+    """What a run is resumed from: tensors by name, the state that was saved beside them, and by
+    file name the length in bytes of each event file at that step."""
 
     step: int
     tensors: dict[str, np.ndarray]
     state: dict[str, Any]
     events: dict[str, int]
-
-
-def find(run: str) -> list[tuple[int, str]]:
-    """(step, path) of every checkpoint in a run directory, oldest first."""
-    pattern = os.path.join(glob.escape(run), "checkpoints", "step-" + "[0-9]" * 9)
-    return [(int(path[-9:]), path) for path in sorted(glob.glob(pattern))]
 
 
 def read_tensors(path: str, pattern: str = ".*") -> dict[str, np.ndarray]:
@@ -75,12 +61,7 @@ def read_tensors(path: str, pattern: str = ".*") -> dict[str, np.ndarray]:
 
 
 class Checkpoints:
-    """The checkpoints of one run directory.
-
-    Args:
-      directory: of the run; its event files are those of the record.
-      fingerprint: of the run: a checkpoint of another one is not used.
-    """
+    """The checkpoints of one run directory; one with another fingerprint is not used."""
 
     def __init__(self, directory: str, fingerprint: str) -> None:
         self._run, self._fingerprint = directory, fingerprint
@@ -104,7 +85,7 @@ class Checkpoints:
                 shutil.rmtree(target)
             os.rename(temporary, target)
             _sync(self._folder)
-            for _, path in find(self._run)[1:-KEEP]:
+            for path in list(checkpoint_paths(self._run).values())[1:-KEEP]:
                 shutil.rmtree(path)
         except (OSError, tf.errors.OpError) as error:
             why = str(error.strerror if isinstance(error, OSError) else error.message)
@@ -120,11 +101,9 @@ class Checkpoints:
     ) -> None:
         """Writes the files of a checkpoint, and waits until they and the events are on the disk."""
         named = dict(sorted(tensors.items())) | {"step": tf.constant(step, tf.int64)}
+        prefix, slices = os.path.join(folder, "variables"), [""] * len(named)
         tf.raw_ops.SaveV2(
-            prefix=os.path.join(folder, "variables"),
-            tensor_names=list(named),
-            shape_and_slices=[""] * len(named),
-            tensors=list(named.values()),
+            prefix=prefix, tensor_names=[*named], shape_and_slices=slices, tensors=[*named.values()]
         )
         events = event_files(self._run)
         manifest: dict[str, Any] = {
@@ -134,9 +113,10 @@ class Checkpoints:
             "events": {os.path.basename(path): os.path.getsize(path) for path in events},
             "state": state,
         }
-        with open(os.path.join(folder, "manifest.json"), "w") as file:
-            json.dump(manifest | {"sha256": _sum_of(manifest)}, file, indent=1)
-        for path in [*glob.glob(os.path.join(folder, "*")), *events, folder]:
+        text = json.dumps(manifest | {"sha256": _sum_of(manifest)}, indent=1)
+        write_file(os.path.join(folder, "manifest.json"), text)
+        made = [os.path.join(folder, name) for name in os.listdir(folder)]
+        for path in [*made, *events, folder]:
             _sync(path)
 
     def newest(self, notify: Callable[[str], None]) -> Checkpoint | None:
@@ -148,8 +128,8 @@ class Checkpoints:
         Raises:
           LabError: the run has begun, but no checkpoint of it is whole.
         """
-        damaged = []
-        for step, path in reversed(find(self._run)):
+        damaged: list[str] = []
+        for step, path in reversed(checkpoint_paths(self._run).items()):
             try:
                 found = self._load(path)
             except (OSError, ValueError, KeyError, TypeError, LabError) as error:
@@ -178,9 +158,8 @@ class Checkpoints:
                 os.truncate(path, size)
 
     def _load(self, path: str) -> Checkpoint:
-        with open(os.path.join(path, "manifest.json"), encoding="utf-8") as file:
-            manifest = json.load(file)
-        if not isinstance(manifest, dict) or manifest.pop("sha256") != _sum_of(manifest):
+        manifest = read_object(os.path.join(path, "manifest.json"))
+        if manifest.pop("sha256", None) != _sum_of(manifest):
             raise ValueError("manifest.json is damaged")
         if manifest["fingerprint"] != self._fingerprint:
             raise ValueError("it belongs to another run")
@@ -190,9 +169,8 @@ class Checkpoints:
         for name, size in manifest["events"].items():
             if os.path.getsize(os.path.join(self._run, name)) < size:
                 raise ValueError(f"the event file {name} is shorter than it was then")
-        return Checkpoint(
-            manifest["step"], read_tensors(path), manifest["state"], manifest["events"]
-        )
+        tensors = read_tensors(path)
+        return Checkpoint(manifest["step"], tensors, manifest["state"], manifest["events"])
 
     def _clean(self) -> None:
         """Removes what an unfinished save left."""

@@ -1,10 +1,5 @@
-"""The run directory: who may write there, and which files are its own.
-
-config.json     the config, from the start
-events.*        the record, for TensorBoard
-result.json     the outcome, at the end
-lock            held by the process that writes here
-"""
+"""The run directory: config.json from the start, the record's event files, checkpoints, result.json
+at the end, and a lock that the process holds which writes there."""
 
 from __future__ import annotations
 
@@ -32,6 +27,12 @@ def event_files(directory: str) -> list[str]:
     return sorted(glob.glob(os.path.join(glob.escape(directory), EVENTS)))
 
 
+def checkpoint_paths(directory: str) -> dict[int, str]:
+    """The folders of a run's checkpoints by step, the oldest first."""
+    pattern = os.path.join(glob.escape(directory), "checkpoints", "step-" + "[0-9]" * 9)
+    return {int(path[-9:]): path for path in sorted(glob.glob(pattern))}
+
+
 def write_file(path: str, text: str) -> None:
     """Writes a file so that it is whole or as it was, also after a power cut."""
     temporary = f"{path}.tmp"
@@ -48,11 +49,7 @@ def write_file(path: str, text: str) -> None:
 
 
 def read_object(path: str) -> dict[str, Any]:
-    """The object in a JSON file, {} if there is no such file.
-
-    Raises:
-      LabError: it cannot be read, or holds something else.
-    """
+    """The object in a JSON file, {} if there is no such file; LabError if it is damaged."""
     try:
         with open(path, encoding="utf-8") as file:
             value = json.load(file)
@@ -70,8 +67,7 @@ class RunDirectory:
 
     Args:
       path: of the directory; it is made if it is not there.
-      identity: all that decides what the run gives: plain JSON values by name.
-      fingerprint: of the identity.
+      identity: all that decides what the run gives: plain JSON values by name; with a fingerprint.
       overwrite: delete what an earlier run left here.
 
     Raises:
@@ -102,7 +98,7 @@ class RunDirectory:
                 "--run_name"
             ) from None
         present = set(os.listdir(self.path)) - {LOCK, f"{CONFIG}.tmp"}
-        foreign = {name for name in present if not any(fnmatch.fnmatch(name, own) for own in _OURS)}
+        foreign = present.difference(*(fnmatch.filter(present, own) for own in _OURS))
         earlier: dict[str, Any] = {}
         with contextlib.suppress(LabError):
             earlier = read_object(os.path.join(self.path, CONFIG))

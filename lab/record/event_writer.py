@@ -35,8 +35,7 @@ class Recorder:
     Args:
       directory: of the event file.
       scalars: tags of the scalars of a step.
-      tags: of the histograms of a step.
-      sizes: number of entries of each of them.
+      tags, sizes: of the histograms of a step, and the number of entries of each tensor.
       writer: takes the events; a file writer in `directory` unless given.
 
     Attributes:
@@ -107,11 +106,7 @@ class Recorder:
             hparams_api.hparams_pb(dict(hparams), trial_id=name),
         ]
 
-        def write_graph() -> None:
-            with self._writer.as_default():
-                tf.summary.graph(graph)
-
-        self._submit(write_graph)
+        self._submit(self._write_graph, graph)
         self._submit(self._write_summaries, summaries)
 
     def finish(self, succeeded: bool) -> None:
@@ -154,8 +149,12 @@ class Recorder:
             return (i + 1,)
 
         with tf.device("/cpu:0"):
-            some = lambda i: i < tf.size(steps)  # noqa: E731
-            tf.while_loop(some, write, (tf.constant(0),), parallel_iterations=1)
+            start = (tf.constant(0),)
+            tf.while_loop(lambda i: i < tf.size(steps), write, start, parallel_iterations=1)
+
+    def _write_graph(self, graph: tf.Graph) -> None:
+        with self._writer.as_default():
+            tf.summary.graph(graph)
 
     def _write_summaries(self, summaries: Sequence[Any], step: int = 0) -> None:
         content = [summary.SerializeToString() for summary in summaries]

@@ -10,7 +10,7 @@ import numpy as np
 
 from lab.errors import LabError
 from lab.record import event_reader
-from lab.record.directory import CONFIG, RESULT, read_object
+from lab.record.directory import CONFIG, RESULT, checkpoint_paths, read_object
 from lab.record.event_reader import Series
 
 
@@ -71,9 +71,7 @@ class RunReader:
     @property
     def checkpoints(self) -> dict[int, str]:
         """The paths of the checkpoints by step, the oldest first."""
-        from lab.record import checkpoints
-
-        return dict(checkpoints.find(self.path))
+        return checkpoint_paths(self.path)
 
     def weights(self, step: int) -> dict[str, np.ndarray]:
         """The weights and slots of a checkpoint by tag, which loads TensorFlow.
@@ -81,13 +79,13 @@ class RunReader:
         Raises:
           LabError: there is no checkpoint of that step, or it cannot be read.
         """
-        from lab.record import checkpoints
+        from lab.record.checkpoints import read_tensors
 
         found = self.checkpoints
         if step not in found:
             there = ", ".join(map(str, found)) or "none"
             raise LabError(f"{self.path} has no checkpoint of step {step}; there are: {there}")
-        return checkpoints.read_tensors(found[step])
+        return read_tensors(found[step])
 
 
 def open_run(path: str | os.PathLike) -> RunReader:

@@ -1,7 +1,7 @@
 """The compiled loop: many training steps in one call, recorded step by step.
 
 Replicas compute a step (replica.py); here its batch is chosen, its results are assigned, and what
-is watched is counted. Nothing else trains in replicas.
+is watched is counted.
 """
 
 from __future__ import annotations
@@ -29,8 +29,7 @@ class TrainLoop:
       training: what is trained, and how.
       images: uint8 [examples, inputs]; they are divided by 255.
       labels: int32 [examples].
-      watch: the kinds of tensors to record, see Watch.
-      extra: further tensors to take histograms of.
+      watch, extra: what to record, see Watch.
       histogram_every: histograms are counted at the steps that this divides.
       steps_per_loop: the most steps that a call of `run` may do.
 
@@ -42,8 +41,8 @@ class TrainLoop:
       replicas: how many there are, on all workers.
 
     Raises:
-      ValueError: activations are watched of a model that has no method of that name, or there are
-        more replicas than examples in a batch.
+      ValueError: activations are watched of a model that has no such method, or there are more
+        replicas than examples in a batch.
     """
 
     def __init__(
@@ -65,34 +64,29 @@ class TrainLoop:
         self._strategy, self._training = strategy, training
         self._every, self._most = histogram_every, steps_per_loop
         self._images, self._labels = resident(strategy, images), resident(strategy, labels)
-        self.replicas = count = strategy.num_replicas_in_sync
+        self.replicas = strategy.num_replicas_in_sync
         size = training.batch_size
-        if size < count:
-            raise ValueError(f"a batch of {size} cannot be shared by {count} replicas")
+        if size < self.replicas:
+            raise ValueError(f"a batch of {size} cannot be shared by {self.replicas} replicas")
         # Replica r takes the examples from bounds[r] to bounds[r + 1] of each batch, in which
-        # every example counts the same, also where `count` does not divide it.
-        self._bounds = [size * r // count for r in range(count + 1)]
+        # every example counts the same, also where their number does not divide it.
+        self._bounds = [size * r // self.replicas for r in range(self.replicas + 1)]
         self.on_gpu = any("GPU" in images.device for images in self._images)
         self._one_program = one_program(strategy)
         self._kinds = watch
         units = self._activation_sizes() if "activations" in watch else {}
-        self.watch = Watch(watch, training.variables, units, count, extra)
+        self.watch = Watch(watch, training.variables, units, self.replicas, extra)
+        step, count = tf.TensorSpec([], tf.int64, "step"), tf.TensorSpec([], tf.int32)
+        rows = tf.TensorSpec([steps_per_loop, size], tf.int32)
         self.function = tf.function(
             self._run,
-            input_signature=[
-                tf.TensorSpec([steps_per_loop, size], tf.int32, "indices"),
-                tf.TensorSpec([], tf.int32, "steps"),
-                tf.TensorSpec([], tf.int64, "first_step"),
-            ],
+            input_signature=[rows, count, step],
             jit_compile=self._one_program or None,
             autograph=False,
         )
         self._step = tf.function(
             self._one_step,
-            input_signature=[
-                tf.TensorSpec([size], tf.int32, "indices"),
-                tf.TensorSpec([], tf.int64, "step"),
-            ],
+            input_signature=[tf.TensorSpec([size], tf.int32, "indices"), step],
             autograph=False,
         )
 
@@ -104,13 +98,9 @@ class TrainLoop:
     def largest_gradient(self, indices: np.ndarray) -> float:
         """The largest absolute value of the gradient on one batch, int32 [batch_size]. Nothing is
         updated."""
-        training = self._training
         x, labels = self._batch(indices, 0)
-        with tf.GradientTape() as tape:
-            loss = tf.reduce_sum(training.loss(labels, training.model(x))) * training.scale
-        variables = list(training.variables.values())
-        gradients = tape.gradient(loss, variables, unconnected_gradients="zero")
-        return max(float(tf.reduce_max(tf.abs(gradient))) for gradient in gradients)
+        done = replica.step(self._training, x, labels, tf.constant(1), list)
+        return max(float(tf.reduce_max(tf.abs(g))) for g in done.gradients.values())
 
     @property
     def step_graph(self) -> tf.Graph:
@@ -127,10 +117,9 @@ class TrainLoop:
           first_step: the number of the first of these steps, from 1.
 
         Returns:
-          What was recorded, each with the steps as its first axis: `scalars` float32 [steps,
-          scalar_tags] (loss and accuracy are the batch's, before the update) and, where something
-          is watched, the fields of histograms.Histograms. At steps without histograms their rows
-          are 0.
+          With the steps as first axis, `scalars` float32 [steps, scalar_tags] (loss and accuracy
+          are the batch's, before the update) and, where something is watched, the fields of
+          histograms.Histograms, 0 at steps without histograms.
 
         Raises:
           ValueError: these are more than `steps_per_loop` steps.
@@ -217,10 +206,10 @@ class TrainLoop:
 
     def _assign(self, done: Step) -> None:
         """The only place where training changes a variable: each replica its own copy."""
-        variables = self._training.variables.items()
+        all_slots = self._training.optimizer.slots
         with tf.name_scope("update"):
             for (name, variable), slots in zip(
-                variables, self._training.optimizer.slots, strict=True
+                self._training.variables.items(), all_slots, strict=True
             ):
                 for slot, new in zip(slots, done.new_slots[name], strict=True):
                     slot.assign(new)

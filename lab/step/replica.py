@@ -21,13 +21,12 @@ class Training:
     Attributes:
       model: a tf.Module that maps float32 [batch, inputs] to logits [batch, classes], of operations
         that XLA compiles; random ones stateless, or runs do not repeat. To watch activations it
-        needs a method `activations` from the same argument to a dict of tensors [batch, ...] by
-        name, the logits last.
+        needs a method `activations`, from the same argument to the outputs [batch, ...] by name,
+        the logits last.
       optimizer: of the model's trainable variables: `slots`, and a pure function `update`.
       loss: (labels, logits) -> float32 [batch].
       batch_size: of the global batch, over all replicas.
-      scale: what multiplies the sum of the losses over the global batch: 1 for the sum,
-        1 / batch_size for the mean.
+      scale: what multiplies the sum of the losses over the global batch.
     """
 
     model: Any

@@ -29,21 +29,17 @@ class Watch:
 
     Args:
       kinds: what has histograms: some of weights, gradients (reduced over the replicas), updates,
-        activations (of the whole batch), and replicas: the local gradient of each replica, where
-        there are several. With norms, the Euclidean norms of each weight, gradient and update
-        are scalars of every step.
+        activations (of the whole batch) and, with several replicas, replicas (the gradient of
+        each). With norms, those of each weight, gradient and update are scalars of every step.
       variables: the trainable variables by name.
       activations: by layer, the entries of its output for the whole batch.
-      replicas: how many there are.
       extra: further tensors to take histograms of.
 
     Attributes:
       histograms: the tensors with histograms; those of a list are counted together.
       norms: the tensors whose Euclidean norms are scalars.
-      scalar_tags: loss, accuracy, the norms and, with several replicas, what gradient_noise.py
-        computes from their gradients.
-      tags, sizes: of the histograms, and the number of entries of each; last those of the local
-        gradients, which each replica counts itself.
+      scalar_tags: loss, accuracy, the norms and, with several replicas, those of gradient_noise.py.
+      tags, sizes: of the histograms, and the number of entries of each; the replicas' come last.
     """
 
     def __init__(
