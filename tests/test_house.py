@@ -28,14 +28,14 @@ ROOMS: dict[str, set[str]] = {
         "kernels",
         *("compare", "data", "errors", "machine", "models", "record", "settings", "terminal"),
     },
-    "report": {"analysis", "compare", "errors", "settings", "terminal"},
+    "report": {"analysis", "compare", "errors", "record", "settings", "terminal"},
     "training": {
         *("compare", "data", "errors", "kernels", "machine", "models", "processes", "record"),
         *("settings", "step", "terminal"),
     },
 }
 # The rooms that load no TensorFlow, and of others the modules that do not.
-LIGHT = ("settings", "data", "processes", "compare", "training.main", "record.run")
+LIGHT = ("settings", "data", "processes", "compare", "training.main", "record.run", "report.main")
 HEAVY = {"tensorflow", "tensorboard", "keras"}
 
 

@@ -35,7 +35,9 @@ class Model:
         self.network = network
         self._variables = variables_of(network)
         self._held: dict[str, np.ndarray] = {}
-        self._compiled: dict[Callable, Callable] = {}
+        self._compiled = functools.cache(
+            lambda function: tf.function(functools.partial(function, network), autograph=False)
+        )
         self._product: tuple[Any, Any, Any] = None, None, None
 
     def __call__(self, function: Callable, weights: Weights, *arguments: Any) -> Any:
@@ -47,10 +49,7 @@ class Model:
             if self._held.get(tag) is not weights[tag]:
                 variable.assign(weights[tag])
                 self._held[tag] = weights[tag]
-        if function not in self._compiled:
-            partial = functools.partial(function, self.network)
-            self._compiled[function] = tf.function(partial, autograph=False)
-        return self._compiled[function](*arguments)
+        return self._compiled(function)(*arguments)
 
     def logits(self, weights: Weights, x: Any) -> np.ndarray:
         """float32 [n, classes]."""

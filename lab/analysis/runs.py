@@ -10,7 +10,6 @@ import glob
 import itertools
 import json
 import os
-import re
 from collections.abc import Callable, Collection, Sequence
 from typing import Any
 
@@ -22,7 +21,7 @@ from lab.compare import table as results
 from lab.compare.results import read_results
 from lab.errors import LabError
 from lab.record import event_reader, result_file
-from lab.record.directory import RESULT
+from lab.record.directory import CONFIG, RESULT, checkpoint_paths, read_object
 from lab.settings.config import Config
 
 Progress = Callable[[int, int], None]  # (done, total)
@@ -74,10 +73,12 @@ class Run:
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Group:
-    """Runs that differ in nothing but the seed, by seed. label: what tells it from the others.
-    replicas: that trained together; their number does not change a run but for rounding.
+    """Runs that differ in nothing but the seed, by seed.
 
-    data: the digest of what they were trained on.
+    Attributes:
+      label: what tells it from the others.
+      data: the digest of what they were trained on.
+      replicas: that trained together; their number does not change a run but for rounding.
     """
 
     label: str
@@ -93,10 +94,13 @@ class Group:
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Runs:
-    """What lies below a folder. table: of all results. problems: a line for all that is left out.
+    """What lies below a folder.
 
-    folders: data_dir by digest, of the data that are still there as they were. labels: of the
-    table's rows.
+    Attributes:
+      table: of all results.
+      problems: a line for all that is left out.
+      folders: data_dir by digest, of the data that are still there as they were.
+      labels: of the table's rows.
     """
 
     logdir: str
@@ -152,7 +156,7 @@ def _unique(labels: Sequence[str]) -> list[str]:
     return found
 
 
-def read_runs(logdir: str, progress: Progress | None = None) -> Runs:
+def read_runs(logdir: str, progress: Progress = lambda done, total: None) -> Runs:
     """Every run below `logdir`, and its data.
 
     Raises:
@@ -160,76 +164,62 @@ def read_runs(logdir: str, progress: Progress | None = None) -> Runs:
     """
     found, problems = read_results(logdir)
     table = results.make_table(found, problems=problems)
-    pattern = os.path.join(glob.escape(logdir), "**", "config.json")
-    folders = sorted(os.path.dirname(p) for p in glob.glob(pattern, recursive=True))
-    known = {os.path.dirname(result.path) for result in found}
+    pattern = os.path.join(glob.escape(logdir), "**", CONFIG)
+    paths = [*glob.glob(pattern, recursive=True), *(result.path for result in found)]
+    folders = sorted(set(map(os.path.dirname, paths)))
     runs = []
-    for i, folder in enumerate(sorted({*folders, *known})):
+    for done, folder in enumerate(folders, start=1):
         try:
             runs.append(_read_run(folder))
-        except _Unusable as error:
+        except LabError as error:
             problems.append(f"{os.path.relpath(folder, logdir)}: left out, {error}")
-        if progress:
-            progress(i + 1, len({*folders, *known}))
+        progress(done, len(folders))
     places, lost = _find_data(runs)
     configs = [_DEFAULTS | row.config for row in table.rows]
     differ = [k for k in _DEFAULTS if len({json.dumps(c[k]) for c in configs}) > 1]
     labels = _unique(_labels(configs, differ))
     groups, repeats = _group(runs, table, differ)
-    problems += [
-        f"{os.path.relpath(run.path, logdir)}: left out, it repeats seed {run.seed} of"
-        f" {os.path.relpath(kept.path, logdir)}"
-        for run, kept in repeats
-    ]
+    for run, kept in repeats:
+        one, other = (os.path.relpath(run.path, logdir) for run in (run, kept))
+        problems.append(f"{one}: left out, it repeats seed {run.seed} of {other}")
     return Runs(logdir, groups, table, problems + lost, places, labels)
 
 
-class _Unusable(Exception):
-    """Why a run is left out, in words."""
-
-
 def _read_run(folder: str) -> Run:
-    try:
-        path = os.path.join(folder, RESULT)
-        with open(path, encoding="utf-8") as file:
-            result = result_file.parse_result(file.read(), RESULT)
-    except FileNotFoundError:
-        raise _Unusable("it has no result.json: it is not finished") from None
-    except (OSError, UnicodeDecodeError, LabError) as error:
-        raise _Unusable(f"its result cannot be used: {error}") from None
+    """Raises LabError, why the run is left out, unless it can be used."""
+    values = read_object(os.path.join(folder, RESULT))
+    if not values:
+        raise LabError(f"it has no {RESULT}: it is not finished")
+    result = result_file.parse_result(json.dumps(values), RESULT)
     config, step, status = _DEFAULTS | result["config"], result["step"], result["status"]
     if status not in ("completed", "collapsed"):
-        raise _Unusable(f"it ended as {status} at step {step}")
+        raise LabError(f"it ended as {status} at step {step}")
     if result["data"] is None or result["test_accuracy"] is None:
-        raise _Unusable("its result.json cannot be used: no data or no test_accuracy")
+        raise LabError(f"its {RESULT} cannot be used: no data or no test_accuracy")
     if status == "collapsed" and result["collapsed"] is None:
-        raise _Unusable("its result.json cannot be used: no class that it collapsed to")
+        raise LabError(f"its {RESULT} cannot be used: no class that it collapsed to")
     networks = _read_networks(folder)
     if missing := {0, step} - networks.keys():
-        raise _Unusable(f"it has no checkpoint of step {', '.join(map(str, sorted(missing)))}")
-    if not all(np.isfinite(w).all() for w in networks[step].tensors().values()):
-        raise _Unusable("its weights hold NaN or infinity")
+        raise LabError(f"it has no checkpoint of step {', '.join(map(str, sorted(missing)))}")
+    if not all(np.isfinite(w).all() for w in networks[step].values()):
+        raise LabError("its weights hold NaN or infinity")
     run = Run(folder, config, result, networks, event_reader.read(folder, "scalars"))
     if run.every_step("loss") is None:
         steps = len(run.scalars.get("loss", ((), ()))[0])
-        raise _Unusable(f"its event files hold {steps} of {step} steps: damaged or cut")
+        raise LabError(f"its event files hold {steps} of {step} steps: damaged or cut")
     return run
 
 
 def _read_networks(folder: str) -> dict[int, Weights]:
-    import tensorflow as tf
-
-    from lab.record import checkpoints
+    from lab.record.checkpoints import read_tensors  # it loads TensorFlow
 
     networks = {}
-    wanted = re.compile(r"(h\d+|logits)/(weights|bias)").fullmatch
-    for step, path in checkpoints.find(folder):
+    for step, path in checkpoint_paths(folder).items():
+        tensors = read_tensors(path, r"(h\d+|logits)/(weights|bias)")
         try:
-            tensors = checkpoints.read_tensors(path, wanted)
             networks[step] = Weights.from_tensors(tensors)
-        except (ValueError, LookupError, RuntimeError, tf.errors.OpError) as error:
-            why = " ".join(str(error).split())
-            raise _Unusable(f"{os.path.basename(path)} cannot be read: {why}") from None
+        except ValueError as error:
+            raise LabError(f"{path} cannot be read: {error}") from None
     return networks
 
 
@@ -254,34 +244,31 @@ def _group(
 ) -> tuple[list[Group], list[tuple[Run, Run]]]:
     """In the order of the table's rows; their labels are unique. And each run that repeats another
     one, with that."""
-    order: dict[str, int] = {}
-    for place, row in enumerate(table.rows):
-        order.setdefault(_key(row.config), place)
-    groups: dict[tuple[str, str, int], dict[int, Run]] = {}
-    left: list[tuple[tuple[str, str, int], Run]] = []
+
+    def kind(run: Run) -> tuple[str, str, int]:
+        return _key(run.config), run.result["data"], run.result["replicas"] or 1
+
+    configs: dict[tuple[str, str, int], dict[str, Any]] = {}
     for run in runs:
-        replicas = run.result["replicas"] or 1
-        key = _key(run.config), run.result["data"], replicas
-        same = groups.setdefault(key, {})
-        kept = same.setdefault(run.seed, run)
+        configs.setdefault(kind(run), run.config)
+    groups: dict[tuple[str, str, int], dict[int, Run]] = {key: {} for key in configs}
+    repeats = []
+    for run in sorted(runs, key=lambda run: -len(run.scalars)):  # the one with more on record
+        kept = groups[kind(run)].setdefault(run.seed, run)
         if kept is not run:
-            # Of two runs of one trial, the one with more on record.
-            if len(run.scalars) > len(kept.scalars):
-                same[run.seed], run = run, kept
-            left.append((key, run))
-    configs = [next(iter(same.values())).config for same in groups.values()]
+            repeats.append((run, kept))
     names: list[str] = []
-    for name, (_, digest, replicas) in zip(_labels(configs, differ), groups, strict=True):
+    for name, (_, digest, replicas) in zip(
+        _labels(list(configs.values()), differ), groups, strict=True
+    ):
         name += f" on {replicas} replicas" * (replicas > 1)
         names.append(name + f", data {digest[:6]}" * (name in names))
     found = [
-        Group(name, config, digest, [run for _, run in sorted(same.items())], replicas)
-        for name, config, ((_, digest, replicas), same) in zip(
-            _unique(names), configs, groups.items(), strict=True
-        )
+        Group(name, configs[key], key[1], [same[seed] for seed in sorted(same)], key[2])
+        for name, (key, same) in zip(_unique(names), groups.items(), strict=True)
     ]
-    repeats = [(run, groups[key][run.seed]) for key, run in left]
-    return sorted(found, key=lambda g: (order.get(_key(g.config), len(order)), g.replicas)), repeats
+    order = [_key(row.config) for row in table.rows] + [_key(group.config) for group in found]
+    return sorted(found, key=lambda g: (order.index(_key(g.config)), g.replicas)), repeats
 
 
 def _key(config: dict[str, Any], without: Sequence[str] = ()) -> str:

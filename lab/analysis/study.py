@@ -99,16 +99,16 @@ class Evidence(NamedTuple):
         return {seed: seen for seed, seen in found.items() if seen}
 
 
-def choose_reference(groups: list[Group]) -> Group | None:
+def _choose_reference(groups: list[Group]) -> Group | None:
     """The configuration that is looked at most closely: with the most completed runs, and of
     those the one that differs least from the recipe."""
     fields = [field for field in dataclasses.fields(Config) if field.name != "watch"]
 
-    def unlike(config: dict[str, Any]) -> int:
-        return sum(config[field.name] != field.default for field in fields)
+    def place(group: Group) -> tuple[int, int]:
+        unlike = sum(group.config[field.name] != field.default for field in fields)
+        return -len(group.completed), unlike
 
-    able = [group for group in groups if group.completed]
-    return min(able, key=lambda g: (-len(g.completed), unlike(g.config)), default=None)
+    return min((group for group in groups if group.completed), key=place, default=None)
 
 
 def measure(runs: Runs, progress: Progress | None = None, processes: int | None = None) -> Evidence:
@@ -121,7 +121,7 @@ def measure(runs: Runs, progress: Progress | None = None, processes: int | None 
       LabError: a worker process was killed.
     """
     plain = [group for group in runs.groups if not group.config.get("shuffle_labels")]
-    reference = choose_reference(plain) or choose_reference(runs.groups)
+    reference = _choose_reference(plain) or _choose_reference(runs.groups)
     alone = [group for group in runs.groups if group.replicas == 1 or group is reference]
     most = sorted(alone, key=lambda g: (g is not reference, -len(g.completed)))[:FEATURED]
     featured = [group for group in runs.groups if group in most and group.completed]
@@ -167,11 +167,12 @@ def _run(run: Run, folder: str | None, deep: bool) -> Measured:
                   for weights in (run.final, run.initial))  # fmt: skip
     vectors = np.concatenate([w.ravel() for w in run.final.values() if w.ndim < 2])
     first, initial = (next(iter(one.values())) for one in (end, start))
+    shares = near_zero.near_zero_shares
     found = Measured(
         spectra={name: spectrum.spectrum(w, start[name]) for name, w in end.items()},
-        near_zero={name: near_zero.near_zero_shares(w) for name, w in end.items()},
-        near_zero_initial={name: near_zero.near_zero_shares(w) for name, w in start.items()},
-        bias_near_zero=near_zero.near_zero_shares(vectors),
+        near_zero={name: shares(w) for name, w in end.items()},
+        near_zero_initial={name: shares(w) for name, w in start.items()},
+        bias_near_zero=shares(vectors),
         unmoved=int(near_zero.unmoved_rows(first, initial).sum()),
         not_applicable=not_dense(run.final),
     )
@@ -205,20 +206,17 @@ def plain_sgd(config: dict[str, Any]) -> bool:
 def _signs(run: Run, dataset: data.Dataset) -> dict[str, Any]:
     model = model_of(run.config, run.final)
     batches = data.Batches(run.seed, len(dataset.train_images), run.config["batch_size"])
+    rule = run.config["learning_rate"], run.config["reduction"]
 
     def examples(chosen: Any) -> collapse.Batch:
         return unit(dataset.train_images[chosen]), dataset.train_labels[chosen]
 
     def step(weights: Weights, number: int) -> tuple[collapse.VitalSigns, Weights]:
-        batch = examples(batches.indices(number, 1)[0])
-        rule = run.config["learning_rate"], run.config["reduction"]
-        return collapse.sgd_step(model, weights, batch, *rule)
+        return collapse.sgd_step(model, weights, examples(batches.indices(number, 1)[0]), *rule)
 
     before, weights = step(run.initial, 1)
-    found = {
-        "first_step": (before, step(weights, 2)[0]),
-        "at_end": step(run.final, run.steps + 1)[0],
-    }
+    after, at_end = (step(w, t)[0] for w, t in ((weights, 2), (run.final, run.steps + 1)))
+    found: dict[str, Any] = {"first_step": (before, after), "at_end": at_end}
     if run.completed:
         some, rng = examples(slice(SHARPNESS_EXAMPLES)), np.random.default_rng(run.seed)
         found["sharpness"] = sharpness.sharpness(model, run.final, *some, rng)

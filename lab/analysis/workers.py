@@ -35,7 +35,7 @@ def compute(
             progress(i + 1, len(jobs))
         return found
     context = multiprocessing.get_context("spawn")
-    before = {name: os.environ.get(name) for name in _THREADS}
+    before = dict(os.environ)
     os.environ.update(dict.fromkeys(_THREADS, "1"))  # their NumPy reads it at its start
     with futures.ProcessPoolExecutor(processes, context, _start) as pool:
         waiting = [pool.submit(*job) for job in jobs]
@@ -50,8 +50,8 @@ def compute(
             ) from error
         finally:
             for name in _THREADS:
-                del os.environ[name]
-            os.environ.update({name: value for name, value in before.items() if value is not None})
+                os.environ.pop(name)
+            os.environ.update(before)
             pool.shutdown(cancel_futures=True)
         return [one.result() for one in waiting]
 

@@ -1,12 +1,10 @@
-"""Which examples make up each step.
+"""Which examples make up each step: a pure function of (seed, epoch, step).
 
-The batch of a step is a pure function of (seed, epoch, step). There is no iterator, and so no
-state to save: a run that goes on at step t reads the same examples as one that never stopped.
+There is no state to save: a run that is resumed at step t reads the same examples as one that
+never stopped.
 """
 
 from __future__ import annotations
-
-from collections.abc import Iterator
 
 import numpy as np
 
@@ -32,28 +30,23 @@ def shuffled(labels: np.ndarray, seed: int) -> np.ndarray:
 class Batches:
     """Which training examples make up which step.
 
-    The epochs stand in one row behind another, and step t (from 1) takes the t-th `batch_size`
-    examples of that row: a batch may cross from one epoch into the next, and none is smaller.
+    The epochs follow one another, and step t (from 1) takes the t-th `batch_size` examples: a
+    batch may cross from one epoch into the next, and none is smaller.
     """
 
     def __init__(self, seed: int, examples: int, batch_size: int) -> None:
         self._seed, self._examples, self._batch_size = seed, examples, batch_size
-        self._epochs: dict[int, np.ndarray] = {}  # only a cache; see `permutation`
+        self._epochs: dict[int, np.ndarray] = {}  # only a cache
 
     def indices(self, first_step: int, steps: int) -> np.ndarray:
         """int32 [steps, batch_size]: the examples of `steps` steps from `first_step` (from 1)."""
         start = (first_step - 1) * self._batch_size
         stop = start + steps * self._batch_size
-        return np.concatenate(list(self._pieces(start, stop))).reshape(steps, self._batch_size)
-
-    def _pieces(self, start: int, stop: int) -> Iterator[np.ndarray]:
         first, last = start // self._examples, (stop - 1) // self._examples
+        known = self._epochs
         self._epochs = {
-            epoch: self._epochs[epoch]
-            if epoch in self._epochs
-            else permutation(self._seed, epoch, self._examples)
-            for epoch in range(first, last + 1)
+            e: known[e] if e in known else permutation(self._seed, e, self._examples)
+            for e in range(first, last + 1)
         }
-        for epoch, order in self._epochs.items():
-            offset = epoch * self._examples
-            yield order[max(start - offset, 0) : stop - offset]
+        row, offset = np.concatenate(list(self._epochs.values())), first * self._examples
+        return row[start - offset : stop - offset].reshape(steps, self._batch_size)

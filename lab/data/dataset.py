@@ -34,8 +34,7 @@ def load(data_dir: str = "") -> Dataset:
     """Reads the four IDX files of `data_dir`, gzipped or not; MNIST itself where it is empty.
 
     Raises:
-      LabError: a file is missing, cut, damaged or not IDX, or the files do not fit together. The
-        text names the file and what to do.
+      LabError: a file is missing, damaged or not IDX, or the files do not fit together.
     """
     folder = data_dir or EMBEDDED
     arrays, digests = [], []
@@ -47,21 +46,19 @@ def load(data_dir: str = "") -> Dataset:
         digests.append(digest)
         arrays.append(parse(path, raw, dimensions=3 if "images" in name else 1))
     train_images, train_labels, test_images, test_labels = arrays
-    for part, images, labels in (
-        ("train", train_images, train_labels),
-        ("test", test_images, test_labels),
-    ):
+    parts = {"train": (train_images, train_labels), "test": (test_images, test_labels)}
+    for part, (images, labels) in parts.items():
         if len(images) != len(labels) or not len(images):
             raise LabError(
                 f"{folder}: {len(images)} {part} images but {len(labels)} labels: "
                 "take both files from one set"
             )
-    if train_images.shape[1:] != test_images.shape[1:]:
+    rows, columns = shape = train_images.shape[1:]
+    if shape != test_images.shape[1:]:
         raise LabError(
-            f"{folder}: train images are {train_images.shape[1:]}, test images "
-            f"{test_images.shape[1:]} pixels: take all four files from one set"
+            f"{folder}: train images are {shape}, test images {test_images.shape[1:]} pixels: "
+            "take all four files from one set"
         )
-    rows, columns = train_images.shape[1:]
     if not rows * columns:
         raise LabError(f"{folder}: its images have no pixels: take another set")
     return Dataset(
@@ -69,7 +66,7 @@ def load(data_dir: str = "") -> Dataset:
         train_labels=train_labels.astype(np.int32),
         test_images=test_images.reshape(len(test_images), -1),
         test_labels=test_labels.astype(np.int32),
-        image_shape=(rows, columns),
+        image_shape=shape,
         num_classes=int(max(train_labels.max(), test_labels.max())) + 1,
         digest=hashlib.sha256("".join(digests).encode()).hexdigest(),
     )

@@ -21,19 +21,19 @@ FILES = {
 
 
 def read_file(folder: str, name: str) -> tuple[str, bytes]:
-    for path, opener in ((f"{name}.gz", gzip.open), (name, open)):
-        path = os.path.join(folder, path)
-        if not os.path.exists(path):
-            continue
-        try:
-            with opener(path, "rb") as file:
-                return path, file.read()
-        except (OSError, EOFError, zlib.error) as error:
-            raise LabError(f"{path} cannot be read ({error}): replace it") from error
-    raise LabError(
-        f"no {name}.gz and no {name} in {folder}: --data_dir wants a folder with the four files "
-        + ", ".join(FILES)
-    )
+    """The path and content of a file, or of its gzipped version."""
+    plain = os.path.join(folder, name)
+    path, opener = (f"{plain}.gz", gzip.open) if os.path.exists(f"{plain}.gz") else (plain, open)
+    if not os.path.exists(path):
+        raise LabError(
+            f"no {name}.gz and no {name} in {folder}: --data_dir needs a folder with the four "
+            f"files {', '.join(FILES)}"
+        )
+    try:
+        with opener(path, "rb") as file:
+            return path, file.read()
+    except (OSError, EOFError, zlib.error) as error:
+        raise LabError(f"{path} cannot be read ({error}): replace it") from error
 
 
 def parse(path: str, raw: bytes, dimensions: int) -> np.ndarray:

@@ -46,13 +46,19 @@ def _narrow(x: tf.Tensor, w: tf.Tensor) -> tuple[tf.Tensor, Callable]:
 
 def smallest(tensors: Sequence[tf.Tensor]) -> tf.Tensor:
     """The smallest finite entry of each tensor float32 [n], infinity of none: float32 [T]."""
-    rows = [_lanes(tf.minimum, x, np.inf, _finite_or_more) for x in tensors]
+    rows = [
+        _lanes(tf.minimum, own, np.inf, lambda x: tf.where(x > -np.inf, x, np.inf))
+        for own in tensors
+    ]
     return tf.reduce_min(tf.stack(rows), axis=1)
 
 
 def largest(tensors: Sequence[tf.Tensor]) -> tf.Tensor:
     """The largest finite entry of each tensor float32 [n], -infinity of none: float32 [T]."""
-    rows = [_lanes(tf.maximum, x, -np.inf, _finite_or_less) for x in tensors]
+    rows = [
+        _lanes(tf.maximum, own, -np.inf, lambda x: tf.where(x < np.inf, x, -np.inf))
+        for own in tensors
+    ]
     return tf.reduce_max(tf.stack(rows), axis=1)
 
 
@@ -61,14 +67,6 @@ def squares(tensors: Sequence[tf.Tensor]) -> tf.Tensor:
     """The sum of the squares of each tensor's entries, float32, any shapes: float32 [T]."""
     rows = [_lanes(tf.add, tf.reshape(x, [-1]), 0.0, tf.square) for x in tensors]
     return tf.reduce_sum(tf.stack(rows), axis=1)
-
-
-def _finite_or_more(x: tf.Tensor) -> tf.Tensor:
-    return tf.where(x > -np.inf, x, np.inf)
-
-
-def _finite_or_less(x: tf.Tensor) -> tf.Tensor:
-    return tf.where(x < np.inf, x, -np.inf)
 
 
 def _lanes(
@@ -97,8 +95,7 @@ def _lanes(
 def _fold(fold: Operation, parts: list[tf.Tensor]) -> tf.Tensor:
     while len(parts) > 1:
         half = len(parts) // 2
-        folded = [fold(parts[i], parts[half + i]) for i in range(half)]
-        parts = folded + parts[2 * half :]
+        parts = [*map(fold, parts[:half], parts[half : 2 * half]), *parts[2 * half :]]
     return parts[0]
 
 

@@ -1,8 +1,7 @@
 """Layers: tf.Module over tf.Variable, written out.
 
-A layer makes its variables once, in its constructor: make it under the strategy's scope. The
-gradients are summed over the replicas before they are applied, so every replica assigns the same
-value and the variables need no aggregation.
+A layer makes its variables in its constructor: call it under the strategy's scope. The gradients
+are summed over the replicas before they are applied, so that every replica assigns the same value.
 """
 
 from __future__ import annotations
@@ -44,7 +43,7 @@ INITIALIZERS: dict[str, Callable[[float], Initializer]] = {
     "he": lambda stddev: he,
 }
 
-ACTIVATIONS: dict[str, Callable[[tf.Tensor], tf.Tensor]] = {
+ACTIVATIONS: dict[str, Activation] = {
     "sigmoid": tf.sigmoid,
     "tanh": tf.tanh,
     "relu": tf.nn.relu,
@@ -67,7 +66,7 @@ class Dense(tf.Module):
         self,
         n_in: int,
         n_out: int,
-        activation: Callable[[tf.Tensor], tf.Tensor],
+        activation: Activation,
         initializer: Initializer,
         seed: Sequence[int],
         name: str,
@@ -75,14 +74,10 @@ class Dense(tf.Module):
     ) -> None:
         super().__init__(name)
         self.activation, self._matmul = activation, matmul
-        self.weights = _variable(initializer((n_in, n_out), seed), f"{name}/weights")
-        self.bias = _variable(tf.zeros([n_out]), f"{name}/bias")
+        self.weights = tf.Variable(initializer((n_in, n_out), seed), name=f"{name}/weights")
+        self.bias = tf.Variable(tf.zeros([n_out]), name=f"{name}/bias")
 
     def __call__(self, x: tf.Tensor) -> tf.Tensor:
         """float32 [batch, n_in] -> float32 [batch, n_out]."""
         with tf.name_scope(self.name):
             return self.activation(self._matmul(x, self.weights) + self.bias)
-
-
-def _variable(value: tf.Tensor, name: str) -> tf.Variable:
-    return tf.Variable(value, name=name, aggregation=tf.VariableAggregation.NONE)

@@ -1,14 +1,12 @@
-"""Checkpoints: made whole before they count, checked before they are believed.
+"""Checkpoints: written whole before they count, checked before they are used.
 
     RUN/checkpoints/step-000001000/variables.index, variables.data-*   TensorFlow's own format
                                    manifest.json
 
 `tf.train.load_checkpoint("RUN/checkpoints/step-000001000/variables")` reads every tensor by its
-tag: `h1/weights`, the slots `h1/weights/m`, and `step`.
-
-A checkpoint is written under another name, summed, synced to the disk and renamed, so that a
-folder called step-* was once whole. The manifest says what must be in it, and how long each event
-file was at that step: cut back to that length, the record holds every step exactly once.
+tag: `h1/weights`, the slots `h1/weights/m`, and `step`. The manifest has the checksum of each
+file, and the length of each event file at that step: cut back to it, the record holds every step
+exactly once.
 """
 
 from __future__ import annotations
@@ -18,6 +16,7 @@ import glob
 import hashlib
 import json
 import os
+import re
 import shutil
 import tempfile
 from collections.abc import Callable, Mapping
@@ -27,20 +26,15 @@ import numpy as np
 import tensorflow as tf
 
 from lab.errors import LabError
-from lab.record.directory import event_files
+from lab.record.directory import checkpoint_paths, event_files, read_object, write_file
 
 KEEP = 2  # of the checkpoints after the first, the newest ones
 
 
 @dataclasses.dataclass(frozen=True)
 class Checkpoint:
-    """What a run goes on from.
-
-    step: of the last update.
-    tensors: by name, as they were saved.
-    state: whatever plain JSON value was saved beside them.
-    events: by file name, the length in bytes of each event file at that step.
-    """
+    """What a run is resumed from: tensors by name, the state that was saved beside them, and by
+    file name the length in bytes of each event file at that step."""
 
     step: int
     tensors: dict[str, np.ndarray]
@@ -48,30 +42,26 @@ class Checkpoint:
     events: dict[str, int]
 
 
-def find(run: str) -> list[tuple[int, str]]:
-    """(step, path) of every checkpoint in a run directory, oldest first."""
-    pattern = os.path.join(glob.escape(run), "checkpoints", "step-" + "[0-9]" * 9)
-    return [(int(path[-9:]), path) for path in sorted(glob.glob(pattern))]
+def read_tensors(path: str, pattern: str = ".*") -> dict[str, np.ndarray]:
+    """The tensors of a checkpoint by name, of those whose whole names match the pattern.
 
-
-def read_tensors(path: str, wanted: Callable[[str], Any]) -> dict[str, np.ndarray]:
-    """The tensors of a checkpoint, by name, whose names are `wanted`."""
+    Raises:
+      LabError: it cannot be read.
+    """
     # TensorFlow takes [ ] * ? in a path for a pattern: it gets one that has none.
     with tempfile.TemporaryDirectory() as folder:
         plain = os.path.join(folder, "checkpoint")
         os.symlink(os.path.abspath(path), plain)
-        reader = tf.train.load_checkpoint(os.path.join(plain, "variables"))
-        names = filter(wanted, reader.get_variable_to_shape_map())
-        return {name: reader.get_tensor(name) for name in names}
+        try:
+            reader = tf.train.load_checkpoint(os.path.join(plain, "variables"))
+            names = set(reader.get_variable_to_shape_map()) - {"step"}
+            return {n: reader.get_tensor(n) for n in names if re.fullmatch(pattern, n)}
+        except (ValueError, LookupError, RuntimeError, tf.errors.OpError) as error:
+            raise LabError(f"{path} cannot be read: {' '.join(str(error).split())}") from error
 
 
 class Checkpoints:
-    """The checkpoints of one run directory.
-
-    Args:
-      directory: of the run; its event files are those of the record.
-      fingerprint: of the run: a checkpoint of another one is not used.
-    """
+    """The checkpoints of one run directory; one with another fingerprint is not used."""
 
     def __init__(self, directory: str, fingerprint: str) -> None:
         self._run, self._fingerprint = directory, fingerprint
@@ -85,72 +75,73 @@ class Checkpoints:
         Raises:
           LabError: it cannot be written; those before it are as they were.
         """
-        target = self._path(step)
+        target = os.path.join(self._folder, f"step-{step:09d}")
         temporary = os.path.join(self._folder, f"unfinished-{os.getpid()}")
         try:
             self._clean()
             os.makedirs(temporary)
-            names = sorted(tensors)
-            tf.raw_ops.SaveV2(
-                prefix=os.path.join(temporary, "variables"),
-                tensor_names=[*names, "step"],
-                shape_and_slices=[""] * (len(names) + 1),
-                tensors=[*(tensors[name] for name in names), tf.constant(step, tf.int64)],
-            )
-            manifest: dict[str, Any] = {
-                "step": step,
-                "fingerprint": self._fingerprint,
-                "files": {
-                    name: _sum(os.path.join(temporary, name)) for name in os.listdir(temporary)
-                },
-                "events": {
-                    os.path.basename(path): os.path.getsize(path) for path in event_files(self._run)
-                },
-                "state": state,
-            }
-            with open(os.path.join(temporary, "manifest.json"), "w") as file:
-                json.dump(manifest | {"sha256": _sum_of(manifest)}, file, indent=1)
-            made = glob.glob(os.path.join(temporary, "*"))
-            for path in [*made, *event_files(self._run), temporary]:
-                _sync(path)
-            if os.path.exists(target):  # it was found damaged when the run went on
+            self._write(temporary, step, tensors, state)
+            if os.path.exists(target):  # it was found damaged when the run was resumed
                 shutil.rmtree(target)
             os.rename(temporary, target)
             _sync(self._folder)
-            for _, path in find(self._run)[1:-KEEP]:
+            for path in list(checkpoint_paths(self._run).values())[1:-KEEP]:
                 shutil.rmtree(path)
         except (OSError, tf.errors.OpError) as error:
             why = str(error.strerror if isinstance(error, OSError) else error.message)
-            reason = " ".join(why.split())
             self._clean()
             raise LabError(
-                f"the checkpoint of step {step} cannot be written to {self._folder} ({reason}): "
-                "make room and run the same command again, it goes on from the one before"
+                f"the checkpoint of step {step} cannot be written to {self._folder} "
+                f"({' '.join(why.split())}): make room and run the same command again, it goes on "
+                "from the one before"
             ) from error
 
-    def newest(self, say: Callable[[str], None]) -> Checkpoint | None:
+    def _write(
+        self, folder: str, step: int, tensors: Mapping[str, tf.Tensor], state: dict[str, Any]
+    ) -> None:
+        """Writes the files of a checkpoint, and waits until they and the events are on the disk."""
+        named = dict(sorted(tensors.items())) | {"step": tf.constant(step, tf.int64)}
+        prefix, slices = os.path.join(folder, "variables"), [""] * len(named)
+        tf.raw_ops.SaveV2(
+            prefix=prefix, tensor_names=[*named], shape_and_slices=slices, tensors=[*named.values()]
+        )
+        events = event_files(self._run)
+        manifest: dict[str, Any] = {
+            "step": step,
+            "fingerprint": self._fingerprint,
+            "files": {name: _sum(os.path.join(folder, name)) for name in os.listdir(folder)},
+            "events": {os.path.basename(path): os.path.getsize(path) for path in events},
+            "state": state,
+        }
+        text = json.dumps(manifest | {"sha256": _sum_of(manifest)}, indent=1)
+        write_file(os.path.join(folder, "manifest.json"), text)
+        made = [os.path.join(folder, name) for name in os.listdir(folder)]
+        for path in [*made, *events, folder]:
+            _sync(path)
+
+    def newest(self, notify: Callable[[str], None]) -> Checkpoint | None:
         """The newest checkpoint that is whole; None for a run that has not begun.
 
         Args:
-          say: is told of each that is not whole.
+          notify: is called with a line for each checkpoint that is not whole.
 
         Raises:
           LabError: the run has begun, but no checkpoint of it is whole.
         """
-        tried = []
-        for step, path in reversed(find(self._run)):
+        damaged: list[str] = []
+        for step, path in reversed(checkpoint_paths(self._run).items()):
             try:
                 found = self._load(path)
-            except (OSError, ValueError, KeyError, TypeError, tf.errors.OpError) as error:
-                tried.append(f"{os.path.basename(path)}: {error}")
+            except (OSError, ValueError, KeyError, TypeError, LabError) as error:
+                damaged.append(f"{os.path.basename(path)}: {error}")
                 continue
-            for problem in tried:
-                say(f"passing over {problem}")
-            if tried:
-                say(f"going on from the checkpoint of step {step} instead")
+            for problem in damaged:
+                notify(f"passing over {problem}")
+            if damaged:
+                notify(f"going on from the checkpoint of step {step} instead")
             return found
-        if tried or event_files(self._run):
-            why = "; ".join(tried) or "none is there"
+        if damaged or event_files(self._run):
+            why = "; ".join(damaged) or "none is there"
             raise LabError(
                 f"{self._run} has no checkpoint to go on from ({why}): --overwrite deletes the run "
                 "and starts again"
@@ -167,9 +158,8 @@ class Checkpoints:
                 os.truncate(path, size)
 
     def _load(self, path: str) -> Checkpoint:
-        with open(os.path.join(path, "manifest.json"), encoding="utf-8") as file:
-            manifest = json.load(file)
-        if not isinstance(manifest, dict) or manifest.pop("sha256") != _sum_of(manifest):
+        manifest = read_object(os.path.join(path, "manifest.json"))
+        if manifest.pop("sha256", None) != _sum_of(manifest):
             raise ValueError("manifest.json is damaged")
         if manifest["fingerprint"] != self._fingerprint:
             raise ValueError("it belongs to another run")
@@ -179,18 +169,11 @@ class Checkpoints:
         for name, size in manifest["events"].items():
             if os.path.getsize(os.path.join(self._run, name)) < size:
                 raise ValueError(f"the event file {name} is shorter than it was then")
-        return Checkpoint(
-            step=manifest["step"],
-            tensors=read_tensors(path, lambda name: name != "step"),
-            state=manifest["state"],
-            events=manifest["events"],
-        )
-
-    def _path(self, step: int) -> str:
-        return os.path.join(self._folder, f"step-{step:09d}")
+        tensors = read_tensors(path)
+        return Checkpoint(manifest["step"], tensors, manifest["state"], manifest["events"])
 
     def _clean(self) -> None:
-        """Removes what a save left that did not come to its end."""
+        """Removes what an unfinished save left."""
         for path in glob.glob(os.path.join(glob.escape(self._folder), "unfinished-*")):
             shutil.rmtree(path, ignore_errors=True)
 

@@ -1,13 +1,9 @@
-"""The run directory: whose it is, and what may be done with what lies in it.
-
-config.json     what was asked for, from the start
-events.*        the record, for TensorBoard
-result.json     what came of it, at the end
-lock            held by the process that writes here
-"""
+"""The run directory: config.json from the start, the record's event files, checkpoints, result.json
+at the end, and a lock that the process holds which writes there."""
 
 from __future__ import annotations
 
+import contextlib
 import fcntl
 import fnmatch
 import glob
@@ -22,6 +18,8 @@ CONFIG, RESULT, LOCK = "config.json", "result.json", "lock"
 EVENTS = "events.out.tfevents.*"
 _REPORT = ("report", "report.html", "report.json")  # of bin/report on this one run
 _OURS = (CONFIG, RESULT, LOCK, "*.tmp", EVENTS, "checkpoints", "plugins", *_REPORT)
+# Statuses of a run that came to its end, and the exit status of each.
+FINISHED = {"completed": 0, "collapsed": 0, "nonfinite": 3}
 
 
 def event_files(directory: str) -> list[str]:
@@ -29,17 +27,48 @@ def event_files(directory: str) -> list[str]:
     return sorted(glob.glob(os.path.join(glob.escape(directory), EVENTS)))
 
 
+def checkpoint_paths(directory: str) -> dict[int, str]:
+    """The folders of a run's checkpoints by step, the oldest first."""
+    pattern = os.path.join(glob.escape(directory), "checkpoints", "step-" + "[0-9]" * 9)
+    return {int(path[-9:]): path for path in sorted(glob.glob(pattern))}
+
+
+def write_file(path: str, text: str) -> None:
+    """Writes a file so that it is whole or as it was, also after a power cut."""
+    temporary = f"{path}.tmp"
+    try:
+        with open(temporary, "w", encoding="utf-8") as file:
+            file.write(text)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    except OSError:
+        with contextlib.suppress(OSError):
+            os.remove(temporary)
+        raise
+
+
+def read_object(path: str) -> dict[str, Any]:
+    """The object in a JSON file, {} if there is no such file; LabError if it is damaged."""
+    try:
+        with open(path, encoding="utf-8") as file:
+            value = json.load(file)
+    except FileNotFoundError:
+        return {}
+    except (OSError, ValueError, RecursionError) as error:
+        raise LabError(f"{path} cannot be read: {error}") from error
+    if not isinstance(value, dict):
+        raise LabError(f"{path} cannot be read: it holds no object")
+    return value
+
+
 class RunDirectory:
-    """One trial's directory, locked from here on until `close` or the end of the process.
+    """A run's directory, locked from here on until `close` or the end of the process.
 
     Args:
       path: of the directory; it is made if it is not there.
-      identity: all that decides what the run gives: plain JSON values by name.
-      fingerprint: of the identity.
+      identity: all that decides what the run gives: plain JSON values by name; with a fingerprint.
       overwrite: delete what an earlier run left here.
-
-    Attributes:
-      path: of the directory.
 
     Raises:
       LabError: another process writes here, the directory is not a run's, holds another run, or
@@ -53,14 +82,14 @@ class RunDirectory:
         try:
             os.makedirs(path, exist_ok=True)
             self._lock = open(os.path.join(path, LOCK), "a")  # noqa: SIM115
-            self._take(identity, fingerprint, overwrite)
+            self._take(identity | {"fingerprint": fingerprint}, overwrite)
         except OSError as error:
             raise LabError(
                 f"{error.filename or path} cannot be written ({error.strerror}): "
                 "choose another --logdir"
             ) from error
 
-    def _take(self, identity: dict[str, Any], fingerprint: str, overwrite: bool) -> None:
+    def _take(self, config: dict[str, Any], overwrite: bool) -> None:
         try:
             fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
@@ -69,8 +98,10 @@ class RunDirectory:
                 "--run_name"
             ) from None
         present = set(os.listdir(self.path)) - {LOCK, f"{CONFIG}.tmp"}
-        foreign = {name for name in present if not any(fnmatch.fnmatch(name, own) for own in _OURS)}
-        earlier = _read(os.path.join(self.path, CONFIG))
+        foreign = present.difference(*(fnmatch.filter(present, own) for own in _OURS))
+        earlier: dict[str, Any] = {}
+        with contextlib.suppress(LabError):
+            earlier = read_object(os.path.join(self.path, CONFIG))
         if foreign or (present and "fingerprint" not in earlier):
             what = f"{min(foreign)}, which is no run's" if foreign else f"no {CONFIG} of a run"
             raise LabError(
@@ -79,24 +110,23 @@ class RunDirectory:
             )
         if overwrite:
             self._clear(earlier)
-            present = set()
-        if present:
-            self._compare(earlier, identity, fingerprint)
-        self.write(CONFIG, identity | {"fingerprint": fingerprint})
+        elif present:
+            self._compare(earlier, config)
+        self.write(CONFIG, config)
 
-    def _compare(self, earlier: dict[str, Any], identity: dict[str, Any], fingerprint: str) -> None:
+    def _compare(self, earlier: dict[str, Any], config: dict[str, Any]) -> None:
         if earlier["fingerprint"] is None:
             raise LabError(
                 f"{self.path} has been deleted in part: --overwrite deletes the rest, --run_name "
                 "gives this run another name"
             )
-        if earlier["fingerprint"] == fingerprint:
+        if earlier["fingerprint"] == config["fingerprint"]:
             return
-        old, new = _flat(earlier), _flat(identity)
+        old, new = _flat(earlier), _flat(config)
         changes = [
             f"{name} was {old.get(name)}, is {new.get(name)}"
-            for name in sorted(old.keys() | new.keys())
-            if old.get(name) != new.get(name) and name not in ("fingerprint", "data_dir")
+            for name in sorted((old.keys() | new.keys()) - {"fingerprint", "data_dir"})
+            if old.get(name) != new.get(name)
         ]
         raise LabError(
             f"{self.path} holds another run ({'; '.join(changes) or 'its code differs'}): "
@@ -114,39 +144,17 @@ class RunDirectory:
             shutil.rmtree(path) if os.path.isdir(path) else os.remove(path)
 
     def write(self, name: str, value: Any) -> None:
-        """Writes strict JSON so that the file is whole or not there, also after a power cut."""
-        path = os.path.join(self.path, name)
-        with open(f"{path}.tmp", "w") as file:
-            json.dump(value, file, indent=2, allow_nan=False)
-            file.write("\n")
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(f"{path}.tmp", path)
+        """Writes a file of strict JSON."""
+        text = json.dumps(value, indent=2, allow_nan=False)
+        write_file(os.path.join(self.path, name), f"{text}\n")
 
     def close(self) -> None:
         """Lets other processes write here."""
         self._lock.close()
 
 
-# Statuses of a run that came to its end, and the exit status of each.
-FINISHED = {"completed": 0, "collapsed": 0, "nonfinite": 3}
-
-
-def _read(path: str) -> dict[str, Any]:
-    try:
-        with open(path) as file:
-            value = json.load(file)
-    except (OSError, ValueError):
-        return {}
-    return value if isinstance(value, dict) else {}
-
-
-def _flat(value: dict[str, Any]) -> dict[str, Any]:
-    """Nested dicts as one; tuples and lists alike."""
-    flat: dict[str, Any] = {}
-    for name, entry in value.items():
-        if isinstance(entry, dict):
-            flat |= _flat(entry)
-        else:
-            flat[name] = list(entry) if isinstance(entry, tuple) else entry
-    return flat
+def _flat(config: dict[str, Any]) -> dict[str, Any]:
+    """The fields of the inner config beside the others, as JSON has them."""
+    plain = json.loads(json.dumps(config))
+    inner = plain.pop("config", None)
+    return plain | inner if isinstance(inner, dict) else plain

@@ -6,7 +6,7 @@ holds both ends exactly as they were and counts up to 2^24; float64 for tensors 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -16,69 +16,65 @@ from tensorboard.plugins.histogram import metadata as histogram_metadata
 from tensorboard.plugins.scalar import metadata as scalar_metadata
 
 _EXACT_IN_FLOAT32 = 2**24
+_MARKER = b"\xa5"  # in no text
 
 
 class Layout:
-    """The bytes of one step's Summary, and where in them the numbers stand."""
+    """The bytes of one step's Summary, and where in them the numbers are.
 
-    ORDER = ("scalars", "counts", "low", "high")  # of the arguments of `summaries`
+    Args:
+      scalars: tags.
+      tags: of the histograms.
+      sizes: number of entries of each of their tensors.
+    """
 
-    def __init__(self, scalars: Sequence[str], tags: Sequence[str], sizes: Sequence[int]) -> None:
+    def __init__(
+        self, scalars: Sequence[str], tags: Sequence[str] = (), sizes: Sequence[int] = ()
+    ) -> None:
         summary = Summary()
-        parts = [
-            self._add(summary, tag, np.float32, [], scalar_metadata.create_summary_metadata("", ""))
-            for tag in scalars
-        ]
+        scalar = scalar_metadata.create_summary_metadata("", "")
+        histogram = histogram_metadata.create_summary_metadata(None, None)
+        dtypes = [_add(summary, tag, np.dtype("<f4"), scalar) for tag in scalars]
         for tag, size in zip(tags, sizes, strict=True):
-            dtype: type = np.float32 if size <= _EXACT_IN_FLOAT32 else np.float64
-            metadata = histogram_metadata.create_summary_metadata(None, None)
-            parts.append(self._add(summary, tag, dtype, [30, 3], metadata))
+            numbers = "<f4" if size <= _EXACT_IN_FLOAT32 else "<f8"
+            dtypes.append(_add(summary, tag, np.dtype((numbers, (30, 3))), histogram))
         self._bytes = summary.SerializeToString()
         places, end = [], 0
-        for marker, dtype in parts:
-            start = self._bytes.index(marker, end)
-            end = start + len(marker)
-            places.append((slice(start, end), dtype))
-        self._scalars, self._histograms = places[: len(scalars)], places[len(scalars) :]
+        for dtype in dtypes:
+            places.append(self._bytes.index(_MARKER * dtype.itemsize, end))
+            end = places[-1] + dtype.itemsize
+        names = list(map(str, range(len(dtypes))))
+        size = len(self._bytes)
+        step: Any = {"names": names, "formats": dtypes, "offsets": places, "itemsize": size}
+        self._step = np.dtype(step)
 
-    def _add(
-        self, summary: Summary, tag: str, dtype: type, shape: Sequence[int], metadata: Any
-    ) -> tuple[bytes, type]:
-        """Appends one value; returns what stands there for its numbers, and their dtype."""
-        marker = b"\xa5" * (int(np.prod(shape)) * np.dtype(dtype).itemsize)  # in no text
-        value = summary.value.add(tag=tag, metadata=metadata)
-        value.tensor.dtype = tf.as_dtype(dtype).as_datatype_enum
-        for size in shape:
-            value.tensor.tensor_shape.dim.add().size = size
-        value.tensor.tensor_content = marker
-        return marker, dtype
-
-    def summaries(
-        self,
-        scalars: np.ndarray,
-        counts: np.ndarray | None = None,
-        low: np.ndarray | None = None,
-        high: np.ndarray | None = None,
-    ) -> list[bytes]:
+    def summaries(self, recorded: Mapping[str, np.ndarray]) -> list[bytes]:
         """One serialized Summary per step.
 
         Args:
-          scalars: [steps, scalars].
-          counts: [steps, tags, 30].
-          low, high: [steps, tags].
+          recorded: `scalars` [steps, scalars]; of histograms `counts` [steps, tags, 30], `low`
+            and `high` [steps, tags].
         """
-        steps = len(scalars)
-        block = np.empty((steps, len(self._bytes)), np.uint8)
-        block[:] = np.frombuffer(self._bytes, np.uint8)
-        for i, (place, dtype) in enumerate(self._scalars):
-            block[:, place] = np.ascontiguousarray(scalars[:, i, None], dtype).view(np.uint8)
-        if self._histograms:
-            assert counts is not None and low is not None and high is not None
-            rows = _rows(counts, low, high)
-            rows = rows.reshape(steps, len(self._histograms), rows.shape[-2] * 3)
-            for i, (place, dtype) in enumerate(self._histograms):
-                block[:, place] = np.ascontiguousarray(rows[:, i], dtype).view(np.uint8)
-        return [row.tobytes() for row in block]
+        size = len(self._bytes)
+        content = bytearray(self._bytes * len(recorded["scalars"]))
+        steps = np.frombuffer(content, self._step)
+        columns = [*recorded["scalars"].T]
+        if len(self._step) > len(columns):
+            rows = _rows(recorded["counts"], recorded["low"], recorded["high"])
+            columns += [*rows.swapaxes(0, 1)]
+        for name, column in zip(self._step.names, columns, strict=True):
+            steps[name] = column
+        return [bytes(content[i : i + size]) for i in range(0, len(content), size)]
+
+
+def _add(summary: Summary, tag: str, numbers: np.dtype, metadata: Any) -> np.dtype:
+    """Adds a value, with markers in the place of its numbers; returns the dtype of all of them."""
+    value = summary.value.add(tag=tag, metadata=metadata)
+    value.tensor.dtype = tf.as_dtype(numbers.base).as_datatype_enum
+    for size in numbers.shape:
+        value.tensor.tensor_shape.dim.add().size = size
+    value.tensor.tensor_content = _MARKER * numbers.itemsize
+    return numbers
 
 
 def _rows(counts: np.ndarray, low: np.ndarray, high: np.ndarray) -> np.ndarray:
@@ -91,7 +87,6 @@ def _rows(counts: np.ndarray, low: np.ndarray, high: np.ndarray) -> np.ndarray:
     low, high = low[..., None].astype(np.float64), high[..., None].astype(np.float64)
     edges = low + (high - low) * np.linspace(0, 1, buckets + 1)
     edges[..., -1:] = high
-    single = low == high
     last = np.arange(buckets) == buckets - 1
-    counts = np.where(single, counts.sum(-1, keepdims=True) * last, counts)
+    counts = np.where(low == high, counts.sum(-1, keepdims=True) * last, counts)
     return np.stack([edges[..., :-1], edges[..., 1:], counts], axis=-1)

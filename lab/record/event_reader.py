@@ -12,14 +12,16 @@ import numpy as np
 from lab.record.directory import event_files
 
 _DTYPES = {1: "<f4", 2: "<f8"}  # by TensorFlow's number
+_LONG = 2**14  # bytes
 
 
 class Series(NamedTuple):
     """What was recorded under one tag, each step once, in order.
 
-    steps: int64 [n].
-    values: of a scalar float64 [n]; of a histogram float64 [n, 30, 3], rows of (left edge, right
-      edge, count).
+    Attributes:
+      steps: int64 [n].
+      values: of a scalar float64 [n]; of a histogram float64 [n, 30, 3], rows of (left edge, right
+        edge, count).
     """
 
     steps: np.ndarray
@@ -96,29 +98,21 @@ def _match(content: np.ndarray, starts: np.ndarray, length: int) -> np.ndarray:
 
     It is a CRC-32C, masked as TFRecords have it; all starts are computed side by side.
     """
-    rows = content[starts[:, None] + np.arange(length - length % 2)]
+    rows = content[starts[:, None] + np.arange(length + 4)]
     crc = np.full(len(starts), 0xFFFFFFFF, np.uint32)
-    for word in np.ascontiguousarray(rows.view("<u2").T):  # two bytes of every start at a time
-        crc = _TWO_BYTES[(crc & 0xFFFF) ^ word] ^ (crc >> 16)
-    if length % 2:
-        last = content[starts + length - 1]
-        crc = _ONE_BYTE[(crc & 0xFF) ^ last] ^ (crc >> 8)
+    for byte in np.ascontiguousarray(rows[:, :-4].T):
+        crc = _REMAINDERS.take(crc.astype(np.uint8) ^ byte) ^ (crc >> 8)
     crc = ~crc
     masked = ((crc >> 15) | (crc << 17)) + np.uint32(0xA282EAD8)
-    stored = content[(starts + length)[:, None] + np.arange(4)]
-    return masked == np.ascontiguousarray(stored).view("<u4")[:, 0]
+    return masked == np.ascontiguousarray(rows[:, -4:]).view("<u4")[:, 0]
 
 
-def _table() -> np.ndarray:
-    """The 256 remainders of CRC-32C, whose polynomial is 0x82F63B78 with its bits reversed."""
+def _remainders() -> np.ndarray:
+    """Of CRC-32C, by byte: uint32 [256]. Its polynomial is 0x82F63B78 with its bits reversed."""
     table = np.arange(256, dtype=np.uint32)
     for _ in range(8):
         table = np.where(table & 1, (table >> 1) ^ np.uint32(0x82F63B78), table >> 1)
     return table.astype(np.uint32)
 
 
-_ONE_BYTE = _table()
-_LOW = np.arange(2**16, dtype=np.uint32)
-_LOW = _ONE_BYTE[_LOW & 0xFF] ^ (_LOW >> 8)
-_TWO_BYTES = _ONE_BYTE[_LOW & 0xFF] ^ (_LOW >> 8)
-_LONG = 2**14  # bytes
+_REMAINDERS = _remainders()

@@ -1,14 +1,14 @@
 """What the training loop returns -> TensorBoard's event files, through tf.summary.
 
-Each step is one event with all its scalars and histograms. The bytes of its summary are the same
-from step to step but for the numbers, so they are laid out once, and NumPy puts in the numbers of
-a whole loop. A thread of its own does that, and hands all summaries of a loop to tf.summary in one
-graph call while the next loop runs: one call per step would take three times as long.
+Each step is one event with all its scalars and histograms. A thread of its own lays out the bytes
+of a loop's events, and hands them to tf.summary in one graph call while the next loop runs: one
+call per step would take three times as long.
 """
 
 from __future__ import annotations
 
 import concurrent.futures
+import contextlib
 import json
 import os
 import time
@@ -35,8 +35,7 @@ class Recorder:
     Args:
       directory: of the event file.
       scalars: tags of the scalars of a step.
-      tags: of the histograms of a step.
-      sizes: number of entries of each of them.
+      tags, sizes: of the histograms of a step, and the number of entries of each tensor.
       writer: takes the events; a file writer in `directory` unless given.
 
     Attributes:
@@ -56,17 +55,13 @@ class Recorder:
     ) -> None:
         self.nonfinite: dict[str, dict[str, int]] = {}
         _wait_for_a_later_name(directory)
-        self._tags = list(tags)
-        self._plain = Layout(scalars, [], [])
-        self._full = Layout(scalars, tags, sizes)
-        try:
+        self._tags = tags
+        self._plain, self._full = Layout(scalars), Layout(scalars, tags, sizes)
+        with _readable_errors(), tf.device("/cpu:0"):
             tf.io.gfile.makedirs(directory)
-            with tf.device("/cpu:0"):
-                self._writer = writer or tf.summary.create_file_writer(
-                    directory, max_queue=_QUEUE, filename_suffix=".v2"
-                )
-        except tf.errors.OpError as error:
-            raise _unwritable(error) from error
+            self._writer = writer or tf.summary.create_file_writer(
+                directory, max_queue=_QUEUE, filename_suffix=".v2"
+            )
         self._path = "" if writer else event_files(directory)[-1]
         self._write = tf.function(
             self._write_each,
@@ -89,7 +84,6 @@ class Recorder:
 
     def scalars(self, step: int, values: Mapping[str, float]) -> None:
         """Records scalars of one step, as float32: what is beyond it is infinite."""
-
         with np.errstate(over="ignore"):
             summaries = [scalar_pb(tag, np.float32(value)) for tag, value in values.items()]
         self._submit(self._write_summaries, summaries, step)
@@ -104,22 +98,15 @@ class Recorder:
     ) -> None:
         """Records what is written once: the graph of a step, the config as text, and for the
         HParams page the hyperparameters that it shows, its metric and the name of the trial."""
-
         rows = "".join(f"| {key} | {json.dumps(value)} |\n" for key, value in config.items())
+        keys, metrics = map(hparams_api.HParam, hparams), [hparams_api.Metric(metric)]
         summaries = [
             text_pb("config", "| field | value |\n|---|---|\n" + rows),
-            hparams_api.hparams_config_pb(
-                hparams=[hparams_api.HParam(key) for key in hparams],
-                metrics=[hparams_api.Metric(metric)],
-            ),
+            hparams_api.hparams_config_pb(list(keys), metrics),
             hparams_api.hparams_pb(dict(hparams), trial_id=name),
         ]
 
-        def write_graph() -> None:
-            with self._writer.as_default():
-                tf.summary.graph(graph)
-
-        self._submit(write_graph)
+        self._submit(self._write_graph, graph)
         self._submit(self._write_summaries, summaries)
 
     def finish(self, succeeded: bool) -> None:
@@ -141,10 +128,8 @@ class Recorder:
             self.flush()
         finally:
             self._thread.shutdown()
-            try:
+            with _readable_errors():
                 self._writer.close()
-            except tf.errors.OpError as error:
-                raise _unwritable(error) from error
 
     def _submit(self, call: Callable[..., Any], *arguments: Any) -> None:
         # A loop that is still being written when the next but one arrives holds that one up:
@@ -154,10 +139,8 @@ class Recorder:
 
     def _wait(self, leave: int) -> None:
         while len(self._pending) > leave:
-            try:
+            with _readable_errors():
                 self._pending.pop(0).result()
-            except tf.errors.OpError as error:
-                raise _unwritable(error) from error
 
     def _write_each(self, summaries: tf.Tensor, steps: tf.Tensor) -> None:
         def write(i: tf.Tensor) -> tuple[tf.Tensor]:
@@ -166,9 +149,12 @@ class Recorder:
             return (i + 1,)
 
         with tf.device("/cpu:0"):
-            tf.while_loop(
-                lambda i: i < tf.size(steps), write, (tf.constant(0),), parallel_iterations=1
-            )
+            start = (tf.constant(0),)
+            tf.while_loop(lambda i: i < tf.size(steps), write, start, parallel_iterations=1)
+
+    def _write_graph(self, graph: tf.Graph) -> None:
+        with self._writer.as_default():
+            tf.summary.graph(graph)
 
     def _write_summaries(self, summaries: Sequence[Any], step: int = 0) -> None:
         content = [summary.SerializeToString() for summary in summaries]
@@ -177,34 +163,31 @@ class Recorder:
     def _write_steps(self, first: int, recorded: Mapping[str, tf.Tensor], every: int) -> None:
         values = {name: tensor.numpy() for name, tensor in recorded.items()}
         steps = np.arange(first, first + len(values["scalars"]))
-        chosen = steps % every == 0 if self._tags else np.zeros(len(steps), bool)
-        plain = iter(self._plain.summaries(values["scalars"][~chosen]))
-        full: Iterator[bytes] = iter(())
-        if chosen.any():
-            full = iter(self._full.summaries(*(values[name][chosen] for name in Layout.ORDER)))
-        content, numbers = [], []
-        for i, step in enumerate(steps.tolist()):
-            found = [next(full if chosen[i] else plain)]
-            if chosen[i]:
-                found += self._nonfinite(step, values["nonfinite"][i])
-            content += found
-            numbers += [step] * len(found)
+        events: list[list[bytes]] = [[] for _ in steps]  # of each step
+        full = steps % every == 0
+        for chosen, layout in ((~full, self._plain), (full, self._full)):
+            summaries = layout.summaries({name: value[chosen] for name, value in values.items()})
+            for row, summary in zip(np.flatnonzero(chosen), summaries, strict=True):
+                events[row].append(summary)
+        for row, column in np.argwhere(values["nonfinite"]) if self._tags else ():
+            tag, count = self._tags[column], int(values["nonfinite"][row, column])
+            self.nonfinite.setdefault(tag, {"first_step": int(steps[row]), "count": count})
+            events[row].append(scalar_pb(f"{tag}/nonfinite", count).SerializeToString())
+        content = [summary for own in events for summary in own]
+        numbers = np.repeat(steps, [len(own) for own in events])
         self._write(tf.constant(content, tf.string), tf.constant(numbers, tf.int64))
 
-    def _nonfinite(self, step: int, counts: np.ndarray) -> list[bytes]:
-        found = []
-        for column in np.flatnonzero(counts).tolist():
-            tag, count = self._tags[column], int(counts[column])
-            self.nonfinite.setdefault(tag, {"first_step": step, "count": count})
-            found.append(scalar_pb(f"{tag}/nonfinite", count).SerializeToString())
-        return found
 
-
-def _unwritable(error: tf.errors.OpError) -> LabError:
-    reason = " ".join(error.message.split())
-    return LabError(
-        f"the event file cannot be written ({reason}): make room or choose another --logdir"
-    )
+@contextlib.contextmanager
+def _readable_errors() -> Iterator[None]:
+    """Raises errors of TensorFlow's as a LabError."""
+    try:
+        yield
+    except tf.errors.OpError as error:
+        raise LabError(
+            f"the event file cannot be written ({' '.join(error.message.split())}): make room or "
+            "choose another --logdir"
+        ) from error
 
 
 class NullRecorder:
@@ -220,7 +203,7 @@ class NullRecorder:
 
 def _wait_for_a_later_name(directory: str) -> None:
     """TensorBoard reads the event files of a run by their names, which begin with the second that
-    they were made in: a run that goes on must not begin its next file within the same one."""
+    they were made in: a run that is resumed must not begin its next file within the same one."""
     seconds = [int(p.rsplit(".tfevents.")[1].split(".")[0]) for p in event_files(directory)]
     while seconds and time.time() < max(seconds) + 1:
         time.sleep(0.05)

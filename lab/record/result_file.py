@@ -9,13 +9,13 @@ import os
 from typing import Any
 
 from lab.errors import LabError
-from lab.record.directory import FINISHED, RESULT
+from lab.record.directory import FINISHED, RESULT, read_object
 from lab.settings.config import Config
 from lab.settings.fields import Checked, from_json
 
 
 def _limited(**limits: Any) -> Any:
-    return dataclasses.field(default=None, metadata=limits)
+    return dataclasses.field(default=None, metadata={"least": 0, **limits})
 
 
 @dataclasses.dataclass(frozen=True)
@@ -24,18 +24,18 @@ class StoredResult(Checked):
     figure. Accuracies are shares of 1, losses in nats, seconds those of training."""
 
     status: str = _limited(choices=(*FINISHED, "interrupted"))
-    step: int = _limited(least=0, below=2**31)
-    test_correct: int | None = _limited(least=0, below=2**31)
+    step: int = _limited(below=2**31)
+    test_correct: int | None = _limited(below=2**31)
     test_total: int | None = _limited(least=1, below=2**31)
-    test_accuracy: float | None = _limited(least=0, below=1.0000001)
-    readme_accuracy: float | None = _limited(least=0, below=1.0000001)
+    test_accuracy: float | None = _limited(below=1.0000001)
+    readme_accuracy: float | None = _limited(below=1.0000001)
     test_loss: float | None = None
-    collapsed: int | None = _limited(least=0, below=2**31)
+    collapsed: int | None = _limited(below=2**31)
     frozen: tuple[str, ...] | None = None
-    effective_learning_rate: float | None = _limited(least=0)
+    effective_learning_rate: float | None = _limited()
     nonfinite: dict[str, dict[str, int]] | None = None
     evaluations: dict[str, tuple[float | None, ...]] | None = None
-    seconds: float | None = _limited(least=0)
+    seconds: float | None = _limited()
     devices: tuple[str, ...] | None = None
     data: str | None = None
     replicas: int | None = _limited(least=1, below=2**31)
@@ -72,19 +72,17 @@ def parse_result(text: str, place: str) -> dict[str, Any]:
     return found | {"config": json.loads(json.dumps(config))}
 
 
-def finished_result(directory: str) -> dict[str, Any] | None:
-    """The result of the run in a directory; None if it has not come to its end, or its result.json
-    is damaged: the run then goes on from its last checkpoint, and writes it anew."""
-    path = os.path.join(directory, RESULT)
-    try:
-        with open(path, encoding="utf-8") as file:
-            text = file.read()
-        found = parse_result(text, path)
-    except (OSError, UnicodeDecodeError, LabError):
-        return None
-    return json.loads(text) if found["status"] in FINISHED else None
-
-
 def _finite(value: Any) -> Any:
     """NaN and infinity are no figures, and the table's own JSON must not hand them on."""
     return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def finished_result(directory: str) -> dict[str, Any] | None:
+    """The result of the run in a directory; None if it has not come to its end, or its result.json
+    is damaged: the run is then resumed from its last checkpoint, and writes it anew."""
+    try:
+        values = read_object(os.path.join(directory, RESULT))
+        found = parse_result(json.dumps(values), RESULT)
+    except LabError:
+        return None
+    return values if found["status"] in FINISHED else None

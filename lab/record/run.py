@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import json
 import os
 from typing import Any, NamedTuple
 
@@ -11,17 +10,18 @@ import numpy as np
 
 from lab.errors import LabError
 from lab.record import event_reader
-from lab.record.directory import CONFIG, RESULT
+from lab.record.directory import CONFIG, RESULT, checkpoint_paths, read_object
 from lab.record.event_reader import Series
 
 
 class Histograms(NamedTuple):
     """The histograms of a tensor, one per recorded step, in order.
 
-    steps: int64 [n].
-    edges: float64 [n, 31], of the buckets, from the smallest to the largest finite value.
-    counts: float64 [n, 30], whole numbers. Where all entries are equal, all edges are that value
-      and the last bucket has the count.
+    Attributes:
+      steps: int64 [n].
+      edges: float64 [n, 31], of the buckets, from the smallest to the largest finite value.
+      counts: float64 [n, 30], whole numbers. Where all entries are equal, all edges are that value
+        and the last bucket has the count.
     """
 
     steps: np.ndarray
@@ -40,11 +40,10 @@ class RunReader:
 
     def __init__(self, path: str) -> None:
         self.path = path
-        config = _read_json(os.path.join(path, CONFIG))
-        if not config or not isinstance(config.get("config"), dict):
+        self.config: Any = read_object(os.path.join(path, CONFIG)).get("config")
+        if not isinstance(self.config, dict):
             raise LabError(f"{path} is no run: it has no {CONFIG} of one")
-        self.config: dict[str, Any] = config["config"]
-        self.result: dict[str, Any] | None = _read_json(os.path.join(path, RESULT))
+        self.result: dict[str, Any] | None = read_object(os.path.join(path, RESULT)) or None
 
     @functools.cached_property
     def _scalars(self) -> dict[str, Series]:
@@ -72,9 +71,7 @@ class RunReader:
     @property
     def checkpoints(self) -> dict[int, str]:
         """The paths of the checkpoints by step, the oldest first."""
-        from lab.record import checkpoints
-
-        return dict(checkpoints.find(self.path))
+        return checkpoint_paths(self.path)
 
     def weights(self, step: int) -> dict[str, np.ndarray]:
         """The weights and slots of a checkpoint by tag, which loads TensorFlow.
@@ -82,20 +79,13 @@ class RunReader:
         Raises:
           LabError: there is no checkpoint of that step, or it cannot be read.
         """
-        import tensorflow as tf
-
-        from lab.record import checkpoints
+        from lab.record.checkpoints import read_tensors
 
         found = self.checkpoints
         if step not in found:
             there = ", ".join(map(str, found)) or "none"
             raise LabError(f"{self.path} has no checkpoint of step {step}; there are: {there}")
-        try:
-            return checkpoints.read_tensors(found[step], lambda name: name != "step")
-        except (ValueError, LookupError, tf.errors.OpError) as error:
-            raise LabError(
-                f"{found[step]} cannot be read: {' '.join(str(error).split())}"
-            ) from error
+        return read_tensors(found[step])
 
 
 def open_run(path: str | os.PathLike) -> RunReader:
@@ -105,17 +95,3 @@ def open_run(path: str | os.PathLike) -> RunReader:
       LabError: it is none.
     """
     return RunReader(os.fspath(path))
-
-
-def _read_json(path: str) -> dict[str, Any] | None:
-    """The object in a file, or None if there is no file."""
-    try:
-        with open(path, encoding="utf-8") as file:
-            value = json.load(file)
-    except FileNotFoundError:
-        return None
-    except (OSError, ValueError, RecursionError) as error:
-        raise LabError(f"{path} cannot be read: {error}") from error
-    if not isinstance(value, dict):
-        raise LabError(f"{path} cannot be read: it holds no object")
-    return value

@@ -17,6 +17,7 @@ from lab.analysis.runs import Progress
 from lab.compare import results, table
 from lab.compare import text as tables
 from lab.errors import LabError
+from lab.record.directory import write_file
 from lab.settings import command_line
 from lab.terminal import quiet_stderr, tensorboard_command
 
@@ -79,20 +80,14 @@ def _write(logdir: str) -> str:
 
 def _put(path: str, text: str, commit: bool = True) -> None:
     """Writes a file so that it is whole or as it was; without commit only tries to."""
-    temporary = f"{path}.tmp"
     try:
         if os.path.isdir(path):
             raise LabError(f"{path} is a folder: move it away, the report is written there")
-        try:
-            with open(temporary, "w", encoding="utf-8") as file:
-                file.write(text)
-                file.flush()
-                os.fsync(file.fileno())
-            if commit:
-                os.replace(temporary, path)
-        finally:
-            with contextlib.suppress(FileNotFoundError):
-                os.remove(temporary)
+        if commit:
+            write_file(path, text)
+        else:
+            write_file(f"{path}.tmp", text)
+            os.remove(f"{path}.tmp")
     except OSError as error:
         raise LabError(
             f"{path} cannot be written ({error.strerror}): make room, or copy the runs to where"

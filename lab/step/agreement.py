@@ -16,26 +16,18 @@ from lab.processes.cluster import Cluster
 
 
 class Group:
-    """What the workers of a strategy agree on. With one worker, what that one says."""
+    """What the workers of a strategy agree on; with one worker, what that one gives."""
 
     def __init__(self, strategy: tf.distribute.Strategy, cluster: Cluster | None) -> None:
         self._strategy, self._cluster = strategy, cluster
+        self.alone = cluster is None
+        self.chief = cluster is None or cluster.index == 0  # whether this process writes
         # A function for each shape: TensorFlow warns of one that it has to trace again and again.
         self._compiled = functools.cache(
             lambda shape: tf.function(self._sum).get_concrete_function(
                 tf.TensorSpec(shape, tf.int32)
             )
         )
-
-    @property
-    def chief(self) -> bool:
-        """Whether this process is the one that writes."""
-        return self._cluster is None or self._cluster.index == 0
-
-    @property
-    def alone(self) -> bool:
-        """Whether there is but one worker."""
-        return self._cluster is None
 
     def sum(self, values: np.ndarray) -> np.ndarray:
         """The sum of int32 arrays over the workers, each with one of the same shape."""
@@ -54,8 +46,15 @@ class Group:
         reduced = self._strategy.run(reduce, (values,))
         return self._strategy.experimental_local_results(reduced)[0]
 
+    def _gather(self, cluster: Cluster, own: Any) -> np.ndarray:
+        """The int32 arrays of all workers, each of one shape: [workers, ...]."""
+        own = np.asarray(own, np.int32)
+        given = np.zeros((len(cluster.workers), *own.shape), np.int32)
+        given[cluster.index] = own
+        return self.sum(given)
+
     def from_chief(self, message: bytes) -> bytes:
-        """The chief's message, on every worker; what the others give is not looked at."""
+        """The chief's message, on every worker; what the others give is ignored."""
         if self._cluster is None:
             return message
         length = int(self.sum(np.array([len(message) if self.chief else 0]))[0])
@@ -68,9 +67,7 @@ class Group:
         """Of each number, each at least 0, the largest that a worker gives."""
         if self._cluster is None:
             return list(numbers)
-        given = np.zeros([len(self._cluster.workers), len(numbers)], np.int32)
-        given[self._cluster.index] = numbers
-        return [int(number) for number in self.sum(given).max(axis=0)]
+        return self._gather(self._cluster, numbers).max(axis=0).tolist()
 
     def check_alike(self, settings: Mapping[str, Any]) -> None:
         """Raises LabError, on every worker, unless all were started with these settings.
@@ -83,9 +80,7 @@ class Group:
         own = json.loads(json.dumps(settings))
         first = json.loads(self.from_chief(json.dumps(settings).encode()))
         differ = [name for name in own if own[name] != first.get(name)]
-        flags = np.zeros(len(self._cluster.workers), np.int32)
-        flags[self._cluster.index] = bool(differ)
-        others = [int(i) for i in np.flatnonzero(self.sum(flags))]
+        others = np.flatnonzero(self._gather(self._cluster, bool(differ))).tolist()
         if differ:
             what = ", ".join(f"{n} is {own[n]}, there {first.get(n)}" for n in differ)
             raise LabError(f"{self._cluster.me} does not do what worker 0 does ({what}): {_ALIKE}")
@@ -95,19 +90,18 @@ class Group:
 
     def check_identical(self, variables: Mapping[str, tf.Variable]) -> None:
         """Raises LabError unless every replica holds the same bits of every variable."""
+        digest = hashlib.sha256()
         for name, variable in variables.items():
             local = self._strategy.experimental_local_results(variable)
-            for number, other in enumerate(local[1:], start=1):
-                if other.numpy().tobytes() != local[0].numpy().tobytes():
+            first, *others = (copy.numpy().tobytes() for copy in local)
+            for number, other in enumerate(others, start=1):
+                if other != first:
                     raise LabError(_APART.format(name=name, what=f"replica {number}"))
+            digest.update(first)
         if self._cluster is None:
             return
-        digest = hashlib.sha256()
-        for variable in variables.values():
-            digest.update(variable.numpy().tobytes())
-        own = np.zeros((len(self._cluster.workers), 8), np.int32)
-        own[self._cluster.index] = np.frombuffer(digest.digest(), np.int32)
-        for index, other in enumerate(digests := self.sum(own)):
+        digests = self._gather(self._cluster, np.frombuffer(digest.digest(), np.int32))
+        for index, other in enumerate(digests):
             if not np.array_equal(other, digests[0]):
                 raise LabError(_APART.format(name="a variable", what=f"worker {index}"))
 

@@ -1,4 +1,4 @@
-"""Exact figures of a model on a fixed set of examples."""
+"""A model on a fixed set of examples."""
 
 from __future__ import annotations
 
@@ -13,10 +13,7 @@ from lab.step.placement import resident
 
 
 class Evaluator:
-    """Exact figures of a model on a fixed set of examples.
-
-    Args: as TrainLoop's; `chunk` examples are computed at a time.
-    """
+    """Computes loss and prediction of each of some examples, `chunk` of them at a time."""
 
     def __init__(
         self,

@@ -22,22 +22,16 @@ def tags(names: Sequence[str], replicas: int) -> list[str]:
     .../cosine: of the angle between that and the reduced one; NAME/gradient/noise/variance and
     .../signal: the estimates S and G2 of this step, see `scalars`.
     """
-    found = []
-    for prefix in [*(f"{name}/" for name in names), WHOLE]:
-        found.append(f"{prefix}gradient/norm")
-        found += [f"{prefix}gradient/replica_{r}/norm" for r in range(replicas)]
-        found += [f"{prefix}gradient/replica_{r}/cosine" for r in range(replicas)]
-        found += [f"{prefix}gradient/noise/variance", f"{prefix}gradient/noise/signal"]
-    return found
+    local = [f"replica_{r}/{what}" for what in ("norm", "cosine") for r in range(replicas)]
+    columns = ["norm", *local, "noise/variance", "noise/signal"]
+    prefixes = [*(f"{name}/" for name in names), WHOLE]
+    return [f"{prefix}gradient/{column}" for prefix in prefixes for column in columns]
 
 
 def products(local: Sequence[tf.Tensor], reduced: Sequence[tf.Tensor]) -> tf.Tensor:
     """|local|^2, |reduced|^2 and local . reduced of each tensor: float32 [tensors, 3]."""
-    rows = [
-        [tf.reduce_sum(g * g), tf.reduce_sum(whole * whole), tf.reduce_sum(g * whole)]
-        for g, whole in zip(local, reduced, strict=True)
-    ]
-    return tf.stack([tf.stack(row) for row in rows])
+    pairs = [((g, g), (whole, whole), (g, whole)) for g, whole in zip(local, reduced, strict=True)]
+    return tf.stack([tf.stack([tf.reduce_sum(a * b) for a, b in row]) for row in pairs])
 
 
 def scalars(products: tf.Tensor, bounds: Sequence[int], scale: float) -> tf.Tensor:

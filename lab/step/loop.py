@@ -1,7 +1,7 @@
 """The compiled loop: many training steps in one call, recorded step by step.
 
 Replicas compute a step (replica.py); here its batch is chosen, its results are assigned, and what
-is watched is counted. Nothing else trains in replicas.
+is watched is counted.
 """
 
 from __future__ import annotations
@@ -29,8 +29,7 @@ class TrainLoop:
       training: what is trained, and how.
       images: uint8 [examples, inputs]; they are divided by 255.
       labels: int32 [examples].
-      watch: the kinds of tensors to record, see Watch.
-      extra: further tensors to take histograms of.
+      watch, extra: what to record, see Watch.
       histogram_every: histograms are counted at the steps that this divides.
       steps_per_loop: the most steps that a call of `run` may do.
 
@@ -42,8 +41,8 @@ class TrainLoop:
       replicas: how many there are, on all workers.
 
     Raises:
-      ValueError: activations are watched of a model that has no method of that name, or there are
-        more replicas than examples in a batch.
+      ValueError: activations are watched of a model that has no such method, or there are more
+        replicas than examples in a batch.
     """
 
     def __init__(
@@ -64,63 +63,44 @@ class TrainLoop:
             )
         self._strategy, self._training = strategy, training
         self._every, self._most = histogram_every, steps_per_loop
-        self._images = resident(strategy, images)
-        self._labels = resident(strategy, labels)
-        self.replicas = count = strategy.num_replicas_in_sync
+        self._images, self._labels = resident(strategy, images), resident(strategy, labels)
+        self.replicas = strategy.num_replicas_in_sync
         size = training.batch_size
-        if size < count:
-            raise ValueError(f"a batch of {size} cannot be shared by {count} replicas")
-        # Replica r takes the examples from bounds[r] to bounds[r + 1] of each batch, which every
-        # example counts the same in, also where `count` does not divide it.
-        self._bounds = [size * r // count for r in range(count + 1)]
+        if size < self.replicas:
+            raise ValueError(f"a batch of {size} cannot be shared by {self.replicas} replicas")
+        # Replica r takes the examples from bounds[r] to bounds[r + 1] of each batch, in which
+        # every example counts the same, also where their number does not divide it.
+        self._bounds = [size * r // self.replicas for r in range(self.replicas + 1)]
         self.on_gpu = any("GPU" in images.device for images in self._images)
-        self._xla = not self.on_gpu
         self._one_program = one_program(strategy)
-        self._activations = "activations" in watch
-        self._count_locally = "replicas" in watch
-        self.watch = Watch(
-            watch, training.variables, self._activation_sizes(), self.replicas, extra
-        )
+        self._kinds = watch
+        units = self._activation_sizes() if "activations" in watch else {}
+        self.watch = Watch(watch, training.variables, units, self.replicas, extra)
+        step, count = tf.TensorSpec([], tf.int64, "step"), tf.TensorSpec([], tf.int32)
+        rows = tf.TensorSpec([steps_per_loop, size], tf.int32)
         self.function = tf.function(
             self._run,
-            input_signature=[
-                tf.TensorSpec([steps_per_loop, size], tf.int32, "indices"),
-                tf.TensorSpec([], tf.int32, "steps"),
-                tf.TensorSpec([], tf.int64, "first_step"),
-            ],
+            input_signature=[rows, count, step],
             jit_compile=self._one_program or None,
             autograph=False,
         )
         self._step = tf.function(
             self._one_step,
-            input_signature=[
-                tf.TensorSpec([size], tf.int32, "indices"),
-                tf.TensorSpec([], tf.int64, "step"),
-            ],
+            input_signature=[tf.TensorSpec([size], tf.int32, "indices"), step],
             autograph=False,
         )
 
     def watching(self, watch: Sequence[str]) -> TrainLoop:
         """This loop, on the same model, optimizer and data, with other histograms at every step."""
-        return TrainLoop(
-            self._strategy,
-            self._training,
-            self._images,
-            self._labels,
-            watch,
-            steps_per_loop=self._most,
-        )
+        data = self._images, self._labels
+        return TrainLoop(self._strategy, self._training, *data, watch, steps_per_loop=self._most)
 
     def largest_gradient(self, indices: np.ndarray) -> float:
         """The largest absolute value of the gradient on one batch, int32 [batch_size]. Nothing is
         updated."""
-        training = self._training
         x, labels = self._batch(indices, 0)
-        with tf.GradientTape() as tape:
-            loss = tf.reduce_sum(training.loss(labels, training.model(x))) * training.scale
-        variables = list(training.variables.values())
-        gradients = tape.gradient(loss, variables, unconnected_gradients="zero")
-        return max(float(tf.reduce_max(tf.abs(gradient))) for gradient in gradients)
+        done = replica.step(self._training, x, labels, tf.constant(1), list)
+        return max(float(tf.reduce_max(tf.abs(g))) for g in done.gradients.values())
 
     @property
     def step_graph(self) -> tf.Graph:
@@ -137,10 +117,9 @@ class TrainLoop:
           first_step: the number of the first of these steps, from 1.
 
         Returns:
-          What was recorded, each with the steps as its first axis: `scalars` float32 [steps,
-          scalar_tags] (loss and accuracy are the batch's, before the update) and, where something
-          is watched, the fields of histograms.Histograms. At steps without histograms their rows
-          are 0.
+          With the steps as first axis, `scalars` float32 [steps, scalar_tags] (loss and accuracy
+          are the batch's, before the update) and, where something is watched, the fields of
+          histograms.Histograms, 0 at steps without histograms.
 
         Raises:
           ValueError: these are more than `steps_per_loop` steps.
@@ -181,11 +160,8 @@ class TrainLoop:
             scalars = first["totals"] * [scale, 1 / size]
             if self.watch.norms:
                 normed = [first["tensors"][entry.tag] for entry in self.watch.norms]
-                if self._xla:
-                    squares = xla.squares(normed)
-                else:
-                    squares = tf.stack([tf.reduce_sum(x * x) for x in normed])
-                scalars = tf.concat([scalars, tf.sqrt(squares)], 0)
+                squares = xla.squares if not self.on_gpu else _squares
+                scalars = tf.concat([scalars, tf.sqrt(squares(normed))], 0)
             if "products" in first:
                 noise = gradient_noise.scalars(first["products"], self._bounds, scale)
                 scalars = tf.concat([scalars, noise], 0)
@@ -204,7 +180,7 @@ class TrainLoop:
         def reduce(tensors: list[tf.Tensor]) -> list[tf.Tensor]:
             return context.all_reduce(tf.distribute.ReduceOp.SUM, tensors)
 
-        done = replica.step(self._training, x, labels, number, reduce, self._activations)
+        done = replica.step(self._training, x, labels, number, reduce, "activations" in self._kinds)
         self._assign(done)
         outputs: dict[str, Any] = {"totals": done.totals}
         if self.replicas > 1:
@@ -213,11 +189,11 @@ class TrainLoop:
                 products = gradient_noise.products(local, gradients)
                 outputs["products"] = self._row(index, products)
                 outputs = context.all_reduce(tf.distribute.ReduceOp.SUM, outputs)
-                if self._count_locally:
+                if "replicas" in self._kinds:
                     # One by one: integers cannot be reduced in a list.
                     rows = [
                         context.all_reduce("SUM", self._row(index, part))
-                        for part in histograms.histograms(local, self._xla)
+                        for part in histograms.histograms(local, not self.on_gpu)
                     ]
                     outputs["local"] = [tf.reshape(row, [-1, *row.shape[2:]]) for row in rows]
                 gathered = {n: context.all_gather(a, axis=0) for n, a in done.activations.items()}
@@ -230,21 +206,19 @@ class TrainLoop:
 
     def _assign(self, done: Step) -> None:
         """The only place where training changes a variable: each replica its own copy."""
-        variables = self._training.variables.items()
+        all_slots = self._training.optimizer.slots
         with tf.name_scope("update"):
             for (name, variable), slots in zip(
-                variables, self._training.optimizer.slots, strict=True
+                self._training.variables.items(), all_slots, strict=True
             ):
                 for slot, new in zip(slots, done.new_slots[name], strict=True):
                     slot.assign(new)
                 variable.assign(done.new_weights[name])
 
     def _activation_sizes(self) -> dict[str, int]:
-        if not self._activations:
-            return {}
         outputs = self._training.model.activations(tf.zeros([1, self._images[0].shape[1]]))
         size = self._training.batch_size
-        return {name: int(np.prod(output.shape)) * size for name, output in outputs.items()}
+        return {name: output.shape.num_elements() * size for name, output in outputs.items()}
 
     def _histograms(
         self, tensors: dict[str, tf.Tensor], local: list[tf.Tensor] | None, number: tf.Tensor
@@ -252,7 +226,7 @@ class TrainLoop:
         def count() -> Recorded:
             # A list at a time: with several replicas each is a program of its own.
             parts = [
-                histograms.histograms([tensors[entry.tag] for entry in entries], self._xla)
+                histograms.histograms([tensors[entry.tag] for entry in entries], not self.on_gpu)
                 for entries in self.watch.histograms
             ]
             if local:
@@ -262,14 +236,10 @@ class TrainLoop:
 
         if self._every == 1:
             return count()
-        # Zeros of the dtypes and shapes that count() has.
         rows = len(self.watch.tags)
-        empty = {
-            "counts": tf.zeros([rows, histograms.BUCKETS], tf.int32),
-            "low": tf.zeros([rows]),
-            "high": tf.zeros([rows]),
-            "nonfinite": tf.zeros([rows], tf.int32),
-        }
+        numbers, whole = tf.zeros([rows]), tf.zeros([rows], tf.int32)
+        counts = tf.zeros([rows, histograms.BUCKETS], tf.int32)
+        empty = histograms.Histograms(counts, numbers, numbers, whole)._asdict()
         return tf.cond(number % self._every == 0, count, lambda: empty)
 
     def _row(self, index: int, value: tf.Tensor) -> tf.Tensor:
@@ -277,3 +247,7 @@ class TrainLoop:
         rows = [tf.zeros_like(value)] * self.replicas
         rows[index] = value
         return tf.stack(rows)
+
+
+def _squares(tensors: list[tf.Tensor]) -> tf.Tensor:
+    return tf.stack([tf.reduce_sum(x * x) for x in tensors])

@@ -8,7 +8,7 @@ import json
 import os
 import signal
 import subprocess
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 import tensorflow as tf
@@ -43,11 +43,10 @@ def set_threads(count: int) -> None:
 
 
 def make_strategy(devices: str = "auto", cluster: Cluster | None = None) -> tf.distribute.Strategy:
-    """The strategy over the devices that are asked for.
+    """The strategy over some devices of this machine, or over the workers of a cluster.
 
-    MirroredStrategy within this machine, MultiWorkerMirroredStrategy over the workers of a
-    cluster that have met. Gradients of GPUs are reduced by NCCL; of logical CPU devices on one
-    of them, which beats a ring where nothing has to travel.
+    Gradients of GPUs are reduced by NCCL; of logical CPU devices on one of them, which beats a
+    ring where nothing has to travel.
 
     Args:
       devices: "auto": all GPUs of this machine, or its CPU where there is none; "gpu:N": the
@@ -61,9 +60,8 @@ def make_strategy(devices: str = "auto", cluster: Cluster | None = None) -> tf.d
         if names[0].startswith("CPU") and len(names) > 1:
             raise LabError(f"--devices={devices}: a worker of several trains on one CPU device")
         # Over the workers TensorFlow takes all that it sees.
-        gpus = tf.config.list_physical_devices("GPU")
-        chosen = [gpu for i, gpu in enumerate(gpus) if f"GPU:{i}" in names]
-        tf.config.set_visible_devices(chosen, "GPU")
+        gpus = enumerate(tf.config.list_physical_devices("GPU"))
+        tf.config.set_visible_devices([gpu for i, gpu in gpus if f"GPU:{i}" in names], "GPU")
         with _not_for_ever(cluster):
             return tf.distribute.MultiWorkerMirroredStrategy()
     reduction = None
@@ -122,14 +120,9 @@ def _names(devices: str) -> list[str]:
         wanted = [f"{kind.upper()}:{i}" for i in range(int(count))]
     else:
         wanted = [name.strip().upper().removeprefix("/") for name in devices.split(",")]
-    cpus = [name for name in wanted if name.startswith("CPU:")]
-    try:
-        highest = max((int(name.partition(":")[2]) for name in cpus), default=0)
-        have = gpus + _logical_cpus(highest + 1)
-    except ValueError:
-        have = gpus
-    missing = [name for name in wanted if name not in have]
-    if missing or len(set(wanted)) < len(wanted) or (cpus and len(cpus) < len(wanted)):
+    numbers = [int(n) for name in wanted if (n := name.removeprefix("CPU:")).isdecimal()]
+    have = _logical_cpus(max(numbers) + 1) if len(numbers) == len(wanted) else gpus
+    if len(set(wanted)) < len(wanted) or not set(wanted) <= set(have):
         raise LabError(
             f"--devices={devices}: must be auto, gpu:N, cpu:N or a list of devices of one kind; "
             f"this machine has {', '.join(gpus) or 'no GPU'} and any number of logical CPU devices"
@@ -152,11 +145,9 @@ def _logical_cpus(count: int) -> list[str]:
 
 def one_program(strategy: tf.distribute.Strategy) -> bool:
     """Whether a whole training loop is compiled to one program of XLA's: on one CPU device."""
-    try:
-        devices = strategy.extended.worker_devices
-    except RuntimeError:  # the default strategy, which is none
-        devices = tf.config.list_logical_devices("GPU") or ("CPU:0",)
-    return strategy.num_replicas_in_sync == 1 and "GPU" not in str(devices[0])
+    device = _devices(strategy)[0]
+    on_gpu = "GPU" in device if device else bool(tf.config.list_logical_devices("GPU"))
+    return strategy.num_replicas_in_sync == 1 and not on_gpu
 
 
 def resident(
@@ -168,12 +159,16 @@ def resident(
     """
     if isinstance(array, list):
         return array
-    try:
-        devices = strategy.extended.worker_devices
-    except RuntimeError:  # the default strategy, which is none
-        devices = ("",)
     variables = []
-    for device in devices:
+    for device in _devices(strategy):
         with tf.device(device):
             variables.append(tf.Variable(array, trainable=False))
     return variables
+
+
+def _devices(strategy: tf.distribute.Strategy) -> Sequence[str]:
+    """The devices of this process; "" for the default strategy, which has none."""
+    try:
+        return strategy.extended.worker_devices
+    except RuntimeError:
+        return ("",)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -20,13 +21,12 @@ class Training:
     Attributes:
       model: a tf.Module that maps float32 [batch, inputs] to logits [batch, classes], of operations
         that XLA compiles; random ones stateless, or runs do not repeat. To watch activations it
-        needs a method `activations` from the same argument to a dict of tensors [batch, ...] by
-        name, the logits last.
+        needs a method `activations`, from the same argument to the outputs [batch, ...] by name,
+        the logits last.
       optimizer: of the model's trainable variables: `slots`, and a pure function `update`.
       loss: (labels, logits) -> float32 [batch].
       batch_size: of the global batch, over all replicas.
-      scale: what multiplies the sum of the losses over the global batch: 1 for the sum,
-        1 / batch_size for the mean.
+      scale: what multiplies the sum of the losses over the global batch.
     """
 
     model: Any
@@ -40,11 +40,9 @@ class Training:
         """The trainable variables by name, numbered where several have the same."""
         named: dict[str, tf.Variable] = {}
         for variable in self.model.trainable_variables:
-            name = tag = variable.name.split(":")[0]
-            number = 1
-            while tag in named:
-                tag, number = f"{name}_{number}", number + 1
-            named[tag] = variable
+            name = variable.name.split(":")[0]
+            tags = (f"{name}_{number}" if number else name for number in itertools.count())
+            named[next(tag for tag in tags if tag not in named)] = variable
         return named
 
 
@@ -90,15 +88,14 @@ def step(
       activations: return them, too.
     """
     variables = training.variables
-    weights = {name: tf.convert_to_tensor(variable) for name, variable in variables.items()}
+    weights = [tf.convert_to_tensor(variable) for variable in variables.values()]
     slots = [tuple(map(tf.convert_to_tensor, row)) for row in training.optimizer.slots]
+    outputs: Tensors = {}
     with tf.GradientTape() as tape:
         with tf.name_scope("forward"):
             if activations:
                 outputs = training.model.activations(x)
-                logits = list(outputs.values())[-1]
-            else:
-                outputs, logits = {}, training.model(x)
+            logits = list(outputs.values())[-1] if activations else training.model(x)
         with tf.name_scope("loss"):
             total = tf.reduce_sum(training.loss(labels, logits))
             scaled = total * training.scale
@@ -111,19 +108,8 @@ def step(
         gradients = reduce(local)
     with tf.name_scope("update"):
         new_weights, new_slots, updates = training.optimizer.update(
-            list(weights.values()), slots, gradients, number
+            weights, slots, gradients, number
         )
-
-    def named(values: list) -> dict:
-        return dict(zip(variables, values, strict=True))
-
-    return Step(
-        totals,
-        weights,
-        named(local),
-        named(gradients),
-        named(updates),
-        named(new_weights),
-        named(new_slots),
-        outputs,
-    )
+    lists = weights, local, gradients, updates, new_weights, new_slots
+    by_name = (dict(zip(variables, values, strict=True)) for values in lists)
+    return Step(totals, *by_name, outputs)  # type: ignore[call-arg]

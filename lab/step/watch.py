@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Mapping, Sequence
 from typing import NamedTuple
 
-import numpy as np
 import tensorflow as tf
 
 from lab.step import gradient_noise
@@ -15,7 +15,8 @@ from lab.step.replica import Step
 class Watched(NamedTuple):
     """A tensor of a step that is recorded under a tag.
 
-    tensor: from the step to a floating tensor of `size` entries.
+    Attributes:
+      tensor: from the step to a floating tensor of `size` entries.
     """
 
     tag: str
@@ -28,64 +29,50 @@ class Watch:
 
     Args:
       kinds: what has histograms: some of weights, gradients (reduced over the replicas), updates,
-        activations (of the whole batch), and replicas: the local gradient of each replica, where
-        there are several. With norms, the Euclidean norms of each weight, gradient and update
-        are scalars of every step.
+        activations (of the whole batch) and, with several replicas, replicas (the gradient of
+        each). With norms, those of each weight, gradient and update are scalars of every step.
       variables: the trainable variables by name.
       activations: by layer, the entries of its output for the whole batch.
-      replicas: how many there are.
       extra: further tensors to take histograms of.
 
     Attributes:
       histograms: the tensors with histograms; those of a list are counted together.
       norms: the tensors whose Euclidean norms are scalars.
-      local: tags of the local gradients' histograms, which each replica counts itself.
-      scalar_tags: loss, accuracy, the norms and, with several replicas, what gradient_noise.py
-        computes from their gradients.
-      tags, sizes: of the histograms, and the number of entries of each.
+      scalar_tags: loss, accuracy, the norms and, with several replicas, those of gradient_noise.py.
+      tags, sizes: of the histograms, and the number of entries of each; the replicas' come last.
     """
 
     def __init__(
         self,
         kinds: Sequence[str],
         variables: Mapping[str, tf.Variable],
-        activations: Mapping[str, int] | None = None,
-        replicas: int = 1,
+        activations: Mapping[str, int],
+        replicas: int,
         extra: Sequence[Watched] = (),
     ) -> None:
-        sizes = {name: int(np.prod(variable.shape)) for name, variable in variables.items()}
+        sizes = {name: variable.shape.num_elements() for name, variable in variables.items()}
         # As it was applied or, where only its norm is asked for, before the rounding.
-        update = _applied if "updates" in kinds else _update
+        update = _applied if "updates" in kinds else _entry("updates")
         by_kind = {
-            "weights": [Watched(n, size, _entry("new_weights", n)) for n, size in sizes.items()],
-            "gradients": [
-                Watched(f"{n}/gradient", size, _entry("gradients", n)) for n, size in sizes.items()
-            ],
-            "updates": [Watched(f"{n}/update", size, update(n)) for n, size in sizes.items()],
-            "activations": [
-                Watched(f"{n}/activations", size, _entry("activations", n))
-                for n, size in (activations or {}).items()
-            ],
+            "weights": _all("", sizes, _entry("new_weights")),
+            "gradients": _all("/gradient", sizes, _entry("gradients")),
+            "updates": _all("/update", sizes, update),
+            "activations": _all("/activations", activations, _entry("activations")),
         }
-        groups = [entries for kind, entries in by_kind.items() if kind in kinds] + [list(extra)]
+        groups = [*(by_kind[kind] for kind in by_kind if kind in kinds), list(extra)]
         self.histograms = [entries for entries in groups if entries]
-        self.norms: list[Watched] = []
-        if "norms" in kinds:
-            normed = ["weights", "updates", "gradients"]
-            # With several replicas, the gradients' are among those of gradient_noise.py.
-            self.norms = [
-                entry for kind in normed[: 3 if replicas == 1 else 2] for entry in by_kind[kind]
-            ]
-        self.local: dict[str, int] = {}
-        if "replicas" in kinds and replicas > 1:
-            for r in range(replicas):
-                self.local |= {f"{n}/gradient/replica_{r}": size for n, size in sizes.items()}
+        # With several replicas, the gradients' norms are among those of gradient_noise.py.
+        normed = ["weights", "updates", "gradients"][: 3 if replicas == 1 else 2]
+        self.norms = [e for kind in normed for e in by_kind[kind] if "norms" in kinds]
         self.scalar_tags = ["loss", "accuracy", *(f"{entry.tag}/norm" for entry in self.norms)]
+        local: dict[str, int] = {}
         if replicas > 1:
             self.scalar_tags += gradient_noise.tags(list(variables), replicas)
+            for r in range(replicas) if "replicas" in kinds else ():
+                local |= {f"{name}/gradient/replica_{r}": size for name, size in sizes.items()}
         entries = [entry for group in self.histograms for entry in group]
-        self.tags = [entry.tag for entry in entries] + list(self.local)
-        self.sizes = [entry.size for entry in entries] + list(self.local.values())
+        self.tags = [*(entry.tag for entry in entries), *local]
+        self.sizes = [*(entry.size for entry in entries), *local.values()]
 
     def tensors(self, step: Step) -> dict[str, tf.Tensor]:
         """The watched tensors of a step by tag."""
@@ -93,13 +80,16 @@ class Watch:
         return {entry.tag: entry.tensor(step) for entry in entries}
 
 
-def _entry(field: str, name: str) -> Callable[[Step], tf.Tensor]:
-    return lambda step: getattr(step, field)[name]
+_OfName = Callable[[str, Step], tf.Tensor]
 
 
-def _update(name: str) -> Callable[[Step], tf.Tensor]:
-    return lambda step: step.updates[name]
+def _all(suffix: str, sizes: Mapping[str, int], tensor: _OfName) -> list[Watched]:
+    return [Watched(n + suffix, size, functools.partial(tensor, n)) for n, size in sizes.items()]
 
 
-def _applied(name: str) -> Callable[[Step], tf.Tensor]:
-    return lambda step: step.new_weights[name] - step.weights[name]
+def _entry(field: str) -> _OfName:
+    return lambda name, step: getattr(step, field)[name]
+
+
+def _applied(name: str, step: Step) -> tf.Tensor:
+    return step.new_weights[name] - step.weights[name]
