@@ -27,7 +27,6 @@ import tqdm
 
 from lab import machine
 from lab.processes.stop import Stop
-from lab.record.directory import FINISHED
 from lab.settings.config import Config, Settings
 
 
@@ -244,10 +243,3 @@ def _outcome(event: dict[str, Any]) -> str:
         f"{result['status']}, test accuracy {result['test_accuracy']:.4f}, "
         f"{result['seconds']:.1f} s{known}"
     )
-
-
-def exit_status(outcomes: dict[str, str], stop: Stop) -> int:
-    """Of a program that ran these trials: 0 only if every one came to a good end."""
-    if stop.signal:
-        return stop.status
-    return max(FINISHED.get(outcome, 1) for outcome in outcomes.values())
