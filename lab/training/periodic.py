@@ -20,22 +20,18 @@ from lab.settings.config import Config, Settings
 from lab.step import gradient_noise
 from lab.step.agreement import Group
 from lab.step.loop import Recorded
-from lab.training import diagnosis
 from lab.training.progress import Reporter
 from lab.training.session import AnyRecorder, Session
 from lab.training.state import TrainingState
 
+README_BATCH = 256  # the README's accuracy is a mean over test batches of this size
 LOOP_MILLISECONDS = 4000  # a loop takes no longer, but for its first step: a signal waits for it
 LOOP_INDICES = 2**24  # a loop holds the indices of no more examples than that
 
 
 class LoopLength:
     """How many steps the next call of the compiled loop takes: it ends at evaluations and
-    checkpoints.
-
-    Attributes:
-      most: no loop is longer.
-      milliseconds: how long a step of the last loop took, rounded up.
+    checkpoints. No loop is longer than `most`; `milliseconds` is how long a step of the last took.
     """
 
     def __init__(self, config: Config, settings: Settings) -> None:
@@ -60,12 +56,8 @@ class LoopLength:
 
 
 class Profile:
-    """Profiles the second loop of this process, or the first if it is the only one.
-
-    Args:
-      folder: takes the profile; empty for none.
-      last: the last step of the run.
-    """
+    """Profiles the second loop of this process, or the first if it ends at the `last` step; not
+    where the `folder` that takes the profile is empty."""
 
     def __init__(self, folder: str, last: int) -> None:
         self._folder, self._last, self._loops = folder, last, 0
@@ -95,8 +87,8 @@ class Evaluation:
         state, config, saved = self._state, self._state.config, self._state.saved
         loss, predicted = (tensor.numpy() for tensor in state.evaluate())
         weights = state.weights()
-        figures = diagnosis.figures(loss, predicted, state.dataset.test_labels)
-        digests = diagnosis.digests(weights)
+        figures = _figures(loss, predicted, state.dataset.test_labels)
+        digests = state.digests()
         figures["frozen"] = [tag for tag in digests if digests[tag] == saved["digests"][tag]]
         earlier = saved["figures"]
         saved |= {"figures": figures, "digests": digests}
@@ -149,12 +141,29 @@ class Evaluation:
         }
 
 
-class Checkpointing:
-    """Saves checkpoints.
+def _figures(loss: np.ndarray, predicted: np.ndarray, labels: np.ndarray) -> dict[str, Any]:
+    """What result.json says of an evaluation with these losses, in nats, and classes: [examples].
 
-    Attributes:
-      saved: the step of the last checkpoint.
+    readme_accuracy is the unweighted mean of the accuracies of batches, the last of which may be
+    short; test_loss None if it is not finite; collapsed the class that every example is taken
+    for, if there is only one.
     """
+    correct = predicted == labels
+    batches = np.split(correct, range(README_BATCH, len(correct), README_BATCH))
+    mean = float(loss.mean(dtype=np.float64))
+    classes = np.unique(predicted)
+    return {
+        "test_correct": int(correct.sum()),
+        "test_total": len(correct),
+        "test_accuracy": float(correct.mean()),
+        "readme_accuracy": float(np.mean([batch.mean() for batch in batches])),
+        "test_loss": mean if math.isfinite(mean) else None,
+        "collapsed": int(classes[0]) if len(classes) == 1 and math.isfinite(mean) else None,
+    }
+
+
+class Checkpointing:
+    """Saves checkpoints; `saved` is the step of the last one."""
 
     def __init__(
         self,

@@ -38,11 +38,9 @@ class Console(Reporter):
         self._bar = tqdm.tqdm(
             total=steps, initial=first, unit="step", disable=not sys.stdout.isatty()
         )
-        self._done = first
 
     def advance(self, step: int) -> None:
-        self._bar.update(step - self._done)
-        self._done = step
+        self._bar.update(step - self._bar.n)
 
     def evaluated(self, step: int, figures: dict[str, float]) -> None:
         if self._bar.disable:

@@ -20,11 +20,8 @@ AnyRecorder = Recorder | NullRecorder
 
 
 class Session:
-    """The run directory of a run with one process, locked until `close`.
-
-    Args:
-      path, identity, fingerprint, overwrite: as those of RunDirectory.
-      notify: is called with each message for the user.
+    """The run directory of a run with one process, locked until `close`; made as RunDirectory,
+    with `notify` for messages to the user.
 
     Attributes:
       result: of a run that is finished; None otherwise.

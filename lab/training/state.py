@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -15,7 +16,13 @@ from lab.settings.config import Config
 from lab.step import gradient_noise
 from lab.step.evaluate import Evaluator
 from lab.step.loop import Recorded, TrainLoop
-from lab.training import build, diagnosis
+from lab.training import build
+
+# What result.json says of the last evaluation.
+FIGURES = (
+    *("test_correct", "test_total", "test_accuracy", "readme_accuracy", "test_loss"),
+    *("collapsed", "frozen"),
+)
 
 
 class TrainingState:
@@ -46,8 +53,8 @@ class TrainingState:
             strategy, self.training, images, labels, config.watch, (), every, steps_per_loop
         )
         model, loss = self.training.model, self.training.loss
-        test = dataset.test_images, dataset.test_labels
-        self.evaluate = Evaluator(strategy, model, loss, *test).run
+        test = Evaluator(strategy, model, loss, dataset.test_images, dataset.test_labels)
+        self.evaluate = test.run
         # Compiled here, so that a run's `seconds` are training alone.
         self.loop.run(np.zeros([0, config.batch_size], np.int32), 1)
         self.evaluate.get_concrete_function()
@@ -55,9 +62,9 @@ class TrainingState:
         self.initial = self.weights()
         self.step, self.broken = 0, False
         self.saved: dict[str, Any] = {
-            "figures": dict.fromkeys(diagnosis.FIGURES),
+            "figures": dict.fromkeys(FIGURES),
             "evaluations": {"step": [], "test_loss": [], "test_accuracy": []},
-            "digests": diagnosis.digests(self.initial),
+            "digests": self.digests(),
             "nonfinite": {},
             # By prefix, the sums of S and G2 over the steps since the last evaluation.
             "noise": {prefix: [0.0, 0.0] for prefix, _ in self._noise_columns()},
@@ -85,6 +92,11 @@ class TrainingState:
     def weights(self) -> dict[str, np.ndarray]:
         """The weights by tag."""
         return {tag: variable.numpy() for tag, variable in self.training.variables.items()}
+
+    def digests(self) -> dict[str, str]:
+        """A digest of the bits of each weight: equal as long as nothing in it changes."""
+        weights = self.weights().items()
+        return {tag: hashlib.sha256(value.tobytes()).hexdigest() for tag, value in weights}
 
     def variables(self) -> dict[str, tf.Variable]:
         """All that training changes, by the names that checkpoints give it."""

@@ -52,17 +52,14 @@ def run(
     reads and writes the run directory.
 
     Raises:
-      LabError: the run directory holds something else, is in use or cannot be written; or
-        another worker was lost.
+      LabError: the run directory is another run's, is in use or cannot be written; or another
+        worker was lost.
     """
     path, last = settings.directory(config), config.training_steps
     strategy = build.make_strategy(config, settings.devices, dataset, cluster)
     group = Group(strategy, cluster)
     facts = _circumstances(dataset, strategy, cluster)
-    with (
-        _explained(path, cluster),
-        closing(_open(config, settings, facts, group, reporter)) as session,
-    ):
+    with _explained(path, cluster), _opened(config, settings, facts, group, reporter) as session:
         if session.result:
             reporter.notify(f"{path} is there already; --overwrite trains it again")
             return session.result
@@ -98,23 +95,18 @@ def run(
         return result
 
 
-def _open(
+def _opened(
     config: Config, settings: Settings, facts: dict[str, Any], group: Group, reporter: Reporter
-) -> Session:
-    """The session of a run, after all workers have agreed on what is run."""
+) -> closing[Session]:
+    """The session of a run, to be closed, after all workers have agreed on what is run."""
     fields = dataclasses.asdict(config)
     alike = fields | facts
     alike |= {name: getattr(settings, name) for name in ("steps_per_loop", "checkpoint_every")}
     del alike["data_dir"]  # a place; the digest tells what lies there
     group.check_alike(alike)
-    return open_session(
-        group,
-        settings.directory(config),
-        {"config": fields, **facts},
-        config.fingerprint(**facts),
-        settings.overwrite,
-        reporter.notify,
-    )
+    path, identity = settings.directory(config), {"config": fields, **facts}
+    fingerprint, overwrite = config.fingerprint(**facts), settings.overwrite
+    return closing(open_session(group, path, identity, fingerprint, overwrite, reporter.notify))
 
 
 def _begin(
@@ -144,21 +136,19 @@ def _begin(
 
 def _about(state: TrainingState) -> list[str]:
     """What is trained, and how, one line each."""
-    config, replicas = state.config, state.loop.replicas
-    rate = f"effective learning rate on the mean loss: {state.effective_learning_rate:g}"
-    if config.reduction == "sum":
-        rate += (
-            f" (the loss is summed over {config.batch_size} examples)"
-            if state.training.optimizer.rule.degree
-            else f" ({config.optimizer} divides that scale out, but for its constants)"
-        )
-    sizes = "-".join(map(str, build.sizes(config, state.dataset)))
+    config, dataset, replicas = state.config, state.dataset, state.loop.replicas
+    why = ""
+    if config.reduction == "sum" and state.training.optimizer.rule.degree:
+        why = f" (the loss is summed over {config.batch_size} examples)"
+    elif config.reduction == "sum":
+        why = f" ({config.optimizer} divides that scale out, but for its constants)"
+    sizes = "-".join(map(str, build.sizes(config, dataset)))
     lines = [
         f"{sizes} {config.activation}, {config.optimizer} at {config.learning_rate:g}, "
         f"batch {config.batch_size}, seed {config.seed}: "
-        f"{config.training_steps:,} steps on {len(state.dataset.train_images):,} examples"
+        f"{config.training_steps:,} steps on {len(dataset.train_images):,} examples"
         + (f", {replicas} replicas" if replicas > 1 else ""),
-        rate,
+        f"effective learning rate on the mean loss: {state.effective_learning_rate:g}{why}",
     ]
     cores, threads = len(machine.cores()), config.threads
     if cores > threads and not state.loop.on_gpu:
