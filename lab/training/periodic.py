@@ -171,10 +171,10 @@ class Checkpointing:
         session: Session,
         recorder: AnyRecorder,
         group: Group,
-        settings: Settings,
+        every: int,
     ) -> None:
         self._state, self._session, self._recorder = state, session, recorder
-        self._group, self._every = group, settings.checkpoint_every
+        self._group, self._every = group, every
         self._begun = time.monotonic() - state.saved["seconds"]
         self.saved = state.step
 

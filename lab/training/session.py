@@ -17,11 +17,12 @@ from lab.step.agreement import Group
 from lab.step.watch import Watch
 
 AnyRecorder = Recorder | NullRecorder
+Notify = Callable[[str], None]  # takes a message for the user
 
 
 class Session:
-    """The run directory of a run with one process, locked until `close`; made as RunDirectory,
-    with `notify` for messages to the user.
+    """The run directory of a run with one process, locked until `close`. Arguments as those of
+    RunDirectory.
 
     Attributes:
       result: of a run that is finished; None otherwise.
@@ -32,12 +33,7 @@ class Session:
     """
 
     def __init__(
-        self,
-        path: str,
-        identity: dict[str, Any],
-        fingerprint: str,
-        overwrite: bool,
-        notify: Callable[[str], None],
+        self, path: str, identity: dict[str, Any], fingerprint: str, overwrite: bool, notify: Notify
     ) -> None:
         self._directory = RunDirectory(path, identity, fingerprint, overwrite)
         try:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -17,6 +17,7 @@ from lab.step import gradient_noise
 from lab.step.evaluate import Evaluator
 from lab.step.loop import Recorded, TrainLoop
 from lab.training import build
+from lab.training.session import Notify
 
 # What result.json says of the last evaluation.
 FIGURES = (
@@ -26,7 +27,7 @@ FIGURES = (
 
 
 class TrainingState:
-    """A run's variables and compiled loop, and how far it is trained.
+    """A run's variables and compiled loop, of at most `max_steps`, and how far it is trained.
 
     Attributes:
       step: the last step that is done.
@@ -37,21 +38,15 @@ class TrainingState:
     """
 
     def __init__(
-        self,
-        config: Config,
-        dataset: Dataset,
-        strategy: tf.distribute.Strategy,
-        steps_per_loop: int,
+        self, config: Config, dataset: Dataset, strategy: tf.distribute.Strategy, max_steps: int
     ) -> None:
         self.config, self.dataset, self.strategy = config, dataset, strategy
         self.training = build.make_training(config, dataset, strategy)
         images, labels = dataset.train_images, dataset.train_labels
         if config.shuffle_labels:
             labels = data.shuffled(labels, config.seed)
-        every = config.histogram_every
-        self.loop = TrainLoop(
-            strategy, self.training, images, labels, config.watch, (), every, steps_per_loop
-        )
+        kinds, every = config.watch, config.histogram_every
+        self.loop = TrainLoop(strategy, self.training, images, labels, kinds, (), every, max_steps)
         model, loss = self.training.model, self.training.loss
         test = Evaluator(strategy, model, loss, dataset.test_images, dataset.test_labels)
         self.evaluate = test.run
@@ -115,7 +110,7 @@ class TrainingState:
         for name, variable in self.variables().items():
             variable.assign(values[name])
 
-    def restore(self, checkpoint: Checkpoint, notify: Callable[[str], None]) -> None:
+    def restore(self, checkpoint: Checkpoint, notify: Notify) -> None:
         """Continues from a checkpoint; warns if that was of another kind of CPU."""
         self.step, self.saved = checkpoint.step, checkpoint.state
         self.assign(checkpoint.tensors)
@@ -127,7 +122,7 @@ class TrainingState:
                 "uninterrupted one within rounding, and not in every bit"
             )
 
-    def run(self, steps: int, notify: Callable[[str], None]) -> Recorded:
+    def run(self, steps: int, notify: Notify) -> Recorded:
         """Trains so many steps, or up to the step in which NaN or infinity ends the run.
 
         Args:

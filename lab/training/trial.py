@@ -24,7 +24,8 @@ from lab.processes.cluster import Cluster
 from lab.processes.stop import Stop
 from lab.settings.config import Config, Settings
 from lab.step.agreement import Group
-from lab.training import build, periodic
+from lab.training import build
+from lab.training.periodic import Checkpointing, Evaluation, LoopLength, Profile
 from lab.training.progress import Reporter
 from lab.training.session import AnyRecorder, Session, open_session
 from lab.training.state import TrainingState
@@ -63,12 +64,12 @@ def run(
         if session.result:
             reporter.notify(f"{path} is there already; --overwrite trains it again")
             return session.result
-        length = periodic.LoopLength(config, settings)
+        length = LoopLength(config, settings)
         state = TrainingState(config, dataset, strategy, length.most)
         with closing(_begin(state, session, group, reporter, path)) as recorder:
-            evaluate = periodic.Evaluation(state, recorder, reporter)
-            save = periodic.Checkpointing(state, session, recorder, group, settings)
-            profile = periodic.Profile(path if settings.profile and group.chief else "", last)
+            evaluate = Evaluation(state, recorder, reporter)
+            save = Checkpointing(state, session, recorder, group, settings.checkpoint_every)
+            profile = Profile(path if settings.profile and group.chief else "", last)
             startup = time.monotonic() - started
             reporter.begin(_about(state), last, state.step)
             while state.step < last and not state.broken:
