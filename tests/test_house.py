@@ -22,7 +22,7 @@ ROOMS: dict[str, set[str]] = {
     "models": set(),
     "step": {"errors", "kernels", "machine", "processes"},
     "record": {"errors", "settings"},
-    "processes": {"errors", "machine", "record", "settings"},
+    "processes": {"errors", "machine", "settings"},
     "compare": {"errors", "record", "settings"},
     "analysis": {
         "kernels",

@@ -7,6 +7,7 @@ and by name.
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import json
 import os
@@ -76,13 +77,10 @@ def from_environment(environment: Mapping[str, str] = os.environ) -> Cluster | N
 def patience(environment: Mapping[str, str] = os.environ) -> float:
     """Seconds that a worker waits for the others. Raises LabError: LAB_PATIENCE is no number."""
     text = environment.get("LAB_PATIENCE", "") or str(PATIENCE)
-    try:
-        seconds = float(text)
-    except ValueError:
-        seconds = 0.0
-    if not 0 < seconds < 1e6:
-        raise LabError(f"LAB_PATIENCE={text}: must be a number of seconds above 0")
-    return seconds
+    with contextlib.suppress(ValueError):
+        if 0 < float(text) < 1e6:
+            return float(text)
+    raise LabError(f"LAB_PATIENCE={text}: must be a number of seconds above 0")
 
 
 def meet(cluster: Cluster) -> None:
@@ -94,7 +92,8 @@ def meet(cluster: Cluster) -> None:
     deadline = time.monotonic() + patience()
     host, _, port = cluster.workers[cluster.index].rpartition(":")
     try:
-        with socket.socket(_family(host, port)) as door:
+        family = socket.getaddrinfo(host.strip("[]"), int(port))[0][0]
+        with socket.socket(family) as door:
             door.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
             door.bind(("", int(port)))
             if cluster.index == 0:
@@ -109,32 +108,26 @@ def meet(cluster: Cluster) -> None:
         ) from error
 
 
-def _family(host: str, port: str) -> int:
-    return socket.getaddrinfo(host.strip("[]"), int(port))[0][0]
-
-
 def _gather(cluster: Cluster, door: socket.socket, deadline: float) -> None:
     """Worker 0: takes one line from each of the others, then answers all."""
-    lines: dict[int, socket.socket] = {}
-    try:
-        while len(lines) < len(cluster.workers) - 1:
+    missing = set(range(1, len(cluster.workers)))
+    with contextlib.ExitStack() as stack:
+        lines = []
+        while missing:
             door.settimeout(max(deadline - time.monotonic(), 0.01))
             try:
-                line, _ = door.accept()
+                line = stack.enter_context(door.accept()[0])
             except TimeoutError:
-                missing = [i for i in range(1, len(cluster.workers)) if i not in lines]
-                names = cluster.names(missing)
+                names = cluster.names(sorted(missing))
                 raise LabError(f"{cluster.me}: {names} did not come; start every worker") from None
             index = _hello(line)
-            if 0 < index < len(cluster.workers) and index not in lines:
-                lines[index] = line
+            if index in missing:
+                missing.remove(index)
+                lines.append(line)
             else:
                 line.close()
-        for line in lines.values():
+        for line in lines:
             line.sendall(b"go")
-    finally:
-        for line in lines.values():
-            line.close()
 
 
 def _hello(line: socket.socket) -> int:
@@ -152,14 +145,14 @@ def _report(cluster: Cluster, deadline: float) -> None:
     """The others: says that this worker is here, and waits for worker 0's word."""
     host, _, port = cluster.workers[0].rpartition(":")
     while time.monotonic() < deadline:
-        try:
-            with socket.create_connection((host.strip("[]"), int(port)), timeout=2) as line:
-                line.sendall(f"everystep {cluster.index}".encode())
-                line.settimeout(max(deadline - time.monotonic(), 0.01))
-                if line.recv(2) == b"go":
-                    return
-        except OSError:
-            pass
+        with (
+            contextlib.suppress(OSError),
+            socket.create_connection((host.strip("[]"), int(port)), timeout=2) as line,
+        ):
+            line.sendall(f"everystep {cluster.index}".encode())
+            line.settimeout(max(deadline - time.monotonic(), 0.01))
+            if line.recv(2) == b"go":
+                return
         time.sleep(0.1)
     raise LabError(
         f"{cluster.me}: worker 0 ({cluster.workers[0]}) did not come, or still waits for another; "

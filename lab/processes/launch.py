@@ -36,7 +36,7 @@ def main() -> int:
         print(f"launch: {error}", file=sys.stderr)
         return 2
     with (stop := _Stop()):
-        return launch(workers, command, stop)
+        return _launch(workers, command, stop)
 
 
 class _Stop(Stop):
@@ -49,14 +49,17 @@ class _Stop(Stop):
         self.signal = self.signal or number
 
 
-def launch(workers: int, command: Sequence[str], stop: _Stop) -> int:
+def _launch(workers: int, command: Sequence[str], stop: _Stop) -> int:
     """Runs the command as so many workers; 0 if all of them end with 0."""
-    addresses = [f"127.0.0.1:{port}" for port in _free_ports(workers)]
-    processes = []
+    with contextlib.ExitStack() as stack:
+        servers = [socket.create_server(("127.0.0.1", 0)) for _ in range(workers)]
+        ports = [stack.enter_context(server).getsockname()[1] for server in servers]
+    cluster = {"worker": [f"127.0.0.1:{port}" for port in ports]}
+    processes: list[subprocess.Popen[str]] = []
+    threads = []
     try:
         for index in range(workers):
-            task = {"type": "worker", "index": index}
-            config = {"cluster": {"worker": addresses}, "task": task}
+            config = {"cluster": cluster, "task": {"type": "worker", "index": index}}
             process = subprocess.Popen(
                 command,
                 stdin=subprocess.DEVNULL,
@@ -68,72 +71,53 @@ def launch(workers: int, command: Sequence[str], stop: _Stop) -> int:
                 start_new_session=True,  # a signal comes to them once, from here
             )
             processes.append(process)
-        threads = [
-            threading.Thread(target=_pass_on, args=(index, process.stdout), daemon=True)
-            for index, process in enumerate(processes)
-        ]
-        for thread in threads:
-            thread.start()
+            threads.append(threading.Thread(target=_pass_on, args=(index, process.stdout)))
+            threads[-1].daemon = True
+            threads[-1].start()
         status = _wait(processes, stop)
-        for process in processes:
-            _signal(process, signal.SIGKILL)
-        for thread in threads:
-            thread.join(5)
-        return status
+        return 128 - status if status < 0 else status
     except OSError as error:
         print(f"launch: {command[0]} cannot be started ({error.strerror})", file=sys.stderr)
         return 2
     finally:
-        for process in processes:
-            _signal(process, signal.SIGKILL)
+        _signal(processes, signal.SIGKILL)
+        for thread in threads:
+            thread.join(5)
 
 
-def _wait(processes: Sequence[subprocess.Popen], stop: _Stop) -> int:
-    """Waits for all, until a second signal; passes the first on; gives the others a time limit once
-    one has failed."""
-    first, deadline, told = 0, float("inf"), 0
-    while None in [process.poll() for process in processes]:  # each of them, each time
-        if stop.signal and not told:
-            told, deadline = stop.signal, time.monotonic() + GRACE
-            for process in processes:
-                _signal(process, told)
+def _wait(processes: Sequence[subprocess.Popen[str]], stop: _Stop) -> int:
+    """Waits for all, until a second signal; passes the first on. Once there was a signal or one
+    worker has failed, the others have a time limit."""
+    first, deadline, passed_on = 0, float("inf"), False
+    while True:
+        codes = [process.poll() for process in processes]
+        first = first or next(filter(None, codes), 0)
+        if None not in codes:
+            return first
         if stop.again:
             return stop.status
-        failed = [p.returncode for p in processes if p.returncode]
-        if failed and not first:
-            first, deadline = failed[0], min(deadline, time.monotonic() + GRACE)
+        if stop.signal and not passed_on:
+            _signal(processes, stop.signal)
+            passed_on = True
+        if stop.signal or first:
+            deadline = min(deadline, time.monotonic() + GRACE)
         if time.monotonic() > deadline:
-            late = [i for i, process in enumerate(processes) if process.poll() is None]
-            names = ", ".join(f"worker {i}" for i in late)
+            names = ", ".join(f"worker {i}" for i, code in enumerate(codes) if code is None)
             print(f"launch: {names} did not end within {GRACE:.0f} s: killed", file=sys.stderr)
             return first or 1
         time.sleep(0.05)
-    statuses = [process.returncode for process in processes]
-    first = first or next((status for status in statuses if status), 0)
-    return 128 - first if first < 0 else first
 
 
-def _signal(process: subprocess.Popen, number: int) -> None:
-    """To the worker and all that it has started."""
-    with contextlib.suppress(ProcessLookupError):
-        os.killpg(process.pid, number)
+def _signal(processes: Sequence[subprocess.Popen[str]], number: int) -> None:
+    """To the workers and all that they have started."""
+    for process in processes:
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(process.pid, number)
 
 
 def _pass_on(index: int, lines: TextIO) -> None:
     for line in lines:
-        sys.stdout.write(f"[worker {index}] {line.rstrip()}\n")
-        sys.stdout.flush()
-
-
-def _free_ports(count: int) -> list[int]:
-    doors = [socket.socket() for _ in range(count)]
-    try:
-        for door in doors:
-            door.bind(("127.0.0.1", 0))
-        return [door.getsockname()[1] for door in doors]
-    finally:
-        for door in doors:
-            door.close()
+        print(f"[worker {index}] {line.rstrip()}", flush=True)
 
 
 if __name__ == "__main__":

@@ -1,33 +1,31 @@
-"""Many trials: a grid file's lines, and the processes that run trials side by side.
+"""The processes that run the trials of a grid side by side.
 
 Each worker is a process of its own that runs one trial after another, on its own GPU or its share
 of the cores. The share decides how long a trial takes and nothing else: the number of threads is
-the trial's own. It is told what to run, and answers, in lines of JSON (lab/worker.py). This
-process never loads TensorFlow.
+the trial's own. Orders and answers are lines of JSON, see lab/training/worker.py. This process
+never loads TensorFlow.
 """
 
 from __future__ import annotations
 
+import asyncio
 import collections
 import contextlib
 import dataclasses
 import glob
 import json
 import os
-import queue
 import subprocess
 import sys
 import tempfile
-import threading
 import time
 from collections.abc import Sequence
-from typing import Any
+from typing import IO, Any
 
 import tqdm
 
 from lab import machine
 from lab.processes.stop import Stop
-from lab.record.directory import FINISHED
 from lab.settings.config import Config, Settings
 
 
@@ -38,26 +36,27 @@ def run(configs: Sequence[Config], settings: Settings, stop: Stop) -> dict[str, 
     fails does not stop the others.
     """
     board = _Board(configs, settings)
-    jobs = min(settings.jobs or default_jobs(), len(configs))
-    waiting = collections.deque(configs)
-    events: queue.Queue[tuple[Config, dict[str, Any]]] = queue.Queue()
-    workers = [_Worker(i, jobs, settings, waiting, events, stop) for i in range(jobs)]
-    for worker in workers:
-        worker.start()
-    forwarded = False
-    while any(worker.is_alive() for worker in workers) or not events.empty():
-        if stop.signal and not forwarded:
-            forwarded = True
-            waiting.clear()
-            board.say("stopping: the running trials end after their loop")
-            for worker in workers:
-                worker.end()
-        try:
-            board.show(*events.get(timeout=0.2))
-        except queue.Empty:
-            continue
+    asyncio.run(_run(configs, settings, stop, board))
     board.close()
     return board.outcomes
+
+
+async def _run(configs: Sequence[Config], settings: Settings, stop: Stop, board: _Board) -> None:
+    waiting = collections.deque(configs)
+    jobs = min(settings.jobs or default_jobs(), len(configs))
+    workers = [_Worker(number, jobs, settings, stop, board) for number in range(jobs)]
+    tasks = {asyncio.create_task(worker.run(waiting)) for worker in workers}
+    stopping = False
+    while tasks:
+        done, tasks = await asyncio.wait(tasks, timeout=0.2)
+        for task in done:
+            task.result()
+        if stop.signal and not stopping:
+            stopping = True
+            waiting.clear()
+            board.print("stopping: the running trials end after their loop")
+            for worker in workers:
+                worker.send_signal(stop.signal)
 
 
 def default_jobs() -> int:
@@ -67,9 +66,8 @@ def default_jobs() -> int:
     with a thread each took two thirds of the time of the same two one after the other. A trial
     takes about a gigabyte, and no more are begun than fit in three quarters of the free memory.
     """
-    if _gpus():
-        return len(_gpus())
-    return max(1, min(len(machine.cores()), int(0.75 * machine.free_memory() / 2**30)))
+    memory = int(0.75 * machine.free_memory() / 2**30)
+    return len(_gpus()) or max(1, min(len(machine.cores()), memory))
 
 
 def _gpus() -> list[str]:
@@ -79,102 +77,87 @@ def _gpus() -> list[str]:
     return [str(i) for i in range(len(glob.glob("/dev/nvidia[0-9]*")))]
 
 
-class _Worker(threading.Thread):
-    """Feeds one worker process from the queue of trials, and starts another if it dies."""
+class _Worker:
+    """Runs one trial after another in a process, and starts another process if that dies."""
 
     def __init__(
-        self,
-        number: int,
-        jobs: int,
-        settings: Settings,
-        waiting: collections.deque[Config],
-        events: queue.Queue[tuple[Config, dict[str, Any]]],
-        stop: Stop,
+        self, number: int, jobs: int, settings: Settings, stop: Stop, board: _Board
     ) -> None:
-        super().__init__(daemon=True)
-        self._settings, self._waiting, self._events = settings, waiting, events
-        self._stop_signal = stop
-        cores = machine.cores()
-        self._cores = cores[number::jobs] or [cores[number % len(cores)]]
-        self._environment = os.environ | {
-            "TF_NUM_INTEROP_THREADS": str(len(self._cores)),
-            "TF_FORCE_GPU_ALLOW_GROWTH": "true",  # several trials may share a GPU
-        }
-        if _gpus():
-            self._environment["CUDA_VISIBLE_DEVICES"] = _gpus()[number % len(_gpus())]
-            self._cores = cores
-        self._process: subprocess.Popen[str] | None = None
-        self._threads = 0  # of the trials that the process runs
+        self._settings, self._stop, self._board = settings, stop, board
+        cores, gpus = machine.cores(), _gpus()
+        share = cores[number::jobs] or [cores[number % len(cores)]]
+        self._cores = cores if gpus else share
+        self._environment = os.environ | {"TF_NUM_INTEROP_THREADS": str(len(share))}
+        if gpus:
+            self._environment["CUDA_VISIBLE_DEVICES"] = gpus[number % len(gpus)]
+            self._environment["TF_FORCE_GPU_ALLOW_GROWTH"] = "true"  # trials may share a GPU
+        self._process: asyncio.subprocess.Process | None = None
 
-    def end(self) -> None:
-        """Passes the signal on."""
-        if self._process:
-            self._process.send_signal(self._stop_signal.signal)
+    def send_signal(self, number: int) -> None:
+        """The process ends after its loop."""
+        with contextlib.suppress(ProcessLookupError):
+            if self._process:
+                self._process.send_signal(number)
 
-    def run(self) -> None:
+    async def run(self, waiting: collections.deque[Config]) -> None:
+        """Runs trials until no more are waiting."""
+        threads = 0  # of the trials that the process runs: TensorFlow sets them up once
         with tempfile.TemporaryFile("w+", errors="replace") as errors:
-            while True:
-                try:
-                    config = self._waiting.popleft()
-                except IndexError:
-                    break
-                if self._process and config.threads != self._threads:
-                    self._process.communicate()  # TensorFlow sets its threads up once
+            while waiting:
+                config = waiting.popleft()
+                if self._process and config.threads != threads:
+                    await self._process.communicate(b"")
                     self._process = None
                 if not self._process:
-                    self._process, self._threads = self._start(errors), config.threads
-                self._events.put((config, self._run_one(config, errors)))
+                    self._process, threads = await self._start(errors), config.threads
+                if not self._stop.signal:
+                    self._board.begin(config)
+                    await self._run_one(self._process, config, errors)
             if self._process:
-                self._process.communicate()
+                await self._process.communicate(b"")
 
-    def _start(self, errors: Any) -> subprocess.Popen[str]:
-        process = subprocess.Popen(
-            [sys.executable, "-m", "lab.training.worker"],
+    async def _start(self, errors: IO[str]) -> asyncio.subprocess.Process:
+        process = await asyncio.create_subprocess_exec(
+            *(sys.executable, "-m", "lab.training.worker"),
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=errors,
-            text=True,
             env=self._environment,
+            limit=2**30,  # bytes of an answer
             start_new_session=True,  # Ctrl-C reaches only this program, which passes it on
         )
         if hasattr(os, "sched_setaffinity"):
-            with contextlib.suppress(OSError):  # it has ended already, or may not be told
+            with contextlib.suppress(OSError):  # it has ended already, or the system refuses
                 os.sched_setaffinity(process.pid, self._cores)
         return process
 
-    def _run_one(self, config: Config, errors: Any) -> dict[str, Any]:
-        """Has one trial run; returns the last thing that the worker said of it."""
-        process = self._process
-        assert process and process.stdin and process.stdout
+    async def _run_one(
+        self, process: asyncio.subprocess.Process, config: Config, errors: IO[str]
+    ) -> None:
+        """Has one trial run, and shows on the board what the process answers."""
+        assert process.stdin and process.stdout
         order = {"config": dataclasses.asdict(config), "settings": vars(self._settings)}
-        self._events.put((config, {"begin": True}))
-        try:
-            process.stdin.write(json.dumps(order) + "\n")
-            process.stdin.flush()
-            if self._stop_signal.signal:  # it came while the process was being started
-                self.end()
-            for line in process.stdout:
-                try:
-                    answer = json.loads(line)
-                except ValueError:
-                    continue  # not the worker's own
-                if "result" in answer or "error" in answer:
-                    return answer
-                self._events.put((config, answer))
-        except BrokenPipeError:
-            pass
+        process.stdin.write(json.dumps(order).encode() + b"\n")
+        async for line in process.stdout:
+            try:
+                answer = json.loads(line)
+            except ValueError:
+                continue  # not the worker's own
+            self._board.show(config, answer)
+            if "result" in answer or "error" in answer:
+                return
         self._process = None
-        status = process.wait()
-        if self._stop_signal.signal:
-            return {"stopped": True}
+        status = await process.wait()
+        if self._stop.signal:
+            return
         errors.seek(0)
         last = (errors.read().strip().splitlines() or [""])[-1]
         how = f"killed by signal {-status}" if status < 0 else f"exit status {status}"
-        return {"error": f"its process ended ({how}) {last}".strip()}
+        self._board.show(config, {"error": f"its process ended ({how}) {last}".strip()})
 
 
 class _Board:
-    """The progress of a grid: a bar on a terminal, a line a trial elsewhere."""
+    """The progress of a grid: a bar on a terminal, one line per trial elsewhere."""
 
     def __init__(self, configs: Sequence[Config], settings: Settings) -> None:
         self._settings = settings
@@ -183,30 +166,27 @@ class _Board:
         self._begun = time.monotonic()
         self._ran = 0  # steps that were really run, for the time to go
         self.outcomes = {settings.directory(config): "not run" for config in configs}
-        self._bar = tqdm.tqdm(
-            total=sum(config.training_steps for config in configs),
-            unit="step",
-            disable=not sys.stdout.isatty(),
-        )
+        total = sum(config.training_steps for config in configs)
+        self._bar = tqdm.tqdm(total=total, unit="step", disable=not sys.stdout.isatty())
 
-    def show(self, config: Config, event: dict[str, Any]) -> None:
-        """Takes what a worker said of a trial."""
-        directory = self._settings.directory(config)
-        if "begin" in event:
-            self._running.add(config)
-        elif "step" in event:
-            self._advance(config, event["step"])
-            self._ran += event["ran"]
-        elif "say" in event:
-            self.say(f"{config.run_name}: {event['say']}")
+    def begin(self, config: Config) -> None:
+        """A worker has begun with a trial."""
+        self._running.add(config)
+        self._bar.set_description(self._counts(), refresh=False)
+
+    def show(self, config: Config, answer: dict[str, Any]) -> None:
+        """A worker has answered about its trial."""
+        if "step" in answer:
+            self._advance(config, answer["step"])
+            self._ran += answer["ran"]
+        elif "say" in answer:
+            self.print(f"{config.run_name}: {answer['say']}")
         else:
             self._running.discard(config)
-            if "stopped" in event:
-                return
-            self.outcomes[directory] = event.get("result", {}).get("status", "failed")
+            outcome = answer.get("result", {}).get("status", "failed")
+            self.outcomes[self._settings.directory(config)] = outcome
             self._advance(config, config.training_steps)
-            self._bar.set_description(self._counts(), refresh=False)
-            self.say(f"{self._counts()}  {config.run_name}: {_outcome(event)}")
+            self.print(f"{self._counts()}  {config.run_name}: {_outcome(answer)}")
         self._bar.set_description(self._counts(), refresh=False)
 
     def _advance(self, config: Config, step: int) -> None:
@@ -223,7 +203,7 @@ class _Board:
             text += f", about {minutes:.1f} min to go"
         return text
 
-    def say(self, text: str) -> None:
+    def print(self, text: str) -> None:
         """Prints a line above the bar."""
         tqdm.tqdm.write(text, file=sys.stdout)
         sys.stdout.flush()
@@ -233,21 +213,11 @@ class _Board:
         self._bar.close()
 
 
-def _outcome(event: dict[str, Any]) -> str:
-    if "error" in event:
-        return f"failed: {event['error']}"
-    result = event["result"]
-    known = "" if event["ran"] else ", there already"
+def _outcome(answer: dict[str, Any]) -> str:
+    if "error" in answer:
+        return f"failed: {answer['error']}"
+    result, known = answer["result"], "" if answer["ran"] else ", there already"
     if result["test_correct"] is None:
         return f"{result['status']} at step {result['step']}{known}"
-    return (
-        f"{result['status']}, test accuracy {result['test_accuracy']:.4f}, "
-        f"{result['seconds']:.1f} s{known}"
-    )
-
-
-def exit_status(outcomes: dict[str, str], stop: Stop) -> int:
-    """Of a program that ran these trials: 0 only if every one came to a good end."""
-    if stop.signal:
-        return stop.status
-    return max(FINISHED.get(outcome, 1) for outcome in outcomes.values())
+    accuracy, seconds = result["test_accuracy"], result["seconds"]
+    return f"{result['status']}, test accuracy {accuracy:.4f}, {seconds:.1f} s{known}"

@@ -16,7 +16,7 @@ class Stop:
 
     Python runs a signal's handler only between two of its own operations, and one step of
     TensorFlow's may take minutes. So a thread watches for signals, too, and ends the process where
-    `heard` has not been called in time.
+    `check` has not been called in time.
 
     Args:
       last_words: for standard error, if the process is ended in the midst of something; empty:
@@ -26,16 +26,19 @@ class Stop:
     def __init__(self, last_words: str = "") -> None:
         self.signal = 0
         self._last_words = last_words
-        self._heard = threading.Event()
+        self._noticed = threading.Event()
 
     @property
     def status(self) -> int:
         """The exit status that shells expect of a program that ended on this signal."""
         return 128 + self.signal
 
-    def heard(self) -> None:
-        """The program has seen the signal, and is about to end."""
-        self._heard.set()
+    def check(self) -> int:
+        """The signal that has come, or 0. A program that has asked is given all the time that it
+        takes to end."""
+        if self.signal:
+            self._noticed.set()
+        return self.signal
 
     def __enter__(self) -> Stop:
         self._before = {s: signal.signal(s, self._note) for s in (signal.SIGINT, signal.SIGTERM)}
@@ -47,7 +50,7 @@ class Stop:
         return self
 
     def __exit__(self, *_: object) -> None:
-        self.heard()
+        self._noticed.set()
         if self._last_words:
             signal.set_wakeup_fd(self._fd_before)
             os.close(self._write)  # ends the thread
@@ -62,7 +65,7 @@ class Stop:
     def _watch(self, read: int) -> None:
         while caught := os.read(read, 1):  # the number of each signal that comes
             number = caught[0]
-            if number in self._before and not self._heard.wait(PATIENCE):
+            if number in self._before and not self._noticed.wait(PATIENCE):
                 print(self._last_words, file=sys.stderr, flush=True)
                 os._exit(128 + number)
         os.close(read)

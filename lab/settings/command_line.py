@@ -31,15 +31,12 @@ def parse(argv: Sequence[str]) -> tuple[list[Config], Settings]:
       LabError: a flag that does not exist, or a value that does not fit; says what is allowed.
       SystemExit: after --help.
     """
-    values = _define(Config, Settings)
-    _read(values, argv, usage=_TRAIN, kinds=(Config, Settings))
+    values = _read(argv, _TRAIN, Config, Settings)
     settings = Settings(**_single(values, Settings))
-    given = _choices(values, Config)
-    lines = [given]
+    lines = [_choices(values, Config)]
     if settings.grid:
-        lines = [
-            _line(place, words, values) for place, words in grid_file.read_lines(settings.grid)
-        ]
+        given = {name: choices for name, choices in lines[0].items() if values[name].present}
+        lines = [_line(*line) | given for line in grid_file.read_lines(settings.grid)]
     configs = [
         Config(**dict(zip(line, values, strict=True)))
         for seeds in _seeds(settings.seeds)
@@ -51,39 +48,34 @@ def parse(argv: Sequence[str]) -> tuple[list[Config], Settings]:
         raise LabError(f"--grid={settings.grid}: has no run in it, write the flags of one a line")
     if settings.run_name and len(configs) > 1:
         raise LabError(f"--run_name={settings.run_name}: names one run, but these are many")
-    return _shard(configs, settings.shard), settings
+    first, _, every = settings.shard.partition("/")
+    if not (first.isdecimal() and every.isdecimal() and int(first) < int(every)):
+        raise LabError(f"--shard={settings.shard}: must be I/N with I from 0 to N - 1")
+    return configs[int(first) :: int(every)], settings
 
 
 def parse_report(argv: Sequence[str]) -> ReportSettings:
     """bin/report's settings; the folder may stand without a flag. Raises as `parse`."""
-    values = _define(ReportSettings)
     words = [f"--logdir={w}" if i and not w.startswith("-") else w for i, w in enumerate(argv)]
-    _read(values, words, usage=_REPORT, kinds=(ReportSettings,))
-    return ReportSettings(**_single(values, ReportSettings))
+    return ReportSettings(**_single(_read(words, _REPORT, ReportSettings), ReportSettings))
 
 
 def parse_launch(argv: Sequence[str]) -> tuple[int, list[str]]:
     """bin/launch's number of workers, and the command behind `--`. Raises as `parse`."""
     words = list(argv)
     cut = words.index("--") if "--" in words else len(words)
-    values = _define(LaunchSettings)
-    _read(values, words[:cut], usage=_LAUNCH, kinds=(LaunchSettings,))
-    command = words[cut + 1 :]
-    if not command:
+    values = _read(words[:cut], _LAUNCH, LaunchSettings)
+    if not words[cut + 1 :]:
         raise LabError("no command to start: bin/launch --workers=2 -- bin/train ...")
-    return _single(values, LaunchSettings)["workers"], command
+    return _single(values, LaunchSettings)["workers"], words[cut + 1 :]
 
 
-def _line(place: str, words: list[str], over: flags.FlagValues) -> dict[str, tuple]:
-    """The choices of a grid's line; what stands on the command line comes before it."""
-    line = _define(Config)
+def _line(place: str, words: list[str]) -> dict[str, tuple]:
+    """The choices of a grid's line."""
     try:
-        _read(line, [place, *words])
+        return _choices(_read([place, *words], "", Config), Config)
     except LabError as error:
         raise LabError(f"{place}: {error}") from error
-    choices = _choices(line, Config)
-    given = {k: v for k, v in _choices(over, Config).items() if over[k].present}
-    return choices | given
 
 
 def _seeds(text: str) -> list[dict[str, tuple]]:
@@ -92,21 +84,14 @@ def _seeds(text: str) -> list[dict[str, tuple]]:
     if not text:
         return [{}]
     try:
-        numbers = tuple(int(part) for part in text.split(","))
+        numbers = [int(part) for part in text.split(",")]
     except ValueError:
-        numbers = ()
+        numbers = []
     if len(numbers) == 1:
-        numbers = tuple(range(numbers[0]))
+        numbers = list(range(numbers[0]))
     if not numbers or min(numbers) < 0 or len(set(numbers)) < len(numbers):
         raise LabError(f"--seeds={text}: must be how many seeds, or a list of different ones")
     return [{"seed": (number,)} for number in numbers]
-
-
-def _shard(configs: list[Config], text: str) -> list[Config]:
-    first, _, every = text.partition("/")
-    if not (first.isdecimal() and every.isdecimal() and int(first) < int(every)):
-        raise LabError(f"--shard={text}: must be I/N with I from 0 to N - 1")
-    return configs[int(first) :: int(every)]
 
 
 class _Parser(flags.ArgumentParser):
@@ -116,8 +101,7 @@ class _Parser(flags.ArgumentParser):
         self._field, self._several = field, several
 
     def parse(self, argument: Any) -> tuple:
-        texts = argument.split(",") if self._several else [argument]
-        return tuple(self._value(text) for text in texts)
+        return tuple(map(self._value, argument.split(",") if self._several else [argument]))
 
     def _value(self, text: Any) -> Any:
         convert: Any = {
@@ -135,33 +119,14 @@ class _Parser(flags.ArgumentParser):
         return value
 
 
-def _define(*kinds: type) -> flags.FlagValues:
+def _read(argv: Sequence[str], usage: str, *kinds: type) -> flags.FlagValues:
+    """The flags of a command line: the fields of `kinds` and, with a `usage`, --help."""
     values = flags.FlagValues()
-    for field in _fields(*kinds):
-        several = field in dataclasses.fields(Config) and not field.metadata.get("single")
-        parser = _Parser(field, several)
-        boolean = field.type == "bool"
-        values[field.name] = flags.Flag(parser, None, field.name, None, "", boolean=boolean)
-    return values
-
-
-def _fields(*kinds: type) -> list[dataclasses.Field]:
-    return [field for kind in kinds for field in dataclasses.fields(kind)]
-
-
-def _choices(values: flags.FlagValues, kind: type) -> dict[str, tuple]:
-    """By field, the values to choose among: the default alone where the flag was not given."""
-    parsed = {field: values[field.name].value for field in _fields(kind)}
-    return {f.name: (f.default,) if value is None else value for f, value in parsed.items()}
-
-
-def _single(values: flags.FlagValues, kind: type) -> dict[str, Any]:
-    return {name: choices[0] for name, choices in _choices(values, kind).items()}
-
-
-def _read(
-    values: flags.FlagValues, argv: Sequence[str], usage: str = "", kinds: Sequence[type] = ()
-) -> None:
+    for kind in kinds:
+        for field in dataclasses.fields(kind):
+            parser = _Parser(field, several=kind is Config and not field.metadata.get("single"))
+            boolean = field.type == "bool"
+            values[field.name] = flags.Flag(parser, None, field.name, None, "", boolean=boolean)
     if usage:
         flags.DEFINE_bool("help", False, "show this", short_name="h", flag_values=values)
     try:
@@ -173,10 +138,23 @@ def _read(
     except flags.Error as error:
         raise LabError(" ".join(str(error).removeprefix("ERROR:: ").split())) from error
     if usage and values.help:
-        print(_help(usage, _fields(*kinds)))
+        print(_help(usage, [field for kind in kinds for field in dataclasses.fields(kind)]))
         sys.exit(0)
     if rest:
         raise LabError(f"{rest[0]!r} is not a flag: write --name=value (--help lists the flags)")
+    return values
+
+
+def _choices(values: flags.FlagValues, kind: type) -> dict[str, tuple]:
+    """By field, the values to choose among: the default alone where the flag was not given."""
+    return {
+        field.name: (field.default,) if (found := values[field.name].value) is None else found
+        for field in dataclasses.fields(kind)
+    }
+
+
+def _single(values: flags.FlagValues, kind: type) -> dict[str, Any]:
+    return {name: choices[0] for name, choices in _choices(values, kind).items()}
 
 
 _TRAIN = f"""bin/train [--flag=value ...]
@@ -200,10 +178,10 @@ Starts so many workers on this machine that train together, as several machines 
 
 def _help(usage: str, fields: Sequence[dataclasses.Field]) -> str:
     lines = [usage]
-    for group, members in itertools.groupby(fields, key=lambda f: f.metadata["group"]):
-        lines += ["", f"{group}:"]
-        for field in members:
-            lines += _entry(field)
+    for field in fields:
+        if "group" in field.metadata:
+            lines += ["", f"{field.metadata['group']}:"]
+        lines += _entry(field)
     lines += ["", "Also: --flagfile=FILE reads flags from a file, one a line; --help shows this."]
     return "\n".join(lines)
 
@@ -211,14 +189,13 @@ def _help(usage: str, fields: Sequence[dataclasses.Field]) -> str:
 def _entry(field: dataclasses.Field) -> list[str]:
     default, about = field.default, field.metadata["help"]
     if isinstance(default, bool):
-        head, limits = f"--[no]{field.name}", f"default {str(default).lower()}"
+        head, limits = f"  --[no]{field.name}", f"default {str(default).lower()}"
     else:
-        head = f"--{field.name}={','.join(default) if isinstance(default, tuple) else default}"
+        head = f"  --{field.name}={','.join(default) if isinstance(default, tuple) else default}"
         limits = allowed(field)
     if limits != "a text":
         about += f" ({limits})"
     body = textwrap.wrap(about, 62, break_on_hyphens=False)
-    head = f"  {head}"
     if len(head) > 35:
         return [head, *(f"{'':36}{row}" for row in body)]
     return [f"{head if i == 0 else '':36}{row}" for i, row in enumerate(body)]

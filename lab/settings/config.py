@@ -12,7 +12,7 @@ import os
 import re
 from typing import Any
 
-from lab.settings.fields import Checked, field
+from lab.settings.fields import Checked, choice, field
 
 # Raised by one whenever a change of code changes the numbers of an unchanged config.
 NUMERICS = 4
@@ -23,159 +23,112 @@ WATCHABLE = ("weights", "gradients", "norms", "updates", "activations", "replica
 # The README's columns stand in every run's name, the other fields only where they differ.
 _IN_EVERY_NAME = ("optimizer", "learning_rate", "n_hidden_1", "n_hidden_2", "seed")
 
+# Limits of numbers.
+_COUNT: dict[str, Any] = {"least": 1, "below": 2**31}
+_SHARE: dict[str, Any] = {"least": 0, "below": 1}
+
 
 @dataclasses.dataclass(frozen=True)
 class Config(Checked):
     """One run's hyperparameters and what it records. The defaults are the reference recipe."""
 
-    n_hidden_1: int = field(128, "Model", "units of the first hidden layer", least=1, below=2**31)
-    n_hidden_2: int = field(256, "Model", "units of the second hidden layer", least=1, below=2**31)
-    activation: str = field(
-        "sigmoid", "Model", "of the hidden layers", choices=("sigmoid", "tanh", "relu")
-    )
-    initializer: str = field(
-        "normal",
-        "Model",
-        "law of the initial weights; biases start at 0",
-        choices=("normal", "glorot", "he"),
-    )
-    init_stddev: float = field(0.05, "Model", "standard deviation of --initializer=normal", least=0)
+    n_hidden_1: int = field(128, "units of the first hidden layer", group="Model", **_COUNT)
+    n_hidden_2: int = field(256, "units of the second hidden layer", **_COUNT)
+    activation: str = choice("of the hidden layers", ("sigmoid", "tanh", "relu"))
+    initializer: str = choice("of the weights; biases start at 0", ("normal", "glorot", "he"))
+    init_stddev: float = field(0.05, "standard deviation of --initializer=normal", least=0)
 
-    loss: str = field(
-        "clipped_cross_entropy",
-        "Loss",
+    loss: str = choice(
         "clipped: -log of the softmax in [1e-9, 1], the recipe's; softmax: from logits, stable",
-        choices=("clipped_cross_entropy", "softmax_cross_entropy"),
+        ("clipped_cross_entropy", "softmax_cross_entropy"),
+        group="Loss",
     )
-    reduction: str = field(
-        "sum",
-        "Loss",
-        "over the batch; sum multiplies every gradient by the batch size",
-        choices=("sum", "mean"),
+    reduction: str = choice(
+        "over the batch; sum multiplies every gradient by the batch size", ("sum", "mean")
     )
 
-    optimizer: str = field(
-        "sgd",
-        "Optimizer",
-        "update rule",
-        choices=("sgd", "adam", "rmsprop", "adagrad", "adadelta"),
+    optimizer: str = choice(
+        "update rule", ("sgd", "adam", "rmsprop", "adagrad", "adadelta"), group="Optimizer"
     )
-    learning_rate: float = field(0.01, "Optimizer", "of the update rule", least=0)
-    learning_rate_decay: str = field(
-        "none",
-        "Optimizer",
-        "from the learning rate at the first step towards 0 after the last",
-        choices=("none", "linear", "cosine"),
+    learning_rate: float = field(0.01, "of the update rule", least=0)
+    learning_rate_decay: str = choice(
+        "of the learning rate from the first step on, to 0 after the last",
+        ("none", "linear", "cosine"),
     )
-    epsilon: float = field(1e-7, "Optimizer", "keeps the divisor from 0; unused by sgd", least=0)
+    epsilon: float = field(1e-7, "keeps the divisor from 0; unused by sgd", least=0)
     epsilon_inside_root: bool = field(
-        False,
-        "Optimizer",
-        "sqrt(a + epsilon) as in Keras 3, not sqrt(a) + epsilon; adadelta's always is",
+        False, "sqrt(a + epsilon) as in Keras 3, not sqrt(a) + epsilon; adadelta's always is"
     )
-    adam_beta_1: float = field(0.9, "Optimizer", "decay of the first moment", least=0, below=1)
-    adam_beta_2: float = field(0.999, "Optimizer", "decay of the second moment", least=0, below=1)
-    rmsprop_rho: float = field(
-        0.9, "Optimizer", "decay of the mean square gradient", least=0, below=1
-    )
-    adagrad_initial_accumulator: float = field(
-        0.1, "Optimizer", "start of the sum of squared gradients", least=0
-    )
-    adadelta_rho: float = field(0.95, "Optimizer", "decay of both accumulators", least=0, below=1)
+    adam_beta_1: float = field(0.9, "decay of the first moment", **_SHARE)
+    adam_beta_2: float = field(0.999, "decay of the second moment", **_SHARE)
+    rmsprop_rho: float = field(0.9, "decay of the mean square gradient", **_SHARE)
+    adagrad_initial_accumulator: float = field(0.1, "first sum of squared gradients", least=0)
+    adadelta_rho: float = field(0.95, "decay of both accumulators", **_SHARE)
 
     data_dir: str = field(
         "",
-        "Data",
         "folder with four IDX files named as MNIST's, gzipped or not; empty: MNIST",
+        group="Data",
         single=True,
     )
-    shuffle_labels: bool = field(
-        False,
-        "Data",
-        "train on labels in a random order: nothing to learn but by heart",
-    )
-    batch_size: int = field(256, "Data", "examples a step, over all replicas", least=1, below=2**31)
+    shuffle_labels: bool = field(False, "train on labels in random order, to be learnt by heart")
+    batch_size: int = field(256, "examples a step, over all replicas", **_COUNT)
     seed: int = field(
-        0,
-        "Data",
-        "of the initial weights and of the order of the examples",
-        least=0,
-        below=2**63,
-        single=True,
+        0, "of the initial weights and the order of the examples", single=True, least=0, below=2**63
     )
-    training_steps: int = field(3000, "Training", "updates, one batch each", least=1, below=2**31)
+    training_steps: int = field(3000, "updates, one batch each", group="Training", **_COUNT)
     threads: int = field(
         2,
-        "Training",
-        "that compute one operation on a CPU; they decide its last bits, the cores do not",
+        "for each operation on a CPU; they decide its last bits",
+        single=True,
         least=1,
         below=1025,
-        single=True,
     )
     deterministic: bool = field(
-        True,
-        "Training",
-        "the same bits every time on the same devices; without, a GPU may be faster",
-        single=True,
+        True, "the same bits on the same devices; a GPU may be faster without", single=True
     )
 
     display_step: int = field(
-        100,
-        "Record",
-        "steps between two evaluations on the test set",
-        least=1,
-        below=2**31,
-        single=True,
+        100, "steps between evaluations on the test set", single=True, group="Record", **_COUNT
     )
-    histogram_every: int = field(
-        1, "Record", "steps between two sets of histograms", least=1, below=2**31, single=True
-    )
+    histogram_every: int = field(1, "steps between two sets of histograms", single=True, **_COUNT)
     watch: tuple[str, ...] = field(
         ("weights", "gradients", "norms"),
-        "Record",
         "what has histograms, separated by commas, and the norms; --watch= for none",
         choices=WATCHABLE,
         single=True,
     )
-
-    on_nonfinite: str = field(
-        "stop",
-        "Record",
-        "when NaN or infinity comes up in the loss, a gradient or a weight",
-        choices=("stop", "continue"),
+    on_nonfinite: str = choice(
+        "at the first NaN or infinity in loss, gradients or weights",
+        ("stop", "continue"),
         single=True,
     )
 
     @property
     def hparams(self) -> dict[str, int | float | str]:
         """For the HParams page, which shows few columns: the README's, and what is not default."""
-        chosen = {
+        shown = {
             one.name: getattr(self, one.name)
             for one in dataclasses.fields(self)
             if one.name in _IN_EVERY_NAME or getattr(self, one.name) != one.default
         }
-        return {k: ",".join(v) if isinstance(v, tuple) else v for k, v in chosen.items()}
+        return {k: ",".join(v) if isinstance(v, tuple) else v for k, v in shown.items()}
 
     @property
     def run_name(self) -> str:
         """The name of the run's directory: one config, one name; two configs, two names."""
-        parts = [
-            self.optimizer,
-            f"lr={self.learning_rate:g}"
-            if float(f"{self.learning_rate:g}") == self.learning_rate
-            else f"lr={self.learning_rate!r}",
-            f"{self.n_hidden_1}x{self.n_hidden_2}",
-        ]
-        for one in dataclasses.fields(self):
-            value = getattr(self, one.name)
-            if one.name in _IN_EVERY_NAME or value == one.default:
+        short = f"{self.learning_rate:g}"
+        rate = short if float(short) == self.learning_rate else repr(self.learning_rate)
+        parts = [self.optimizer, f"lr={rate}", f"{self.n_hidden_1}x{self.n_hidden_2}"]
+        for name, value in self.hparams.items():
+            if name in _IN_EVERY_NAME:
                 continue
-            if one.name == "data_dir":
-                path = os.path.abspath(value)
+            if name == "data_dir":
+                path = os.path.abspath(self.data_dir)
                 value = f"{os.path.basename(path)}-{_digest(path)[:6]}"
-            if isinstance(value, tuple):
-                value = "+".join(value) or "none"
-            parts.append(f"{one.name}={re.sub(r'[^A-Za-z0-9._+-]', '_', str(value))}")
+            if name == "watch":
+                value = "+".join(self.watch) or "none"
+            parts.append(f"{name}={re.sub(r'[^A-Za-z0-9._+-]', '_', str(value))}")
         name = ",".join([*parts, f"seed={self.seed}"])
         # File systems take 255 bytes a name; a digest keeps a longer one unique.
         return name if len(name) <= 200 else f"{name[:180]},{_digest(name)[:12]}"
@@ -195,33 +148,25 @@ class Settings(Checked):
     """Which runs, where and how: nothing here changes the numbers of a run."""
 
     grid: str = field(
-        "", "Grid", "many runs: the name of a grid, or a file with the flags of one run a line"
+        "",
+        "many runs: the name of a grid, or a file with the flags of one run a line",
+        group="Grid",
     )
-    seeds: str = field(
-        "", "Grid", "every run with each of these seeds: how many, or a list; empty: --seed"
-    )
-    jobs: int = field(0, "Grid", "runs at a time; 0: what is fastest here", least=0)
-    shard: str = field("0/1", "Grid", "I/N: only every N-th run, from the I-th on, counted from 0")
+    seeds: str = field("", "every run with each of these seeds: how many, or a list; empty: --seed")
+    jobs: int = field(0, "runs at a time; 0: what is fastest here", least=0)
+    shard: str = field("0/1", "I/N: only every N-th run, from the I-th on, counted from 0")
 
-    logdir: str = field("logs", "Run", "folder that the run directory is made in")
-    run_name: str = field("", "Run", "name of the run directory; empty: from the hyperparameters")
-    overwrite: bool = field(False, "Run", "delete a run of that name first")
+    logdir: str = field("logs", "folder that the run directory is made in", group="Run")
+    run_name: str = field("", "name of the run directory; empty: from the hyperparameters")
+    overwrite: bool = field(False, "delete a run of that name first")
     devices: str = field(
-        "auto",
-        "Run",
-        "auto: all GPUs, else one CPU; gpu:N; cpu:N, logical devices; or names, GPU:0,GPU:2",
+        "auto", "auto: all GPUs, else one CPU; gpu:N; cpu:N, logical devices; or names, GPU:0,GPU:2"
     )
     checkpoint_every: int = field(
-        1000,
-        "Run",
-        "steps between two checkpoints; there is one at the start and the end",
-        least=1,
-        below=2**31,
+        1000, "steps between two checkpoints; there is one at the start and the end", **_COUNT
     )
-    steps_per_loop: int = field(
-        100, "Run", "steps a call of the compiled function", least=1, below=2**31
-    )
-    profile: bool = field(False, "Run", "record a profile of one loop, for TensorBoard")
+    steps_per_loop: int = field(100, "steps a call of the compiled function", **_COUNT)
+    profile: bool = field(False, "record a profile of one loop, for TensorBoard")
 
     def directory(self, config: Config) -> str:
         """The run directory of a config."""
@@ -232,10 +177,10 @@ class Settings(Checked):
 class ReportSettings(Checked):
     """What bin/report is asked for."""
 
-    logdir: str = field("logs", "Report", "folder that the run directories lie in")
-    format: str = field("text", "Report", "of the table", choices=TABLE_FORMATS)
+    logdir: str = field("logs", "folder that the run directories lie in", group="Report")
+    format: str = choice("of the table", TABLE_FORMATS)
     page: bool = field(
-        True, "Report", "answer the questions: report.html, report.json, TensorBoard's run report"
+        True, "answer the questions: report.html, report.json, TensorBoard's run report"
     )
 
 
@@ -243,7 +188,9 @@ class ReportSettings(Checked):
 class LaunchSettings(Checked):
     """What bin/launch is asked for."""
 
-    workers: int = field(2, "Launch", "processes, each with one share of every batch", least=1)
+    workers: int = field(
+        2, "processes, each with one share of every batch", least=1, group="Launch"
+    )
 
 
 def _digest(text: str) -> str:

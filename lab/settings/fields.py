@@ -4,18 +4,25 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import re
 from collections.abc import Mapping
 from typing import Any
 
 from lab.errors import LabError
 
 
-def field(default: Any, group: str, help: str, **limits: Any) -> Any:
+def field(default: Any, help: str, **limits: Any) -> Any:
     """A dataclass field with what flags, --help and the checks need to know of it.
 
     Limits: `choices`, `least` (inclusive), `below` (exclusive). `single`: the flag takes no list.
+    `group`: of --help, which begins with this field.
     """
-    return dataclasses.field(default=default, metadata={"group": group, "help": help, **limits})
+    return dataclasses.field(default=default, metadata={"help": help, **limits})
+
+
+def choice(help: str, choices: tuple[str, ...], **limits: Any) -> Any:
+    """A field that takes one of these texts; the first is the default."""
+    return field(choices[0], help, choices=choices, **limits)
 
 
 class Checked:
@@ -35,7 +42,7 @@ class Checked:
 
 def check(one: dataclasses.Field, value: Any) -> None:
     """Raises LabError, naming flag, value and what is allowed, where `value` does not fit."""
-    if not fits(one, value):
+    if not _fits(one, value):
         raise refusal(one, value)
 
 
@@ -62,20 +69,31 @@ def from_json(kind: type[Checked], values: Any, place: str) -> dict[str, Any]:
     for one in dataclasses.fields(kind):  # type: ignore[arg-type]
         given = values.get(one.name, one.default)
         value = _tuples(given)
-        if not fits(one, value):
+        if not _fits(one, value):
             raise LabError(f"{place}{one.name} is {_short(given)}: must be {allowed(one)}")
         found[one.name] = float(value) if one.type == "float" else value
     return found
 
 
-def _tuples(value: Any) -> Any:
-    """A JSON value with tuples for lists."""
-    if isinstance(value, dict):
-        return {name: _tuples(inner) for name, inner in value.items()}
-    return tuple(map(_tuples, value)) if isinstance(value, list) else value
+def allowed(one: dataclasses.Field) -> str:
+    """The values that a field takes, in words."""
+    limits, kind = one.metadata, str(one.type)
+    if "choices" in limits:
+        names = ", ".join(limits["choices"])
+        return f"none or some of {names}, each once" if "tuple" in kind else f"one of {names}"
+    words = {"int": "an integer", "float": "a number", "bool": "true or false", "str": "a text"}
+    words |= {"tuple": "a list", "dict": "an object"}
+    text = words[re.split(r"\W", kind)[0]]
+    least, below = limits.get("least"), limits.get("below")
+    bounds = [] if least is None else [f"at least {least}"]
+    if below is not None:
+        bounds.append("below " + {2**31: "2^31", 2**63: "2^63"}.get(below, str(below)))
+    if bounds:
+        text += f", {' and '.join(bounds)}"
+    return f"{text}, or null" if kind.endswith(" | None") else text
 
 
-def fits(one: dataclasses.Field, value: Any) -> bool:
+def _fits(one: dataclasses.Field, value: Any) -> bool:
     """Whether a value has the type of a field, and lies within its limits."""
     limits = one.metadata
     if not _has_type(str(one.type), value):
@@ -93,39 +111,21 @@ def _has_type(kind: str, value: Any) -> bool:
     and NaN do not."""
     if kind.endswith(" | None"):
         return value is None or _has_type(kind.removesuffix(" | None"), value)
-    if kind.startswith("tuple["):
-        inner = kind.removeprefix("tuple[").removesuffix(", ...]")
-        return isinstance(value, tuple) and all(_has_type(inner, v) for v in value)
-    if kind.startswith("dict[str, "):
-        inner = kind.removeprefix("dict[str, ").removesuffix("]")
-        return isinstance(value, Mapping) and all(_has_type(inner, v) for v in value.values())
-    number = isinstance(value, (int, float)) and not isinstance(value, bool)
-    return {
-        "int": number and isinstance(value, int),
-        "float": number and abs(value) < 1e300 and math.isfinite(value),
-        "bool": isinstance(value, bool),
-        "str": isinstance(value, str),
-    }[kind]
+    if of := re.fullmatch(r"tuple\[(.*), \.\.\.\]", kind):
+        return isinstance(value, tuple) and all(_has_type(of[1], v) for v in value)
+    if of := re.fullmatch(r"dict\[str, (.*)\]", kind):
+        return isinstance(value, Mapping) and all(_has_type(of[1], v) for v in value.values())
+    if kind == "float":
+        number = isinstance(value, (int, float)) and not isinstance(value, bool)
+        return number and abs(value) < 1e300
+    return type(value) is {"int": int, "bool": bool, "str": str}[kind]
 
 
-def allowed(one: dataclasses.Field) -> str:
-    """The values that a field takes, in words."""
-    limits, kind = one.metadata, str(one.type)
-    if "choices" in limits:
-        names = ", ".join(limits["choices"])
-        return f"none or some of {names}, each once" if "tuple" in kind else f"one of {names}"
-    words = {"int": "an integer", "float": "a number", "bool": "true or false", "str": "a text"}
-    kind = kind.removesuffix(" | None")
-    text = words.get(kind) or ("a list" if kind.startswith("tuple") else "an object")
-    bounds = []
-    if "least" in limits:
-        bounds.append(f"at least {limits['least']}")
-    if "below" in limits:
-        power = int(limits["below"]).bit_length() - 1
-        large = power > 30 and limits["below"] == 2**power
-        bounds.append(f"below 2^{power}" if large else f"below {limits['below']}")
-    optional = ", or null" if str(one.type).endswith(" | None") else ""
-    return ", ".join([text, *[" and ".join(bounds)] * bool(bounds)]) + optional
+def _tuples(value: Any) -> Any:
+    """A JSON value with tuples for lists."""
+    if isinstance(value, dict):
+        return {name: _tuples(inner) for name, inner in value.items()}
+    return tuple(map(_tuples, value)) if isinstance(value, list) else value
 
 
 def _short(value: Any) -> str:

@@ -9,36 +9,58 @@ from typing import Any
 
 import tensorflow as tf
 
-from lab import data, machine
+from lab import machine
 from lab.data import Dataset
 from lab.errors import LabError
 from lab.kernels import xla
 from lab.models import layers, losses, mlp, optimizers
+from lab.processes.cluster import Cluster
 from lab.settings.config import Config
-from lab.step.loop import TrainLoop
+from lab.step import placement
 from lab.step.placement import one_program
 from lab.step.replica import Training
 
 
-def check_memory(config: Config, dataset: Dataset, strategy: tf.distribute.Strategy) -> None:
+def make_strategy(
+    config: Config, devices: str, dataset: Dataset, cluster: Cluster | None
+) -> tf.distribute.Strategy:
+    """The strategy over the devices that are asked for, see placement.make_strategy.
+
+    Raises:
+      LabError: there are no such devices, or a step is too small or too large for them.
+    """
+    placement.set_threads(config.threads)
+    if config.deterministic:
+        tf.config.experimental.enable_op_determinism()
+    strategy = placement.make_strategy(devices, cluster)
+    if config.batch_size < strategy.num_replicas_in_sync:
+        raise LabError(
+            f"--batch_size={config.batch_size}: must be at least the number of replicas, "
+            f"{strategy.num_replicas_in_sync}"
+        )
+    _check_memory(config, dataset, strategy)
+    return strategy
+
+
+def _check_memory(config: Config, dataset: Dataset, strategy: tf.distribute.Strategy) -> None:
     """Raises LabError where this machine's main memory cannot hold a step of this size."""
     devices_here = strategy.extended.worker_devices
     if "GPU" in devices_here[0]:
         return  # TensorFlow says so, when it allocates
-    sizes = _sizes(config, dataset)
+    units = sizes(config, dataset)
     examples = -(-config.batch_size * len(devices_here) // strategy.num_replicas_in_sync)
     # As measured: inputs as bytes and as float32; of a unit its output, its gradient, and one more.
-    one = 5 * sizes[0] + 12 * sum(sizes[1:])
+    one = 5 * units[0] + 12 * sum(units[1:])
     # Weights, gradients, new weights, slots; they are there once for each replica.
     copies = (3 + len(make_rule(config).slots)) * len(devices_here)
-    weights = 4 * copies * sum((n + 1) * m for n, m in itertools.pairwise(sizes))
+    weights = 4 * copies * sum((n + 1) * m for n, m in itertools.pairwise(units))
     free = 0.75 * machine.free_memory()
     if examples * one + weights > free:
         fit = max(int((free - weights) / one), 0)
         raise LabError(
             f"--batch_size={config.batch_size}: a step needs about"
             f" {(examples * one + weights) / 2**30:,.1f} GiB here, for {examples:,} examples and"
-            f" {'-'.join(map(str, sizes))} units, and {free / 2**30:,.1f} GiB are free for it: "
+            f" {'-'.join(map(str, units))} units, and {free / 2**30:,.1f} GiB are free for it: "
             + (f"take at most {fit:,} examples" if fit else "take smaller layers")
         )
 
@@ -47,7 +69,7 @@ def make_training(config: Config, dataset: Dataset, strategy: tf.distribute.Stra
     """Model, optimizer and loss of a config."""
     with strategy.scope():
         model = mlp.MLP(
-            _sizes(config, dataset),
+            sizes(config, dataset),
             layers.ACTIVATIONS[config.activation],
             layers.INITIALIZERS[config.initializer](config.init_stddev),
             config.seed,
@@ -58,28 +80,6 @@ def make_training(config: Config, dataset: Dataset, strategy: tf.distribute.Stra
         )
     scale = 1 / config.batch_size if config.reduction == "mean" else 1.0
     return Training(model, optimizer, losses.LOSSES[config.loss], config.batch_size, scale)
-
-
-def make_loop(
-    config: Config,
-    dataset: Dataset,
-    strategy: tf.distribute.Strategy,
-    training: Training,
-    steps_per_loop: int,
-) -> TrainLoop:
-    """The compiled loop over the training data."""
-    labels = dataset.train_labels
-    if config.shuffle_labels:
-        labels = data.shuffled(labels, config.seed)
-    return TrainLoop(
-        strategy,
-        training,
-        dataset.train_images,
-        labels,
-        config.watch,
-        histogram_every=config.histogram_every,
-        steps_per_loop=steps_per_loop,
-    )
 
 
 def make_rule(config: Config) -> Any:
@@ -101,6 +101,7 @@ def make_decay(config: Config) -> Callable[[tf.Tensor], tf.Tensor] | None:
     return decay and (lambda done: decay(done / config.training_steps))
 
 
-def _sizes(config: Config, dataset: Dataset) -> list[int]:
+def sizes(config: Config, dataset: Dataset) -> list[int]:
+    """Inputs, units of each hidden layer, classes."""
     inputs = dataset.train_images.shape[1]
     return [inputs, config.n_hidden_1, config.n_hidden_2, dataset.num_classes]

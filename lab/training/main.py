@@ -21,7 +21,7 @@ from lab.record.directory import FINISHED, RESULT
 from lab.settings import command_line
 from lab.settings.config import Config, Settings
 from lab.terminal import quiet_stderr
-from lab.training.progress import Console, Silence, conclusion
+from lab.training.progress import Console, Reporter, conclusion
 
 _STARTED = time.monotonic()
 
@@ -40,8 +40,8 @@ def train() -> int:
             return 0
         with Stop() as stop:
             outcomes = pool.run(configs, settings, stop)
-        print(_table(configs, settings, outcomes), end="")
-        return pool.exit_status(outcomes, stop)
+        print(_table(configs, outcomes), end="")
+        return stop.status if stop.signal else max(FINISHED.get(o, 1) for o in outcomes.values())
     except LabError as error:
         return _fail(error, 1)
     except KeyboardInterrupt:
@@ -65,7 +65,7 @@ def _train_here(config: Config, settings: Settings) -> int:
     if not workers and (workers := slurm_cluster()):
         cluster.meet(workers)
     chief = not workers or workers.index == 0
-    reporter = Console() if chief else Silence()
+    reporter = Console() if chief else Reporter()
     with Stop(f"train: {trial.CUT_SHORT}") as stop:
         result = trial.run(config, settings, dataset, reporter, stop, _STARTED, workers)
     if chief:
@@ -73,7 +73,7 @@ def _train_here(config: Config, settings: Settings) -> int:
     return FINISHED.get(result["status"], stop.status)
 
 
-def _table(configs: Sequence[Config], settings: Settings, outcomes: dict[str, str]) -> str:
+def _table(configs: Sequence[Config], outcomes: dict[str, str]) -> str:
     """The table of a grid's runs, as far as they have a result."""
     paths = {directory: pathlib.Path(directory, RESULT) for directory in outcomes}
     found, problems = results.read_files([path for path in paths.values() if path.exists()])

@@ -6,120 +6,92 @@ A job has `due(step)`, and is called with what the last loop recorded when it is
 from __future__ import annotations
 
 import contextlib
+import math
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
+from contextlib import AbstractContextManager
+from typing import Any
 
 import numpy as np
 import tensorflow as tf
 
-from lab.data import Dataset
 from lab.models import losses
-from lab.processes.stop import Stop
-from lab.record.event_writer import NullRecorder, Recorder
 from lab.settings.config import Config, Settings
 from lab.step import gradient_noise
 from lab.step.agreement import Group
-from lab.step.evaluate import Evaluator
 from lab.step.loop import Recorded
-from lab.training import diagnosis
 from lab.training.progress import Reporter
-from lab.training.session import OtherSession, Session
+from lab.training.session import AnyRecorder, Session
 from lab.training.state import TrainingState
 
+README_BATCH = 256  # the README's accuracy is a mean over test batches of this size
 LOOP_MILLISECONDS = 4000  # a loop takes no longer, but for its first step: a signal waits for it
 LOOP_INDICES = 2**24  # a loop holds the indices of no more examples than that
 
 
 class LoopLength:
-    """How many steps the next call of the compiled loop takes.
-
-    Args:
-      last: the last step of the run.
-      every: a loop ends where one of these divides the step.
-      most: no loop is longer.
-
-    Attributes:
-      most: no loop is longer.
+    """How many steps the next call of the compiled loop takes: it ends at evaluations and
+    checkpoints. No loop is longer than `most`; `milliseconds` is how long a step of the last took.
     """
 
-    def __init__(self, last: int, every: Sequence[int], most: int) -> None:
-        self._last, self._every, self.most = last, every, most
-        self._pace = 1  # the first loop shows how long a step takes
+    def __init__(self, config: Config, settings: Settings) -> None:
+        self._last = config.training_steps
+        self._every = (config.display_step, settings.checkpoint_every)
+        most = max(LOOP_INDICES // config.batch_size, 1)
+        self.most = min(most, settings.steps_per_loop, self._last, *self._every)
+        self.milliseconds = 2**31 - 1  # so the first loop has one step, which is timed
 
     def __call__(self, step: int) -> int:
         """The number of steps after `step`."""
-        ends = [(step // n + 1) * n for n in self._every]
-        return min(self._last, step + min(self.most, self._pace), *ends) - step
+        ends = [(step // every + 1) * every for every in self._every]
+        in_time = max(LOOP_MILLISECONDS // self.milliseconds, 1)
+        return min(self._last, step + min(self.most, in_time), *ends) - step
 
-    def took(self, milliseconds: int) -> None:
-        """Notes how long a step of the last loop took, at least 1 ms."""
-        self._pace = max(LOOP_MILLISECONDS // milliseconds, 1)
-
-
-def loop_length(config: Config, settings: Settings) -> LoopLength:
-    """The loop length of a run: loops end at evaluations and checkpoints."""
-    every = (config.display_step, settings.checkpoint_every)
-    room = max(LOOP_INDICES // config.batch_size, 1)
-    most = min(settings.steps_per_loop, config.training_steps, room, *every)
-    return LoopLength(config.training_steps, every, most)
+    @contextlib.contextmanager
+    def timed(self, steps: int) -> Iterator[None]:
+        """Notes how long so many steps take, which the context runs."""
+        begun = time.monotonic()
+        yield
+        self.milliseconds = math.ceil(1000 * (time.monotonic() - begun) / steps)
 
 
 class Profile:
-    """Profiles the second loop of this process, or the first if it is the only one.
-
-    Args:
-      folder: takes the profile; empty for none.
-      last: the last step of the run.
-    """
+    """Profiles the second loop of this process, or the first if it ends at the `last` step; not
+    where the `folder` that takes the profile is empty."""
 
     def __init__(self, folder: str, last: int) -> None:
         self._folder, self._last, self._loops = folder, last, 0
 
-    def due(self, steps: int) -> bool:
-        """Whether the next loop, of so many steps, is the one."""
+    def around(self, steps: int) -> AbstractContextManager:
+        """The context of the next loop, of so many steps."""
         self._loops += 1
-        return bool(self._folder) and (self._loops == 2 or steps == self._last)
-
-    @contextlib.contextmanager
-    def around(self, steps: int) -> Iterator[None]:
-        """The context of the next loop."""
-        due = self.due(steps)
-        if due:
-            tf.profiler.experimental.start(self._folder)
-        yield
-        if due:
-            tf.profiler.experimental.stop()
+        if self._folder and (self._loops == 2 or steps == self._last):
+            return tf.profiler.experimental.Profile(self._folder)
+        return contextlib.nullcontext()
 
 
 class Evaluation:
     """Records and reports exact figures over the test set."""
 
-    def __init__(
-        self,
-        state: TrainingState,
-        evaluator: Evaluator,
-        dataset: Dataset,
-        recorder: Recorder | NullRecorder,
-        reporter: Reporter,
-    ) -> None:
-        self._state, self._evaluator, self._labels = state, evaluator, dataset.test_labels
-        self._recorder, self._reporter = recorder, reporter
+    def __init__(self, state: TrainingState, recorder: AnyRecorder, reporter: Reporter) -> None:
+        self._state, self._recorder, self._reporter = state, recorder, reporter
 
     def due(self, step: int) -> bool:
-        """Every `display_step` steps, and after the last one."""
+        """Every `display_step` steps, and after the last one; not where NaN ends the run."""
         config = self._state.config
-        return step == config.training_steps or step % config.display_step == 0
+        regular = step == config.training_steps or step % config.display_step == 0
+        return regular and not self._state.broken
 
     def __call__(self, recorded: Recorded) -> None:
         """Evaluates; the loss and accuracy of the last batch are reported with it."""
-        state, config = self._state, self._state.config
-        saved, earlier = state.saved, state.saved["figures"]
-        loss, predicted = (tensor.numpy() for tensor in self._evaluator.run())
-        figures = diagnosis.figures(loss, predicted, self._labels)
+        state, config, saved = self._state, self._state.config, self._state.saved
+        loss, predicted = (tensor.numpy() for tensor in state.evaluate())
         weights = state.weights()
-        before, now = saved["digests"], diagnosis.digests(weights)
-        figures["frozen"] = [tag for tag in now if now[tag] == before[tag]]
-        saved |= {"figures": figures, "digests": now}
+        figures = _figures(loss, predicted, state.dataset.test_labels)
+        digests = state.digests()
+        figures["frozen"] = [tag for tag in digests if digests[tag] == saved["digests"][tag]]
+        earlier = saved["figures"]
+        saved |= {"figures": figures, "digests": digests}
         for key, course in saved["evaluations"].items():
             course.append(state.step if key == "step" else figures[key])
         if (figures["frozen"] and not earlier["frozen"]) or (
@@ -135,15 +107,21 @@ class Evaluation:
         batch = {"loss": batch_loss / examples, "accuracy": accuracy}
         self._reporter.evaluated(state.step, batch | test)
 
-    def _standstill(self, figures: dict, loss: np.ndarray) -> str:
-        state = self._state
-        clips = state.config.loss == "clipped_cross_entropy"
-        return diagnosis.standstill(
-            figures["frozen"],
-            figures["collapsed"],
-            float(np.mean(loss >= losses.CLIPPED)) if clips else None,
-            state.loop.largest_gradient(state.batches.indices(state.step, 1)[0]),
-        )
+    def _standstill(self, figures: dict[str, Any], loss: np.ndarray) -> str:
+        """A frozen or collapsed run in words, with the likely cause where it can be measured."""
+        words = []
+        if figures["collapsed"] is not None:
+            words.append(f"collapsed, every test example is taken for class {figures['collapsed']}")
+        if figures["frozen"]:
+            words.append(f"frozen, not a bit has changed in {', '.join(figures['frozen'])}")
+        # (How many entries of the gradient are exactly 0 is no measure: where a probability is all
+        # but 1, it depends on the CPU and the kernel whether 1 - p is 0 or 6e-8.)
+        cause = f"the gradient's largest entry is {self._state.largest_gradient():.2g}"
+        clips = self._state.config.loss == "clipped_cross_entropy"
+        if on_clip := clips and np.mean(loss >= losses.CLIPPED):
+            cause += f", and {on_clip:.1%} of the test examples sit on the loss's clip, "
+            cause += "where it is flat"
+        return f"{'; '.join(words)} ({cause})"
 
     def _distances(self, weights: dict[str, np.ndarray]) -> dict[str, float]:
         if "norms" not in self._state.config.watch:
@@ -163,44 +141,63 @@ class Evaluation:
         }
 
 
-class Checkpointing:
-    """Saves checkpoints.
+def _figures(loss: np.ndarray, predicted: np.ndarray, labels: np.ndarray) -> dict[str, Any]:
+    """What result.json says of an evaluation with these losses, in nats, and classes: [examples].
 
-    Args:
-      every: save where this divides the step; also after the last step, and when `stop` is set.
-
-    Attributes:
-      saved: the step of the last checkpoint.
+    readme_accuracy is the unweighted mean of the accuracies of batches, the last of which may be
+    short; test_loss None if it is not finite; collapsed the class that every example is taken
+    for, if there is only one.
     """
+    correct = predicted == labels
+    batches = np.split(correct, range(README_BATCH, len(correct), README_BATCH))
+    mean = float(loss.mean(dtype=np.float64))
+    classes = np.unique(predicted)
+    return {
+        "test_correct": int(correct.sum()),
+        "test_total": len(correct),
+        "test_accuracy": float(correct.mean()),
+        "readme_accuracy": float(np.mean([batch.mean() for batch in batches])),
+        "test_loss": mean if math.isfinite(mean) else None,
+        "collapsed": int(classes[0]) if len(classes) == 1 and math.isfinite(mean) else None,
+    }
+
+
+class Checkpointing:
+    """Saves checkpoints; `saved` is the step of the last one."""
 
     def __init__(
         self,
         state: TrainingState,
-        session: Session | OtherSession,
-        recorder: Recorder | NullRecorder,
+        session: Session,
+        recorder: AnyRecorder,
         group: Group,
-        stop: Stop,
         every: int,
     ) -> None:
         self._state, self._session, self._recorder = state, session, recorder
-        self._group, self._stop, self._every = group, stop, every
+        self._group, self._every = group, every
         self._begun = time.monotonic() - state.saved["seconds"]
         self.saved = state.step
 
     def due(self, step: int) -> bool:
-        """Every `every` steps, after the last one, and where a signal ends the run."""
-        last = self._state.config.training_steps
-        return step == last or bool(self._stop.signal) or step % self._every == 0
+        """Every `checkpoint_every` steps, and after the last one; not where NaN ends the run."""
+        regular = step == self._state.config.training_steps or step % self._every == 0
+        return regular and not self._state.broken
 
     def __call__(self, recorded: Recorded | None = None) -> None:
         """Saves, after a check that all replicas hold the same values."""
         state = self._state
-        self.flush()
+        self._flush()
         self._group.check_identical(state.variables())
         self._session.save(state.step, state.tensors(), state.saved)
         self.saved = state.step
 
-    def flush(self) -> None:
-        """Writes out the record, and notes the time."""
+    def end(self) -> None:
+        """Saves where a signal ends the run; in any case all that was recorded is in the file."""
+        if self.saved == self._state.step or self._state.broken:
+            self._flush()
+        else:
+            self()
+
+    def _flush(self) -> None:
         self._recorder.flush()
         self._state.saved["seconds"] = time.monotonic() - self._begun

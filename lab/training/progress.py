@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from typing import Any, Protocol
+from typing import Any
 
 import tqdm
 
@@ -11,11 +11,11 @@ from lab.compare.statistics import wilson_interval
 from lab.terminal import tensorboard_command
 
 
-class Reporter(Protocol):
-    """What a trial calls as it goes. Losses are in nats an example."""
+class Reporter:
+    """What a trial calls as it goes; this one reports nothing. Losses are in nats per example."""
 
     def begin(self, about: list[str], steps: int, first: int) -> None:
-        """The trial is about to run steps first + 1 to `steps`; `about` says what it is."""
+        """The trial is about to run steps first + 1 to `steps`; `about` describes it."""
 
     def advance(self, step: int) -> None:
         """Steps up to this one are done."""
@@ -30,24 +30,19 @@ class Reporter(Protocol):
         """The last step is done."""
 
 
-class Console:
+class Console(Reporter):
     """Reports one trial on standard output."""
 
     def begin(self, about: list[str], steps: int, first: int) -> None:
-        """See Reporter."""
         print("\n".join(about), flush=True)
-        self._done = first
         self._bar = tqdm.tqdm(
             total=steps, initial=first, unit="step", disable=not sys.stdout.isatty()
         )
 
     def advance(self, step: int) -> None:
-        """See Reporter."""
-        self._bar.update(step - self._done)
-        self._done = step
+        self._bar.update(step - self._bar.n)
 
     def evaluated(self, step: int, figures: dict[str, float]) -> None:
-        """See Reporter."""
         if self._bar.disable:
             words = (f"{name} {value:.4f}" for name, value in figures.items())
             print(f"step {step:>6}", *words, sep="  ", flush=True)
@@ -55,38 +50,25 @@ class Console:
             self._bar.set_postfix_str(f"test-accuracy {figures['test-accuracy']:.4f}")
 
     def notify(self, text: str) -> None:
-        """See Reporter."""
         tqdm.tqdm.write(text, file=sys.stdout)
         sys.stdout.flush()
 
     def end(self) -> None:
-        """See Reporter."""
         self._bar.close()
-
-
-class Silence:
-    """Reports nothing: the chief does, for all workers."""
-
-    def _nothing(self, *_: Any) -> None: ...
-
-    begin = advance = evaluated = notify = end = _nothing
 
 
 def conclusion(result: dict[str, Any], directory: str) -> str:
     """The last lines of a run."""
-    lines = [f"{result['status']} at step {result['step']}: {summary(result)}"]
+    lines = [f"{result['status']} at step {result['step']}: {_figures(result)}"]
     if result["nonfinite"]:
         first = min(note["first_step"] for note in result["nonfinite"].values())
         lines.append(f"NaN or infinity from step {first} on: {', '.join(result['nonfinite'])}")
-    lines += [
-        f"the run lies in  {directory}",
-        f"look at it with  {tensorboard_command(directory)}",
-    ]
+    lines.append(f"the run lies in  {directory}")
+    lines.append(f"look at it with  {tensorboard_command(directory)}")
     return "\n".join(lines)
 
 
-def summary(result: dict[str, Any]) -> str:
-    """The figures of a result in one line."""
+def _figures(result: dict[str, Any]) -> str:
     correct, total = result["test_correct"], result["test_total"]
     if correct is None:
         return "no evaluation yet"

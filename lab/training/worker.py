@@ -1,4 +1,4 @@
-"""A process that runs the trials it is told to, one after another; grid.py starts it.
+"""A process that runs the trials it is told to, one after another; pool.py starts it.
 
 It reads orders on standard input and answers on standard output, a line of JSON each:
     {"config": ..., "settings": ...}
@@ -24,10 +24,11 @@ from typing import Any, TextIO
 from lab.errors import LabError
 from lab.processes.stop import Stop
 from lab.settings.config import Config, Settings
+from lab.training.progress import Reporter
 
 
-class _Pipe:
-    """A console.Reporter that answers the parent."""
+class _Pipe(Reporter):
+    """Answers the parent."""
 
     def __init__(self, out: TextIO) -> None:
         self._out, self._step = out, 0
@@ -45,13 +46,9 @@ class _Pipe:
         self.answer(step=step, ran=step - self._step)
         self._step = step
 
-    def evaluated(self, step: int, figures: dict[str, float]) -> None: ...
-
     def notify(self, text: str) -> None:
         if self.ran:
             self.answer(say=text)
-
-    def end(self) -> None: ...
 
 
 def main() -> None:
@@ -66,18 +63,12 @@ def main() -> None:
         orders: queue.Queue[str | None] = queue.Queue()
         threading.Thread(target=_read, args=(orders, stop), daemon=True).start()
         while not stop.signal and (order := orders.get()) is not None:
-            fields = json.loads(order)
+            fields, pipe = json.loads(order), _Pipe(out)
             config = Config(**fields["config"] | {"watch": tuple(fields["config"]["watch"])})
-            pipe = _Pipe(out)
+            settings = Settings(**fields["settings"])
             try:
-                result = trial.run(
-                    config,
-                    Settings(**fields["settings"]),
-                    load(config.data_dir),
-                    pipe,
-                    stop,
-                    started=time.monotonic(),
-                )
+                dataset, started = load(config.data_dir), time.monotonic()
+                result = trial.run(config, settings, dataset, pipe, stop, started)
                 pipe.answer(result=result, ran=pipe.ran)
             except LabError as error:
                 pipe.answer(error=str(error))
