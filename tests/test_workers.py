@@ -615,17 +615,8 @@ def test_a_signal_stops_all_at_one_step(start, pair, tmp_path, idx_folder, targe
 
 @pytest.mark.slow
 def test_a_signal_while_one_worker_evaluates_stops_all_at_one_step(start, tmp_path, idx_folder):
-    code = INDEX + (
-        "from lab.training import main, periodic\n"
-        "evaluate = periodic.Evaluation.__call__\n"
-        "def signalled(*arguments):\n"
-        "    evaluate(*arguments)\n"
-        "    signal.raise_signal(15) if index else None\n"
-        "periodic.Evaluation.__call__ = signalled\n"
-        "sys.exit(main.train())\n"
-    )
     flags = [f"--data_dir={idx_folder}", f"--logdir={tmp_path}", *ENDLESS]
-    process = start([*LAUNCH, "--workers=2", "--", *python(code), *flags])
+    process = start([*LAUNCH, "--workers=2", "--", *worker("train_interrupted", *flags)])
     assert process.wait() == 128 + signal.SIGTERM, process.output
     assert programs.result(tmp_path / "x")["step"] == 20
 

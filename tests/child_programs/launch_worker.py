@@ -48,7 +48,23 @@ def ignore():
     time.sleep(100)
 
 
-KINDS = {f.__name__: f for f in (lines, place, end, fail_first, wait, ignore)}
+def train_interrupted(*flags):
+    """bin/train, where SIGTERM comes to the worker 1 at the end of each of its evaluations."""
+    from lab.training import main, periodic
+
+    evaluate = periodic.Evaluation.__call__
+
+    def interrupted(*arguments):
+        evaluate(*arguments)
+        if INDEX == 1:
+            signal.raise_signal(signal.SIGTERM)
+
+    periodic.Evaluation.__call__ = interrupted
+    sys.argv = ["train", *flags]
+    sys.exit(main.train())
+
+
+KINDS = {f.__name__: f for f in (lines, place, end, fail_first, wait, ignore, train_interrupted)}
 
 if __name__ == "__main__":
     kind, *arguments = sys.argv[1:]
