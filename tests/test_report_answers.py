@@ -1,6 +1,7 @@
 """The report's figures and outcomes: against scipy, NumPy and cases with known answers."""
 
 import dataclasses
+import functools
 import itertools
 import json
 import math
@@ -18,6 +19,7 @@ from lab.analysis.runs import Group, Run, Runs, read_runs
 from lab.analysis.sameness import disagreement
 from lab.analysis.study import Evidence, Paired, measure
 from lab.analysis.weights import Weights
+from lab.analysis.workers import Workers
 from lab.compare import table as results
 from lab.report import draft
 from lab.report.figures import (
@@ -49,12 +51,12 @@ def logdir(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def evidence(logdir):
-    return measure(read_runs(str(logdir)), processes=0)
+    return measure(read_runs(str(logdir)))
 
 
 @pytest.fixture(scope="module")
 def story(logdir):
-    return make_story(read_runs(str(logdir)), processes=0)
+    return make_story(read_runs(str(logdir)))
 
 
 def section(story, slug):
@@ -243,7 +245,7 @@ def test_every_pair_of_seeds_is_shown(story):
 
 def test_one_run_gives_no_interval(logdir, tmp_path):
     shutil.copytree(next(logdir.glob("sgd,lr=1,*seed=0")), tmp_path / "only")
-    found = make_story(read_runs(str(tmp_path)), processes=0)
+    found = make_story(read_runs(str(tmp_path)))
     assert section(found, "table").outcome == "alone"
     assert section(found, "sameness").outcome == "no_pair"
     assert not [f for one in found.sections[1:] for f in one.figures if f.low is not None]
@@ -256,7 +258,7 @@ def test_without_images_the_weights_still_answer(logdir, tmp_path):
         result = json.loads(path.read_text())
         result["config"]["data_dir"] = str(tmp_path / "gone")
         path.write_text(json.dumps(result))
-    found = make_story(read_runs(str(copy)), processes=0)
+    found = make_story(read_runs(str(copy)))
     assert [one.slug for one in found.sections] == SLUGS
     assert section(found, "layers").outcome == section(found, "distribution").outcome == "no_images"
     assert value(found, "growth", "drift:h1").value > 0
@@ -272,12 +274,15 @@ def test_no_run_is_no_crash(tmp_path):
 @pytest.mark.slow
 def test_processes_give_the_same_figures(logdir, story):
     calls = []
-    there = make_story(read_runs(str(logdir)), lambda *call: calls.append(call), processes=2)
+    with Workers(2) as workers:
+        compute = functools.partial(workers.compute, progress=lambda *call: calls.append(call))
+        there = make_story(read_runs(str(logdir), compute), compute)
     assert [one.outcome for one in there.sections] == [one.outcome for one in story.sections]
     for one, other in zip(there.sections, story.sections, strict=True):
         for a, b in zip(one.figures, other.figures, strict=True):
             assert a.key == b.key and a.value == pytest.approx(b.value, rel=1e-4, abs=1e-6)
-    assert calls[0] == (0, 8) and calls[-1] == (8, 8)
+    assert calls[0] == (0, 5) and (5, 5) in calls  # the runs
+    assert (0, 8) in calls and calls[-1] == (8, 8)  # the runs, and the pairs of three
 
 
 # ------------------------------------------------------------------ synthetic runs
@@ -328,7 +333,7 @@ def test_a_walk_is_told_from_a_straight_line(kind, outcome, ratio, power):
     runs = [walk(kind, seed) for seed in range(5)]
     group = Group("sgd 0.01", runs[0].config, "none", runs)
     table = results.make_table([])
-    evidence = measure(Runs("logs", [group], table, [], {}, []), processes=0)
+    evidence = measure(Runs("logs", [group], table, [], {}, []))
     assert isinstance(evidence, Evidence) and evidence.reference is group
     found = growth(evidence)
     figures = {figure.key: figure for figure in found.figures}

@@ -159,7 +159,7 @@ def test_labels_are_unique_whatever_differs(copy, field, values, names):
     assert len(set(groups)) == len(groups)
     for name in names:
         assert any(label.endswith(name) for label in found.labels), found.labels
-    story = make_story(found, processes=0)
+    story = make_story(found)
     page.as_html(story)
 
 

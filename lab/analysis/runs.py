@@ -10,21 +10,21 @@ import glob
 import itertools
 import json
 import os
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Collection, Sequence
 from typing import Any
 
 import numpy as np
 
 from lab import data
+from lab.analysis import workers
 from lab.analysis.weights import Weights
+from lab.analysis.workers import Compute
 from lab.compare import table as results
 from lab.compare.results import read_results
 from lab.errors import LabError
 from lab.record import event_reader, result_file
 from lab.record.directory import CONFIG, RESULT, checkpoint_paths, read_object
 from lab.settings.config import Config
-
-Progress = Callable[[int, int], None]  # (done, total)
 
 _DEFAULTS: dict[str, Any] = json.loads(json.dumps(dataclasses.asdict(Config())))
 _IN_NO_LABEL = results.RECORDING_FIELDS | {"seed", "deterministic", "on_nonfinite"}
@@ -156,8 +156,11 @@ def _unique(labels: Sequence[str]) -> list[str]:
     return found
 
 
-def read_runs(logdir: str, progress: Progress = lambda done, total: None) -> Runs:
+def read_runs(logdir: str, compute: Compute = workers.compute) -> Runs:
     """Every run below `logdir`, and its data.
+
+    Args:
+      compute: reads the runs, in this process or in others.
 
     Raises:
       LabError: `logdir` is no folder.
@@ -168,12 +171,11 @@ def read_runs(logdir: str, progress: Progress = lambda done, total: None) -> Run
     paths = [*glob.glob(pattern, recursive=True), *(result.path for result in found)]
     folders = sorted(set(map(os.path.dirname, paths)))
     runs = []
-    for done, folder in enumerate(folders, start=1):
-        try:
-            runs.append(_read_run(folder))
-        except LabError as error:
-            problems.append(f"{os.path.relpath(folder, logdir)}: left out, {error}")
-        progress(done, len(folders))
+    for folder, run in zip(folders, compute([(_try_run, f) for f in folders]), strict=True):
+        if isinstance(run, Run):
+            runs.append(run)
+        else:
+            problems.append(f"{os.path.relpath(folder, logdir)}: left out, {run}")
     places, lost = _find_data(runs)
     configs = [_DEFAULTS | row.config for row in table.rows]
     differ = [k for k in _DEFAULTS if len({json.dumps(c[k]) for c in configs}) > 1]
@@ -183,6 +185,14 @@ def read_runs(logdir: str, progress: Progress = lambda done, total: None) -> Run
         one, other = (os.path.relpath(run.path, logdir) for run in (run, kept))
         problems.append(f"{one}: left out, it repeats seed {run.seed} of {other}")
     return Runs(logdir, groups, table, problems + lost, places, labels)
+
+
+def _try_run(folder: str) -> Run | str:
+    """The run, or why it is left out."""
+    try:
+        return _read_run(folder)
+    except LabError as error:
+        return str(error)
 
 
 def _read_run(folder: str) -> Run:

@@ -14,8 +14,9 @@ from lab import data
 from lab.analysis import collapse, near_zero, resets, sameness, sharpness, spectrum, workers
 from lab.analysis.model import fresh, model_of
 from lab.analysis.near_zero import LIMITS as LIMITS
-from lab.analysis.runs import Group, Progress, Run, Runs
+from lab.analysis.runs import Group, Run, Runs
 from lab.analysis.weights import Weights, not_dense
+from lab.analysis.workers import Compute
 from lab.settings.config import Config
 
 SHARPNESS_EXAMPLES = 2000  # the first training images
@@ -111,14 +112,14 @@ def _choose_reference(groups: list[Group]) -> Group | None:
     return min((group for group in groups if group.completed), key=place, default=None)
 
 
-def measure(runs: Runs, progress: Progress | None = None, processes: int | None = None) -> Evidence:
+def measure(runs: Runs, compute: Compute = workers.compute) -> Evidence:
     """Measures every run, and every pair of completed runs of one configuration.
 
     Args:
-      processes: how many at a time, one a core unless given; 0 computes in this process.
+      compute: takes the measurements, in this process or in others.
 
     Raises:
-      LabError: a worker process was killed.
+      LabError: a process of `compute` was killed.
     """
     plain = [group for group in runs.groups if not group.config.get("shuffle_labels")]
     reference = _choose_reference(plain) or _choose_reference(runs.groups)
@@ -134,7 +135,7 @@ def measure(runs: Runs, progress: Progress | None = None, processes: int | None 
             for a, b in itertools.combinations(group.completed, 2):
                 place = group.label, (a.seed, b.seed)
                 jobs[place] = (_pair, _ends(a), _ends(b), folder, count)
-    results = workers.compute(list(jobs.values()), progress or (lambda *_: None), processes)
+    results = compute(list(jobs.values()))
     evidence = Evidence(runs, reference, featured, {}, {group.label: {} for group in runs.groups})
     for place, result in zip(jobs, results, strict=True):
         if isinstance(result, Measured):

@@ -12,47 +12,69 @@ from lab import machine
 from lab.errors import LabError
 from lab.terminal import quiet_stderr
 
+Job = tuple[Any, ...]  # function, arguments...
+Compute = Callable[[list[Job]], list[Any]]  # the results, in the order of the jobs
+Progress = Callable[[int, int], None]  # (done, total)
+
 _LEVEL = "TF_CPP_MIN_LOG_LEVEL"
 _THREADS = ("OPENBLAS_NUM_THREADS", "OMP_NUM_THREADS", "MKL_NUM_THREADS")
+_FEW = 4  # jobs that take less time than the start of a process
 
 
-def compute(
-    jobs: list[tuple[Any, ...]], progress: Callable[[int, int], None], processes: int | None
-) -> list[Any]:
-    """The results of jobs (function, arguments...), in their order.
+def compute(jobs: list[Job], progress: Progress = lambda done, total: None) -> list[Any]:
+    """In this process."""
+    found = []
+    for function, *arguments in jobs:
+        found.append(function(*arguments))
+        progress(len(found), len(jobs))
+    return found
 
-    processes: one a core unless given; 0 computes in this process.
 
-    Raises:
-      LabError: a worker process was killed.
+class Workers:
+    """Processes that start with the first jobs, and end with the context.
+
+    Args:
+      processes: how many, one per core unless given.
     """
-    processes = len(machine.cores()) if processes is None else processes
-    progress(0, len(jobs))
-    if not processes or len(jobs) < 2:
-        found = []
-        for i, (function, *arguments) in enumerate(jobs):
-            found.append(function(*arguments))
-            progress(i + 1, len(jobs))
-        return found
-    context = multiprocessing.get_context("spawn")
-    before = dict(os.environ)
-    os.environ.update(dict.fromkeys(_THREADS, "1"))  # their NumPy reads it at its start
-    with futures.ProcessPoolExecutor(processes, context, _start) as pool:
-        waiting = [pool.submit(*job) for job in jobs]
+
+    def __init__(self, processes: int | None = None) -> None:
+        self._processes = processes or len(machine.cores())
+        self._pool: futures.ProcessPoolExecutor | None = None
+        self._environment = dict(os.environ)
+
+    def __enter__(self) -> Workers:
+        os.environ.update(dict.fromkeys(_THREADS, "1"))  # NumPy reads it when it is imported
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for name in _THREADS:
+            os.environ.pop(name)
+        os.environ.update(self._environment)
+        if self._pool:
+            self._pool.shutdown(cancel_futures=True)
+
+    def compute(self, jobs: list[Job], progress: Progress) -> list[Any]:
+        """In these processes.
+
+        Raises:
+          LabError: a process was killed.
+        """
+        if len(jobs) <= _FEW:
+            return compute(jobs, progress)
+        if self._pool is None:
+            context = multiprocessing.get_context("spawn")
+            self._pool = futures.ProcessPoolExecutor(self._processes, context, _start)
+        progress(0, len(jobs))
+        waiting = [self._pool.submit(*job) for job in jobs]
         try:
-            for i, one in enumerate(futures.as_completed(waiting)):
+            for done, one in enumerate(futures.as_completed(waiting), start=1):
                 one.result()
-                progress(i + 1, len(jobs))
+                progress(done, len(jobs))
         except futures.process.BrokenProcessPool as error:
             raise LabError(
-                "a process that measured was killed, perhaps for want of memory: try again with "
-                "fewer cores (taskset) or fewer runs"
+                "a process that measured was killed, perhaps for want of memory: try again with"
+                " fewer cores (taskset) or fewer runs"
             ) from error
-        finally:
-            for name in _THREADS:
-                os.environ.pop(name)
-            os.environ.update(before)
-            pool.shutdown(cancel_futures=True)
         return [one.result() for one in waiting]
 
 

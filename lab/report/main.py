@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import importlib.util
 import os
 import sys
@@ -13,7 +14,7 @@ from collections.abc import Iterator
 
 import tqdm
 
-from lab.analysis.runs import Progress
+from lab.analysis.workers import Progress, Workers
 from lab.compare import results, table
 from lab.compare import text as tables
 from lab.errors import LabError
@@ -63,10 +64,13 @@ def _write(logdir: str) -> str:
     board.check(logdir)
     for path in (html, figures):  # before the minutes that it takes to fill them
         _put(path, "", commit=False)
-    with _bar("reading the runs") as progress:
-        all_runs = runs.read_runs(logdir, progress)
-    with _bar("measuring") as progress:
-        whole = story.make_story(all_runs, progress)
+    with Workers() as workers:
+        with _bar("reading the runs") as progress:
+            reading = functools.partial(workers.compute, progress=progress)
+            all_runs = runs.read_runs(logdir, reading)
+        with _bar("measuring") as progress:
+            measuring = functools.partial(workers.compute, progress=progress)
+            whole = story.make_story(all_runs, measuring)
     texts = {html: page.as_html(whole), figures: figures_json.as_json(whole)}
     for path, text in texts.items():
         _put(path, text)

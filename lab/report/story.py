@@ -8,24 +8,25 @@ from collections import Counter
 from typing import Any
 
 import lab
-from lab.analysis.runs import Progress, Runs
+from lab.analysis import workers
+from lab.analysis.runs import Runs
 from lab.analysis.study import MEAN_EXAMPLES, PAIR_EXAMPLES, SHARPNESS_EXAMPLES, Evidence, measure
+from lab.analysis.workers import Compute
 from lab.report.figures import plural
 from lab.report.questions import SECTIONS
 from lab.report.section import Story
 
 
-def make_story(runs: Runs, progress: Progress | None = None, processes: int | None = None) -> Story:
+def make_story(runs: Runs, compute: Compute = workers.compute) -> Story:
     """Measures all runs and answers every question.
 
     Args:
-      progress: is called with (done, total) measurements.
-      processes: how many at a time, one per core unless given; 0 computes in this process.
+      compute: takes the measurements, in this process or in others.
 
     Raises:
-      LabError: a process that measures was killed.
+      LabError: a process of `compute` was killed.
     """
-    evidence = measure(runs, progress, processes)
+    evidence = measure(runs, compute)
     count = sum(len(group.runs) for group in runs.groups)
     summary = f"No run below {runs.logdir} can be used."
     if count:
