@@ -146,8 +146,7 @@ def measure(runs: Runs, progress: Progress | None = None, processes: int | None 
 
 def _ends(run: Run) -> Run:
     """What a worker needs of a run: both ends, no series."""
-    ends = {0: run.initial, run.steps: run.final}
-    return dataclasses.replace(run, networks=ends, scalars={})
+    return dataclasses.replace(run, networks={0: run.initial, run.steps: run.final}, scalars={})
 
 
 @functools.cache
