@@ -53,11 +53,12 @@ class Model:
 
     def logits(self, weights: Weights, x: Any) -> np.ndarray:
         """float32 [n, classes]."""
-        return self(_logits, weights, x).numpy()
+        return self(type(self.network).__call__, weights, x).numpy()
 
     def hidden(self, weights: Weights, x: Any) -> dict[str, np.ndarray]:
         """The output of every layer but the last, by name, float32 [n, units]."""
-        return {name: output.numpy() for name, output in self(_hidden, weights, x).items()}
+        *hidden, _ = self(type(self.network).activations, weights, x).items()
+        return {name: output.numpy() for name, output in hidden}
 
     def evaluate(self, weights: Weights, x: Any, labels: Any, product: Any = None) -> Evaluation:
         """Accuracy and mean cross-entropy.
@@ -86,14 +87,6 @@ class Model:
 def variables_of(network: Any) -> dict[str, tf.Variable]:
     """By tag."""
     return {variable.name.split(":")[0]: variable for variable in network.variables}
-
-
-def _logits(network: Any, x: tf.Tensor) -> tf.Tensor:
-    return network(x)
-
-
-def _hidden(network: Any, x: tf.Tensor) -> dict[str, tf.Tensor]:
-    return dict(list(network.activations(x).items())[:-1])
 
 
 def _evaluate(

@@ -75,7 +75,7 @@ def symmetry(model: Model, weights: Weights, x: Any, rng: np.random.Generator) -
     other = permute_hidden(weights, random_permutations(weights, rng))
     z, permuted = (np.float64(model.logits(w, x)) for w in (weights, other))
     change = np.abs(z - permuted).max() / max(np.abs(z).max(), np.finfo(np.float32).tiny)
-    norm = distance(weights, {tag: np.zeros_like(w) for tag, w in weights.items()})
+    norm = distance(weights, dict.fromkeys(weights, 0.0))
     return Symmetry(float(change), distance(weights, other), norm)
 
 

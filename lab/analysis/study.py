@@ -147,8 +147,7 @@ def measure(runs: Runs, compute: Compute = workers.compute) -> Evidence:
 
 def _ends(run: Run) -> Run:
     """What a worker needs of a run: both ends, no series."""
-    ends = {0: run.initial, run.steps: run.final}
-    return dataclasses.replace(run, networks=ends, scalars={})
+    return dataclasses.replace(run, networks={0: run.initial, run.steps: run.final}, scalars={})
 
 
 @functools.cache

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
+from typing import Any
 
 import numpy as np
 
@@ -58,9 +59,8 @@ class Weights(dict[str, np.ndarray]):
 def not_dense(weights: Weights) -> str:
     """Why this is no chain of dense layers, `weights` [n_in, n_out] and `bias` [n_out] each; "" if
     it is one."""
-    if list(weights) != [
-        f"{name}/{part}" for name in weights.names for part in ("weights", "bias")
-    ]:
+    tags = [f"{name}/{part}" for name in weights.names for part in ("weights", "bias")]
+    if list(weights) != tags:
         return f"{', '.join(weights)}: not weights and bias of one layer after another"
     width = None
     for name, w, b in zip(weights.names, weights.weights, weights.biases, strict=True):
@@ -70,6 +70,6 @@ def not_dense(weights: Weights) -> str:
     return ""
 
 
-def distance(a: Mapping[str, np.ndarray], b: Mapping[str, np.ndarray]) -> float:
+def distance(a: Mapping[str, np.ndarray], b: Mapping[str, Any]) -> float:
     """The root of the summed squared differences of all weights and biases."""
     return float(np.sqrt(sum(np.sum(np.square(np.float64(a[tag]) - b[tag])) for tag in a)))
