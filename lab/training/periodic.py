@@ -77,10 +77,9 @@ class Evaluation:
         self._state, self._recorder, self._reporter = state, recorder, reporter
 
     def due(self, step: int) -> bool:
-        """Every `display_step` steps, and after the last one; not where NaN ends the run."""
+        """Every `display_step` steps, and after the last one."""
         config = self._state.config
-        regular = step == config.training_steps or step % config.display_step == 0
-        return regular and not self._state.broken
+        return step == config.training_steps or step % config.display_step == 0
 
     def __call__(self, recorded: Recorded) -> None:
         """Evaluates; the loss and accuracy of the last batch are reported with it."""
@@ -179,9 +178,8 @@ class Checkpointing:
         self.saved = state.step
 
     def due(self, step: int) -> bool:
-        """Every `checkpoint_every` steps, and after the last one; not where NaN ends the run."""
-        regular = step == self._state.config.training_steps or step % self._every == 0
-        return regular and not self._state.broken
+        """Every `checkpoint_every` steps, and after the last one."""
+        return step == self._state.config.training_steps or step % self._every == 0
 
     def __call__(self, recorded: Recorded | None = None) -> None:
         """Saves, after a check that all replicas hold the same values."""
@@ -192,7 +190,7 @@ class Checkpointing:
         self.saved = state.step
 
     def end(self) -> None:
-        """Saves where a signal ends the run; in any case all that was recorded is in the file."""
+        """Saves where a signal ended the run, not where NaN did; writes out the record."""
         if self.saved == self._state.step or self._state.broken:
             self._flush()
         else:

@@ -9,7 +9,7 @@ from typing import Any
 import tensorflow as tf
 
 from lab.errors import LabError
-from lab.record.checkpoints import Checkpoints
+from lab.record.checkpoints import Checkpoint, Checkpoints
 from lab.record.directory import RESULT, RunDirectory
 from lab.record.event_writer import NullRecorder, Recorder
 from lab.record.result_file import finished_result
@@ -54,54 +54,47 @@ class Session:
         """Saves a checkpoint, see Checkpoints.save."""
         self._checkpoints.save(step, tensors, state)
 
-    def finish(self, result: dict[str, Any]) -> None:
-        """Writes result.json."""
+    def finish(self, result: dict[str, Any]) -> dict[str, Any]:
+        """Writes result.json, and returns it."""
         self._directory.write(RESULT, result)
+        return result
 
     def close(self) -> None:
         """Unlocks the directory."""
         self._directory.close()
 
 
-class ChiefSession(Session):
-    """The session of the first of several workers, which sends the others what they need."""
-
-    def __init__(self, group: Group, *arguments: Any) -> None:
-        self._group = group
-        try:
-            super().__init__(*arguments)
-        except LabError as error:
-            group.from_chief(pickle.dumps((str(error), None, None)))
-            raise
-        group.from_chief(pickle.dumps(("", self.result, self.checkpoint)))
-
-    def finish(self, result: dict[str, Any]) -> None:
-        super().finish(result)
-        self._group.largest(0)  # lets the other workers end
-
-
 class OtherSession(Session):
-    """The session of every other worker: it neither reads nor writes the run directory."""
+    """The session of all workers but the first: they neither read nor write the run directory."""
 
-    def __init__(self, group: Group) -> None:
-        self._group = group
-        refusal, self.result, self.checkpoint = pickle.loads(group.from_chief(b""))
-        if refusal:
-            raise LabError(f"worker 0 cannot start: {refusal}")
+    def __init__(self, result: dict[str, Any] | None, checkpoint: Checkpoint | None) -> None:
+        self.result, self.checkpoint = result, checkpoint
 
     def recorder(self, watch: Watch) -> AnyRecorder:
         return NullRecorder()
 
     def save(self, step: int, tensors: Mapping[str, tf.Tensor], state: dict[str, Any]) -> None: ...
 
-    def finish(self, result: dict[str, Any]) -> None:
-        self._group.largest(0)  # the chief is done: it would miss a worker that ends before
+    def finish(self, result: dict[str, Any]) -> dict[str, Any]:
+        return result
 
     def close(self) -> None: ...
 
 
 def open_session(group: Group, *arguments: Any) -> Session:
-    """The session of this worker; arguments as those of Session."""
+    """The session of this worker; arguments as those of Session. The first of several workers, the
+    chief, sends the others what it has found."""
     if group.alone:
         return Session(*arguments)
-    return ChiefSession(group, *arguments) if group.chief else OtherSession(group)
+    if not group.chief:
+        refusal, result, checkpoint = pickle.loads(group.from_chief(b""))
+        if refusal:
+            raise LabError(f"worker 0 cannot start: {refusal}")
+        return OtherSession(result, checkpoint)
+    try:
+        session = Session(*arguments)
+    except LabError as error:
+        group.from_chief(pickle.dumps((str(error), None, None)))
+        raise
+    group.from_chief(pickle.dumps(("", session.result, session.checkpoint)))
+    return session

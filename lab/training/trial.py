@@ -72,7 +72,7 @@ def run(
             profile = Profile(path if settings.profile and group.chief else "", last)
             startup = time.monotonic() - started
             reporter.begin(_about(state), last, state.step)
-            while state.step < last and not state.broken:
+            while state.step < last:
                 signal, length.milliseconds = group.largest(stop.check(), length.milliseconds)
                 if signal:
                     stop.signal = signal
@@ -82,6 +82,8 @@ def run(
                     recorded = state.run(steps, reporter.notify)
                 recorder.steps(first, recorded, config.histogram_every)
                 reporter.advance(state.step)
+                if state.broken:
+                    break
                 stop.check()  # before the jobs, which may take long
                 for job in (evaluate, save):
                     if job.due(state.step):
@@ -91,8 +93,8 @@ def run(
             if state.broken:
                 reporter.notify(f"the last checkpoint before that is of step {save.saved}")
             recorder.finish(succeeded=state.status in ("completed", "collapsed"))
-        result = _result(state, facts, startup)
-        session.finish(result)
+        result = session.finish(_result(state, facts, startup))
+        group.largest(0)  # the chief would miss a worker that ends before it
         return result
 
 
