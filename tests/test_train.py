@@ -254,7 +254,7 @@ def test_figures_and_last_histograms_are_those_of_the_final_model(tmp_path, labe
 def test_plain_lines_where_there_is_no_terminal(run):
     lines = run.outcome.out.splitlines()
     assert "784-128-256-10" in lines[0]
-    assert lines[1].endswith(" 2.56")
+    assert " 2.56 " in lines[1]  # the effective learning rate
     reports = [line for line in lines if line.startswith("step ")]
     assert [int(line.split()[1]) for line in reports] == EVALUATIONS
     for line, accuracy in zip(reports, run.result["evaluations"]["test_accuracy"], strict=True):
