@@ -14,6 +14,7 @@ import signal
 import struct
 import subprocess
 import termios
+import time
 from unittest import mock
 
 import events
@@ -292,8 +293,9 @@ def test_a_bar_on_a_terminal_and_a_clean_end_on_ctrl_c(tmp_path, idx_folder):
     master, slave = pty.openpty()
     fcntl.ioctl(slave, termios.TIOCSWINSZ, struct.pack("HHHH", 24, 120, 0, 0))
     child = forks.start(*arguments, terminal=os.ttyname(slave), cwd=tmp_path)
-    shown, pressed = "", False
+    shown, pressed, deadline = "", False, time.monotonic() + 120
     while piece := read_terminal(master):
+        assert time.monotonic() < deadline, shown[-500:]
         if not shown:
             os.close(slave)  # the program has it
         shown += piece
