@@ -60,7 +60,7 @@ def _run(
     keep_all: bool = False,
     terminal: str | None = None,
 ) -> None:
-    if terminal:  # the first that the leader of a session opens is its own
+    if terminal:  # the first that the leader of a session opens to read is its own
         os.setsid()
         sys.stdout.reconfigure(line_buffering=True)
     os.chdir(cwd or os.getcwd())
@@ -68,7 +68,7 @@ def _run(
     if not environment and not cores:  # which may change what XLA makes
         _reuse_programs(os.path.join(os.path.dirname(output), "xla"), file_size is None)
     for stream, name in ((1, f"{output}.out"), (2, f"{output}.err")):
-        os.dup2(os.open(terminal or name, os.O_WRONLY), stream)
+        os.dup2(os.open(terminal or name, os.O_RDWR), stream)
     assert "tensorflow" in sys.modules, "the fork server has loaded nothing"
     from lab.record import checkpoints
     from lab.training import main

@@ -136,13 +136,17 @@ class TensorBoard:
         (reply,) = self.get("data/plugin/timeseries/timeSeries", requests=json.dumps([one]))
         return reply["runToSeries"][run]
 
-    def has_all(self, run: str, step: int) -> bool:
+    def has_all(self, run: str, step: int, watched: bool = True) -> bool:
         """Whether the server has read a run up to a step and its evaluation."""
         try:
-            histograms = self.get("data/plugin/histograms/tags").get(run)
-            if not histograms or "test-accuracy" not in self.get("data/plugin/scalars/tags")[run]:
+            kinds = {"scalars": "test-accuracy"}
+            if "test-accuracy" not in self.get("data/plugin/scalars/tags").get(run, ()):
                 return False
-            kinds = {"histograms": next(iter(histograms)), "scalars": "test-accuracy"}
+            if watched:
+                histograms = self.get("data/plugin/histograms/tags").get(run)
+                if not histograms:
+                    return False
+                kinds["histograms"] = next(iter(histograms))
             return all(
                 # Sampled, but with the last one; a server that is told to keep none has none.
                 [point[1] for point in self.get(f"data/plugin/{kind}/{kind}", run=run, tag=tag)][
@@ -156,8 +160,11 @@ class TensorBoard:
 
 
 @contextlib.contextmanager
-def serving(command: str | list[str], run: str, step: int, **options: Any) -> Iterator[TensorBoard]:
-    """Runs a command that starts TensorBoard, `--port` and `--host` added, until `run` is read."""
+def serving(
+    command: str | list[str], run: str, step: int, watched: bool = True, **options: Any
+) -> Iterator[TensorBoard]:
+    """Runs a command that starts TensorBoard, `--port` and `--host` added, until `run` is read,
+    with its histograms if it was watched."""
     port = free_port()
     more = ["--host", "127.0.0.1", "--port", str(port)]
     shell = isinstance(command, str)
@@ -170,7 +177,7 @@ def serving(command: str | list[str], run: str, step: int, **options: Any) -> It
 
         def ready() -> bool:
             assert process.poll() is None, process.communicate()[1]
-            return board.has_all(run, step)
+            return board.has_all(run, step, watched)
 
         wait_for(ready, f"TensorBoard to read {run}")
         yield board

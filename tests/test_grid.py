@@ -39,7 +39,7 @@ STEPS = 200
 SMALL = [
     *("--n_hidden_1=8", "--n_hidden_2=8", "--activation=tanh", "--init_stddev=0.3"),
     *("--batch_size=16", f"--training_steps={STEPS}", "--display_step=20", "--steps_per_loop=2"),
-    "--watch=weights",
+    "--watch=",
 ]
 # Two configs; with two seeds, four trials.
 LINES = """\
@@ -673,8 +673,8 @@ def test_a_killed_grid_leaves_no_worker_and_goes_on_later(whole, other):
 
 @linux
 def test_a_worker_does_not_outlive_its_parent_by_a_trial(other):
-    with other.start("--training_steps=1000000", "--jobs=1", "--watch=") as process:
-        endless = parse(*other.line, "--training_steps=1000000", "--watch=")[0].run_name
+    with other.start("--training_steps=1000000", "--jobs=1") as process:
+        endless = parse(*other.line, "--training_steps=1000000")[0].run_name
         programs.wait_for(lambda: other.under_way(endless), "the first evaluation")
         assert len(processes(other.cwd)) == 2
         process.kill()
@@ -941,9 +941,9 @@ def test_a_broken_result_is_named_below_the_table(whole, other):
 def test_tensorboards_hparams_page_has_a_row_for_each_trial(whole):
     command = [sys.executable, "-m", "tensorboard.main", "--logdir", str(whole.logdir)]
     wanted = dict(zip(whole.names, whole.results(), strict=True))
-    with programs.serving(command, whole.names[-1], STEPS) as board:
+    with programs.serving(command, whole.names[-1], STEPS, watched=False) as board:
         programs.wait_for(
-            lambda: all(board.has_all(name, STEPS) for name in whole.names), "all of the runs"
+            lambda: all(board.has_all(name, STEPS, False) for name in whole.names), "all runs"
         )
         experiment = board.get("data/plugin/hparams/experiment", {"experimentName": ""})
         groups = board.get(

@@ -124,7 +124,7 @@ def assert_equal_within_rounding(run, wanted, atol=2e-3):
 def test_another_kind_of_cpu_is_equal_within_rounding(tmp_path, recipe, kind):
     done = programs.finish(
         programs.start(
-            *(*RECIPE, f"--logdir={tmp_path}", "--run_name=run"),
+            *(*RECIPE, f"--logdir={tmp_path}", "--run_name=run", "--watch="),
             cwd=tmp_path,
             env=ENVIRONMENT | kind,
         )
