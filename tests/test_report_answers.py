@@ -33,9 +33,9 @@ from lab.report.figures import (
     percent,
     with_interval,
 )
-from lab.report.questions.q4_same_function import _shared
-from lab.report.questions.q5_divergence import growth
-from lab.report.questions.sgd_autopsy import _last_change
+from lab.report.questions.autopsy import _last_change
+from lab.report.questions.q4_sameness import _shared
+from lab.report.questions.q5_growth import growth
 from lab.report.section import Bars, Chart, Figure, Tiles
 from lab.report.story import make_story
 from lab.settings import command_line

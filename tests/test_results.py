@@ -12,10 +12,9 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from lab.compare import results
+from lab.compare import formats, results
 from lab.compare import statistics as st
 from lab.compare import table as r
-from lab.compare import text as tables
 from lab.errors import LabError
 from lab.settings.config import Config
 
@@ -264,7 +263,7 @@ def test_statuses_are_never_averaged_together(ends, status, averaged, kind, mean
     left_out = status != "completed"
     assert any(note.startswith("runs: only completed runs") for note in shown.notes) == left_out
     if kind == "collapsed":
-        assert "collapsed" in tables.to_text(shown).splitlines()[1]
+        assert "collapsed" in formats.to_text(shown).splitlines()[1]
 
 
 def test_collapsed_runs_are_not_compared():
@@ -395,10 +394,12 @@ def test_no_directory_and_no_results(tmp_path):
         results.read_results(tmp_path / "nothing")
     assert results.read_results(tmp_path) == ([], [])
     empty = table()
-    assert "No result to show" in tables.to_text(
+    assert "No result to show" in formats.to_text(
         empty
-    ) and "No result to show" in tables.to_markdown(empty)
-    assert json.loads(tables.to_json(empty))["rows"] == [] and tables.to_csv(empty).count("\n") == 1
+    ) and "No result to show" in formats.to_markdown(empty)
+    assert (
+        json.loads(formats.to_json(empty))["rows"] == [] and formats.to_csv(empty).count("\n") == 1
+    )
 
 
 def test_not_a_number_is_no_figure():
@@ -407,7 +408,7 @@ def test_not_a_number_is_no_figure():
         with pytest.raises(LabError, match=r"test_correct is (nan|inf): must be an integer"):
             results.parse_result(text, "x")
     shown = table(record(clip=float("nan")))  # in a config it must not reach the table's JSON
-    assert "NaN" not in tables.to_json(shown) and shown.rows[0].config["clip"] is None
+    assert "NaN" not in formats.to_json(shown) and shown.rows[0].config["clip"] is None
 
 
 # -------------------------------------------------------------------- printing
@@ -422,7 +423,7 @@ def mixed():
 
 
 def test_text_of_the_nine_rows_fits_a_terminal():
-    text = tables.to_text(table(*readme_grid()))
+    text = formats.to_text(table(*readme_grid()))
     assert max(map(len, text.splitlines())) <= 120
     first = text.splitlines()[2].split()
     assert first[:6] == ["1", "128", "256", "0.01", "sgd", "0.9752"]
@@ -431,20 +432,23 @@ def test_text_of_the_nine_rows_fits_a_terminal():
 
 
 def test_without_a_row_of_the_readme_there_is_no_column_for_it():
-    for show in (tables.to_text, tables.to_markdown):
+    for show in (formats.to_text, formats.to_markdown):
         assert "README" in show(table(record())) and "same rule" in show(table(record()))
         other = show(table(record(batch_size=32)))
         assert "README" not in other and "same rule" not in other
 
 
 def test_text_says_which_interval():
-    one, five = tables.to_text(table(record())), tables.to_text(table(*row_of_seeds([9700, 9710])))
+    one, five = (
+        formats.to_text(table(record())),
+        formats.to_text(table(*row_of_seeds([9700, 9710]))),
+    )
     assert "0.9665..0.9732 w" in one and "Wilson's 95% interval" in one and "Student" not in one
     assert "Student's t" in five and "Wilson" not in five and ".. w" not in five
 
 
 def test_markdown_has_one_width():
-    lines = [line for line in tables.to_markdown(mixed()).splitlines() if line.startswith("|")]
+    lines = [line for line in formats.to_markdown(mixed()).splitlines() if line.startswith("|")]
     assert len(lines) == 2 + 11
     assert len({line.replace("\\|", "").count("|") for line in lines}) == 1
     assert any("a\\|b" in line for line in lines)
@@ -452,7 +456,7 @@ def test_markdown_has_one_width():
 
 def test_csv_reads_back():
     shown = mixed()
-    rows = list(csv.DictReader(io.StringIO(tables.to_csv(shown)), strict=True))
+    rows = list(csv.DictReader(io.StringIO(formats.to_csv(shown)), strict=True))
     assert len(rows) == len(shown.rows) and not any(None in row for row in rows)
     for line, row in zip(rows, shown.rows, strict=True):
         assert line["optimizer"] == row.config["optimizer"] and line["status"] == row.status
@@ -465,7 +469,7 @@ def test_json_is_strict_and_whole():
         raise AssertionError(constant)
 
     shown = mixed()
-    data = json.loads(tables.to_json(shown), parse_constant=refuse)
+    data = json.loads(formats.to_json(shown), parse_constant=refuse)
     assert [row["mean"] for row in data["rows"]] == [row.mean for row in shown.rows]
     assert (
         data["rows"][0]["config"]["batch_size"] == 256 and "seed" not in data["rows"][0]["config"]

@@ -9,8 +9,7 @@ import small_runs
 from forks import RUN, STEPS
 
 from lab.analysis.runs import read_runs
-from lab.compare import results, table
-from lab.compare import text as tables
+from lab.compare import formats, results, table
 from lab.errors import LabError
 from lab.record import result_file
 from lab.report import main
@@ -47,7 +46,7 @@ def test_every_field_of_a_result_with_each_wrong_value(whole):
                 assert field[-1] in str(error) or field[0] in str(error)
                 refused.add(field)
                 continue
-            for form in tables.FORMATS.values():
+            for form in formats.FORMATS.values():
                 form(table.make_table([found]))
     told = {"config", "seed", "status", "step", "test_correct", "collapsed", "nonfinite"}
     assert {field[-1] for field in refused} >= {*result_file.StoredResult.__annotations__} - {

@@ -43,8 +43,8 @@ _TEMPLATES.filters.update(
 class Draft:
     """A section of a report in the making.
 
-    Texts are blocks of templates/questions/SLUG.txt: `title`, `answer_OUTCOME`, `evidence` or
-    `evidence_OUTCOME`, `picture_SLUG` (on its first line the title, then the caption),
+    Texts are blocks of templates/questions/SLUG.txt: `title` or `title_OUTCOME`, `answer_OUTCOME`,
+    `evidence` or `evidence_OUTCOME`, `picture_SLUG` (on its first line the title, then the caption),
     `control_KEY` (on its first line the claim, then what was found), `unknown_KEY` and `gap_KEY`.
     common.txt has the blocks that several questions share.
 

@@ -15,8 +15,7 @@ from collections.abc import Iterator
 import tqdm
 
 from lab.analysis.workers import Progress, Workers
-from lab.compare import results, table
-from lab.compare import text as tables
+from lab.compare import formats, results, table
 from lab.errors import LabError
 from lab.record.directory import write_file
 from lab.settings import command_line
@@ -30,7 +29,7 @@ def main() -> int:
         found, problems = results.read_results(settings.logdir)
     except LabError as error:
         return _fail(error, 2)
-    print(tables.FORMATS[settings.format](table.make_table(found, problems=problems)), end="")
+    print(formats.FORMATS[settings.format](table.make_table(found, problems=problems)), end="")
     if not settings.page:
         return 0
     sys.stdout.flush()
@@ -48,12 +47,11 @@ def main() -> int:
 
 
 def _write(logdir: str) -> str:
-    """Reads the runs, answers, and writes; says where it lies."""
-    missing = [name for name in ("matplotlib", "scipy") if not importlib.util.find_spec(name)]
-    if missing:
+    """Reads the runs, answers the questions and writes the page; returns where it is."""
+    if not importlib.util.find_spec("matplotlib"):
         raise LabError(
-            f"the page needs {' and '.join(missing)}: {sys.executable} -m pip install"
-            f" {' '.join(missing)} (--nopage prints the table alone)"
+            f"the page needs matplotlib: {sys.executable} -m pip install matplotlib"
+            " (--nopage prints the table alone)"
         )
     # The measurements compute on the CPU: a GPU is left to those who train.
     os.environ["CUDA_VISIBLE_DEVICES"] = "-1"

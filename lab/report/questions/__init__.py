@@ -3,12 +3,12 @@
 The words are in templates/questions, a file per section.
 """
 
+from lab.report.questions.autopsy import autopsy
 from lab.report.questions.q1_layers import layers
 from lab.report.questions.q2_distribution import distribution
-from lab.report.questions.q3_near_zero import zeros
-from lab.report.questions.q4_same_function import sameness
-from lab.report.questions.q5_divergence import growth
+from lab.report.questions.q3_zeros import zeros
+from lab.report.questions.q4_sameness import sameness
+from lab.report.questions.q5_growth import growth
 from lab.report.questions.readme_table import table
-from lab.report.questions.sgd_autopsy import autopsy
 
 SECTIONS = (table, autopsy, layers, distribution, zeros, sameness, growth)

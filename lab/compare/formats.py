@@ -106,4 +106,5 @@ def to_json(table: Table) -> str:
     return json.dumps(found, indent=1, allow_nan=False) + "\n"
 
 
-FORMATS = dict(zip(TABLE_FORMATS, (to_text, to_markdown, to_csv, to_json), strict=True))
+FORMATS = {"text": to_text, "markdown": to_markdown, "csv": to_csv, "json": to_json}
+assert FORMATS.keys() == {*TABLE_FORMATS}  # the choices of the flag
