@@ -18,7 +18,7 @@ Progress = Callable[[int, int], None]  # (done, total)
 
 _LEVEL = "TF_CPP_MIN_LOG_LEVEL"
 _THREADS = ("OPENBLAS_NUM_THREADS", "OMP_NUM_THREADS", "MKL_NUM_THREADS")
-_FEW = 4  # jobs that take less time than the start of a process
+_FEW = 4  # jobs for which no process is started
 
 
 def compute(jobs: list[Job], progress: Progress = lambda done, total: None) -> list[Any]:
@@ -40,16 +40,17 @@ class Workers:
     def __init__(self, processes: int | None = None) -> None:
         self._processes = processes or len(machine.cores())
         self._pool: futures.ProcessPoolExecutor | None = None
-        self._environment = dict(os.environ)
 
     def __enter__(self) -> Workers:
+        self._before = {name: os.environ.get(name) for name in _THREADS}
         os.environ.update(dict.fromkeys(_THREADS, "1"))  # NumPy reads it when it is imported
         return self
 
     def __exit__(self, *_: object) -> None:
-        for name in _THREADS:
-            os.environ.pop(name)
-        os.environ.update(self._environment)
+        for name, value in self._before.items():
+            del os.environ[name]
+            if value is not None:
+                os.environ[name] = value
         if self._pool:
             self._pool.shutdown(cancel_futures=True)
 

@@ -44,15 +44,18 @@ class Draft:
     """A section of a report in the making.
 
     Texts are blocks of templates/questions/SLUG.txt: `title` or `title_OUTCOME`, `answer_OUTCOME`,
-    `evidence` or `evidence_OUTCOME`, `picture_SLUG` (on its first line the title, then the caption),
-    `control_KEY` (on its first line the claim, then what was found), `unknown_KEY` and `gap_KEY`.
+    `evidence` or `evidence_OUTCOME`, `picture_SLUG` (its first line is the title, the rest the
+    caption), `control_KEY` (the claim, then what was found), `unknown_KEY` and `gap_KEY`.
     common.txt has the blocks that several questions share.
+
+    Args:
+      reference: whether the section is about the reference group.
 
     Attributes:
       facts: what every block of the section can name; `label` is that of the reference group.
     """
 
-    def __init__(self, slug: str, evidence: Evidence):
+    def __init__(self, slug: str, evidence: Evidence, reference: bool = True) -> None:
         self.slug, self.evidence, self.group = slug, evidence, evidence.reference
         self.facts: dict[str, Any] = {"label": self.group.label if self.group else ""}
         self.figures: list[Figure] = []
@@ -60,7 +63,7 @@ class Draft:
         self.controls: list[Control] = []
         self.unknowns: list[str] = []
         self.commands: list[tuple[str, str]] = []
-        if self.group and len(self.group.completed) < 3:
+        if reference and self.group and len(self.group.completed) < 3:
             self.command("seeds", self.group, seeds=SEEDS)
 
     def mean(
@@ -109,7 +112,7 @@ class Draft:
 
     def control(self, key: str, passed: bool | None, **facts: Any) -> None:
         """The template's block is named by what stands before a colon in the key."""
-        claim, outcome = self._two("control", key.partition(":")[0], facts | {"passed": passed})
+        claim, outcome = self._two("control", key.partition(":")[0], facts)
         self.controls.append(Control(claim, outcome, passed, key))
 
     def unknown(self, key: str, **facts: Any) -> None:

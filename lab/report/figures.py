@@ -65,14 +65,15 @@ def over_pairs(
 def number(value: float, digits: int = 4) -> str:
     """0.001, 20,000, −3, 2·10⁻⁷: powers of ten where digits would be many."""
     if not math.isfinite(value):
-        return "no limit"
+        return "not measured" if math.isnan(value) else "no limit"
     if value == 0:
         return "0"
     power = math.floor(math.log10(abs(value)) + 1e-9)
     if value == round(value) and abs(value) < 10.0 ** max(digits, 6):
         text = f"{value:,.0f}"
     elif -4 < power < 6:
-        text = f"{value:,.0f}" if power >= digits else f"{value:,.{digits}g}"
+        text = f"{value:,.{digits}g}"
+        text = f"{value:,.0f}" if "e" in text else text
     else:
         raised = "10" + str(power).translate(str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹"))
         factor = f"{value / 10.0**power:.{min(digits, 3)}g}"
@@ -98,22 +99,23 @@ def rounded(figure: Figure) -> tuple[str, str]:
         return percent(figure.value) if figure.unit == "%" else number(figure.value) + unit, ""
     factor, unit = (100, "%") if figure.unit == "%" else (1, f" {figure.unit}" * bool(figure.unit))
     value, low, high = (factor * v for v in (figure.value, figure.low, figure.high))
-    digits = 1 - math.floor(math.log10(high - low)) if low < high < math.inf else -1
-    if not 0 <= digits <= 6 or abs(value) >= 1e6:
+    digits = max(1 - math.floor(math.log10(high - low)), 0) if low < high < math.inf else 7
+    if digits > 6 or abs(value) >= 1e6:
         return number(value) + unit, f"{number(low)} to {number(high)}{unit}"
     text, *ends = (f"{v:,.{digits}f}".replace("-", "−") for v in (value, low, high))
     return text + unit, f"{' to '.join(ends)}{unit}"
 
 
 def without_interval(figure: Figure) -> str:
-    """`97.43%`."""
-    return rounded(figure)[0]
+    """`97.43%`, in four digits."""
+    return rounded(dataclasses.replace(figure, low=None, high=None))[0]
 
 
 def with_interval(figure: Figure) -> str:
     """`97.43% [97.14 to 97.72%]`; the interval where there is one."""
     value, interval = rounded(figure)
-    return f"{value} [{interval}]" if interval and figure.low != figure.high else value
+    low, _, high = interval.rstrip("%").partition(" to ")
+    return f"{value} [{interval}]" if low != high else value
 
 
 def listed(words: Sequence[str], last: str = "and") -> str:

@@ -13,7 +13,7 @@ import sys
 import time
 from collections.abc import Sequence
 
-from lab.compare import results, table, text
+from lab.compare import formats, results, table
 from lab.errors import LabError
 from lab.processes import cluster, pool
 from lab.processes.stop import Stop
@@ -79,7 +79,7 @@ def _table(configs: Sequence[Config], outcomes: dict[str, str]) -> str:
     found, problems = results.read_files([path for path in paths.values() if path.exists()])
     problems += [f"{d}: {outcomes[d]}" for d, path in paths.items() if not path.exists()]
     order = [dataclasses.asdict(config) for config in configs]
-    return text.to_text(table.make_table(found, problems=problems, order=order))
+    return formats.to_text(table.make_table(found, problems=problems, order=order))
 
 
 def _fail(error: Exception | str, status: int) -> int:

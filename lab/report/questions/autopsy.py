@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import statistics
 
 import numpy as np
 
@@ -15,8 +16,7 @@ from lab.report.section import Figure, Mark, Section, Series
 
 
 def autopsy(evidence: Evidence) -> Section:
-    draft = Draft("autopsy", evidence)
-    draft.commands.clear()
+    draft = Draft("autopsy", evidence, reference=False)
     draft.facts["limit"] = SPREAD_LIMIT
     signed = [
         group
@@ -32,24 +32,27 @@ def autopsy(evidence: Evidence) -> Section:
     rates = [g for g in evidence.runs.sweep(subject, "learning_rate") if g in signed]
     rates.sort(key=lambda g: g.config["learning_rate"])
     fallen = [run for run in subject.runs if not run.completed] if dead else subject.runs
-    figures = _signs(draft, subject, fallen)
+    figures = _signs(draft, fallen)
+    if dead:
+        figures |= _last_step(draft, fallen)
     _cliff(draft, rates)
     _bounds(draft, rates)
     if not dead:
         return draft.section("alive", runs=sum(len(g.runs) for g in signed), **figures)
     alive = [(group, run) for group in rates for run in group.completed]
-    beyond = _flat_loss(draft, fallen, alive)
+    flat, beyond = _flat_loss(draft, fallen, alive)
     bad = sum(bool(run.result.get("nonfinite")) for run in fallen)
     draft.control("nonfinite", not bad, bad=bad, runs=len(fallen))
     _without_clip(draft, subject)
-    if "death" not in figures:
-        draft.unknown("death")
+    if "last" not in figures:
+        draft.unknown("last")
     classes = sorted({str(run.result["collapsed"]) for run in fallen})
-    return draft.section("collapsed", runs=len(subject.runs), fallen=len(fallen),
+    outcome = "flat" if flat else "collapsed"
+    return draft.section(outcome, runs=len(subject.runs), fallen=len(fallen),
                          classes=classes, beyond=beyond, **figures)  # fmt: skip
 
 
-def _signs(draft: Draft, subject: Group, runs: list[Run]) -> dict[str, Figure]:
+def _signs(draft: Draft, runs: list[Run]) -> dict[str, Figure]:
     """Adds what one step does at both ends of the runs."""
     measured = [draft.evidence.of(run) for run in runs]
     ends = [one.at_end for one in measured if one.at_end]
@@ -57,7 +60,7 @@ def _signs(draft: Draft, subject: Group, runs: list[Run]) -> dict[str, Figure]:
     spread, median = "spread of an example's logits", "median"
     draft.mean("spread_before", f"{spread} before the first step, {median}",
                [before.spread for before, _ in firsts])  # fmt: skip
-    found = {
+    return {
         "spread": draft.mean("spread", f"{spread} after one step, {median}",
                              [after.spread for _, after in firsts]),
         "clip": draft.mean("on_clip", "examples on the clip, at the end",
@@ -65,36 +68,43 @@ def _signs(draft: Draft, subject: Group, runs: list[Run]) -> dict[str, Figure]:
         "certain": draft.mean("certain", "examples at p = 1, at the end",
                               [signs.certain for signs in ends], "%"),
     }  # fmt: skip
-    if last := _last_change(subject):
-        what = "the step after which the norms of weights and biases stop changing, median"
-        note = f"{min(last)} to {max(last)}"
-        death = Figure("death", what, float(np.median(last)), runs=len(last), note=note)
-        draft.add(death)
-        found["death"] = death
-    return found
 
 
-def _last_change(group: Group) -> list[int]:
-    """By run, the last step that changed the norm of any weights or biases; none of those runs
-    where not every norm is on record.
+def _last_step(draft: Draft, runs: list[Run]) -> dict[str, Figure]:
+    """The last step that changed the norm of any weights or biases, in the runs of which every norm
+    is on record; nothing if there are none, or if they never stopped changing.
 
     The norm of an update does not tell: it is taken before the weights are rounded.
     """
-    last = []
-    for run in group.runs:
-        found = {name: run.every_step(f"{name}/norm") for name in run.final}
-        norms = {name: norm for name, norm in found.items() if norm is not None and len(norm)}
-        if len(norms) < len(found):
-            continue
-        changed = np.flatnonzero(np.any(np.diff(list(norms.values())) != 0, axis=0))
-        starts = {name: np.linalg.norm(w) for name, w in run.initial.items()}
-        first = any(not np.isclose(norms[name][0], starts[name], rtol=1e-5) for name in norms)
-        last.append(int(changed[-1]) + 2 if len(changed) else int(first))
-    return last
+    last = [step for run in runs if (step := _last_change(run)) not in (None, run.steps)]
+    if not last:
+        return {}
+    what = "the step after which the norms of weights and biases stop changing, median"
+    note, median = f"{min(last)} to {max(last)}", statistics.median_low(last)
+    figure = Figure("last", what, median, runs=len(last), note=note)
+    draft.add(figure)
+    return {"last": figure}
 
 
-def _flat_loss(draft: Draft, fallen: list[Run], alive: list[tuple[Group, Run]]) -> int:
-    """Compares with runs that live at other rates; returns how many of them crossed the clip."""
+def _last_change(run: Run) -> int | None:
+    """The last step that changed a norm, 0 if none did; None if not every norm is on record."""
+    found = {name: run.every_step(f"{name}/norm") for name in run.final}
+    norms = {name: norm for name, norm in found.items() if norm is not None and len(norm)}
+    if len(norms) < len(found):
+        return None
+    changed = np.flatnonzero(np.any(np.diff(list(norms.values())) != 0, axis=0))
+    starts = {name: np.linalg.norm(w) for name, w in run.initial.items()}
+    first = any(not np.isclose(norms[name][0], starts[name], rtol=1e-5) for name in norms)
+    return int(changed[-1]) + 2 if len(changed) else int(first)
+
+
+def _flat_loss(draft: Draft, fallen: list[Run], alive: list[tuple[Group, Run]]) -> tuple[bool, int]:
+    """Compares with runs that live at other rates.
+
+    Returns:
+      (whether the loss is flat on every example of the collapsed ones, how many of the others
+      crossed the clip in their first step).
+    """
 
     def learning(signs: VitalSigns) -> float:
         """The share of examples that are neither on the clip nor certain."""
@@ -112,7 +122,7 @@ def _flat_loss(draft: Draft, fallen: list[Run], alive: list[tuple[Group, Run]]) 
         draft.control("crossing", not beyond, beyond=beyond, runs=len(spreads),
                       labels=list(dict.fromkeys(beyond)),
                       farthest=max(spread for _, spread in spreads))  # fmt: skip
-    return len(beyond)
+    return bool(left) and max(left) == 0, len(beyond)
 
 
 def _without_clip(draft: Draft, subject: Group) -> None:
@@ -128,10 +138,10 @@ def _without_clip(draft: Draft, subject: Group) -> None:
 
 def _bounds(draft: Draft, rates: list[Group]) -> None:
     """What is not known of the rate from which on runs collapse."""
-    collapse = [g.config["learning_rate"] for g in rates if len(g.completed) < len(g.runs)]
-    lowest = min(collapse, default=math.nan)
-    live = [g.config["learning_rate"] for g in rates if g.config["learning_rate"] not in collapse]
-    highest = max((rate for rate in live if not rate >= lowest), default=math.nan)
+    collapse = {g.config["learning_rate"]: len(g.completed) < len(g.runs) for g in rates}
+    lowest = min((rate for rate, bad in collapse.items() if bad), default=math.nan)
+    below = [rate for rate, bad in collapse.items() if not bad and rate < lowest]
+    highest = max(below, default=math.nan)
     if not lowest <= 1.6 * highest:
         draft.unknown("bounds", lowest=lowest, highest=highest, both=lowest > highest)
         draft.command("cliff", grid="cliff", seeds=3)
@@ -152,7 +162,7 @@ def _cliff(draft: Draft, rates: list[Group]) -> None:
          Series("runs that collapse", x, collapsed, style="dashes")],
         scales=("log", "linear"),
         best=best,
-        deadly=[rate for rate, share in zip(x, collapsed, strict=True) if share > 0],
+        deadly=[f"{rate:g}" for rate, share in zip(x, collapsed, strict=True) if share > 0],
     )  # fmt: skip
     of = draft.evidence.of
     spreads = [across("", "", [p[1].spread for run in g.runs if (p := of(run).first_step)])

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+
 import numpy as np
 
 from lab.analysis.resets import update_ratio
@@ -28,8 +30,8 @@ def layers(evidence: Evidence) -> Section:
         draft.command("run")
         return draft.section("no_run")
     seen = list(evidence.seen(group).values())
-    _ratios(draft, group)
     outcome, facts = _resets(draft, group, seen) if seen else ("no_images", {})
+    _ratios(draft, group)
     if not seen:
         draft.unknown("no_images")
     _noise(draft)
@@ -66,7 +68,7 @@ def _resets(draft: Draft, group: Group, seen: list[Seen]) -> tuple[str, dict]:
     _every_configuration(draft)
     off = [abs(s.accuracy - run.result["test_accuracy"])
            for run in group.completed if (s := draft.evidence.of(run).seen)]  # fmt: skip
-    draft.control("same_weights", max(off) <= 0.001, runs=len(off), off=max(off))
+    draft.control("same_weights", max(off) <= 0.001, runs=len(off), off=100 * max(off))
     for name in names:
         own, fresh = (_accuracies(seen, name, "both", how) for how in ("rewound", "redrawn"))
         gain = across("", "", 100 * np.subtract(own, fresh))
@@ -90,7 +92,13 @@ def _resets(draft: Draft, group: Group, seen: list[Seen]) -> tuple[str, dict]:
         "spared": spared,
         "bias": min(found["bias"].values(), key=lambda figure: figure.value or 0),
     }
-    return "same_layer" if always else "spared" if spared else "none_spared", facts
+    outcome = (
+        "all_spared" if len(spared) == len(names)
+        else "same_layer" if always
+        else "spared" if spared
+        else "none_spared"
+    )  # fmt: skip
+    return outcome, facts
 
 
 def _accuracies(seen: list[Seen], layer: str, part: str, how: str) -> list[float]:
@@ -147,7 +155,8 @@ def _first_layer(draft: Draft, group: Group) -> None:
 
 def _every_configuration(draft: Draft) -> None:
     rows, lowest = [], set()
-    names = draft.evidence.featured[0].runs[0].final.names
+    every = (group.runs[0].final.names for group in draft.evidence.featured)
+    names = list(dict.fromkeys(itertools.chain.from_iterable(every)))
     for group in draft.evidence.featured:
         if seen := list(draft.evidence.seen(group).values()):
             figures = {
@@ -156,7 +165,8 @@ def _every_configuration(draft: Draft) -> None:
             }
             lowest.add(min(figures, key=lambda name: figures[name].value or 0))
             base = percent(float(np.mean([s.accuracy for s in seen])))
-            rows.append((group.label, base, *map(with_interval, figures.values())))
+            cells = [with_interval(figures[n]) if n in figures else "" for n in names]
+            rows.append((group.label, base, *cells))
     columns = ("configuration", "nothing reset", *names)
     draft.table("resets-all", columns, rows, lowest=sorted(lowest))
 

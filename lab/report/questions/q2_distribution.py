@@ -24,8 +24,9 @@ def distribution(evidence: Evidence) -> Section:
         draft.unknown("no_images")
     outside = _spectra(draft, group, [evidence.of(run) for run in group.completed])
     scales = evidence.runs.sweep(group, "init_stddev", "initializer")
-    if len({g.config["init_stddev"] for g in scales}) > 2:
-        _scales(draft, scales)
+    normal = [g for g in scales if g.config["initializer"] == "normal" and g.config["init_stddev"]]
+    if len(normal) > 2:
+        _scales(draft, sorted(normal, key=lambda g: g.config["init_stddev"]), scales)
     else:
         draft.unknown("scale")
         draft.command("scale", grid="init_scale", seeds=3)
@@ -36,11 +37,12 @@ def distribution(evidence: Evidence) -> Section:
 def _images(draft: Draft, group: Group, seen: list[Seen]) -> tuple[str, dict]:
     """Adds what shuffled and low-rank weights do; returns the outcome and its facts."""
     base = draft.mean("accuracy", "test accuracy at the end", [s.accuracy for s in seen], "%")
+    shuffles = {test.layers: i for i, test in enumerate(seen[0].shuffles)}
     shuffled = [
-        draft.mean(f"shuffled:{'+'.join(test.layers)}",
-                   f"accuracy with the entries of {listed(test.layers)} shuffled",
+        draft.mean(f"shuffled:{'+'.join(names)}",
+                   f"accuracy with the entries of {listed(names)} shuffled",
                    [s.shuffles[i].accuracy for s in seen], "%")
-        for i, test in enumerate(seen[0].shuffles)
+        for names, i in shuffles.items()
     ]  # fmt: skip
     ranks = [low.rank for low in seen[0].low_rank]
 
@@ -54,11 +56,10 @@ def _images(draft: Draft, group: Group, seen: list[Seen]) -> tuple[str, dict]:
     kept = cut("rank", "every layer's change cut to rank", "accuracy")
     alone = cut("rank_alone", "nothing but the change, cut to rank", "accuracy_without_initial")
     floor = chance(draft.evidence, group)
-    one = [test.layers for test in seen[0].shuffles]
     draft.bars(
         "shuffles",
         "test accuracy",
-        [points("shuffled", [n[0] if len(n) == 1 else "all" for n in one], shuffled)],
+        [points("shuffled", [n[0] if len(n) == 1 else "all" for n in shuffles], shuffled)],
         [Mark("not shuffled", base.value or 0), Mark("most frequent class", floor)],
         low=min(f.value or 0 for f in shuffled),
         high=max(f.value or 0 for f in shuffled),
@@ -86,8 +87,9 @@ def _images(draft: Draft, group: Group, seen: list[Seen]) -> tuple[str, dict]:
         "rank": (enough or [(ranks[-1], kept[-1])])[0],
         "enough": bool(enough),
     }
-    decides = (base.value or 0) - (shuffled[-1].value or 0) >= POINT
-    return ("order_decides" if decides else "nothing_lost"), facts
+    lost = (base.value or 0) - (shuffled[-1].value or 0)
+    near_chance = (shuffled[-1].value or 0) < 2 * floor
+    return "nothing_lost" if lost < POINT else "all_lost" if near_chance else "lost", facts
 
 
 def _spectra(draft: Draft, group: Group, found: list[Measured]) -> dict[str, tuple[Figure, int]]:
@@ -134,12 +136,8 @@ def _spectra(draft: Draft, group: Group, found: list[Measured]) -> dict[str, tup
     return outside
 
 
-def _scales(draft: Draft, scales: list[Group]) -> None:
-    """The accuracy against the initial scale."""
-    normal = sorted(
-        (g for g in scales if g.config["initializer"] == "normal" and g.config["init_stddev"] > 0),
-        key=lambda g: g.config["init_stddev"],
-    )
+def _scales(draft: Draft, normal: list[Group], scales: list[Group]) -> None:
+    """The accuracy against the initial scale, beside the other ways to draw."""
     x = [g.config["init_stddev"] for g in normal]
 
     def accuracy(group: Group) -> Figure:

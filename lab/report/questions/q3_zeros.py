@@ -13,6 +13,7 @@ from lab.report.questions.common import POINT
 from lab.report.section import Figure, Section, Series
 
 _LIMIT = LIMITS[-1]  # what "near 0" means in the answer
+_CURVES = 8  # in one picture, at most
 _PRUNED = {  # by key in PruningCurve
     "smallest": "smallest first",
     "compensated": "smallest first, their mean input kept",
@@ -46,8 +47,13 @@ def zeros(evidence: Evidence) -> Section:
     if not seen:
         draft.unknown("no_images")
     draft.unknown("from_start")
-    near = start.value or 0
-    outcome = "start" if near > 0.9 else "many_start" if near > 0.5 else "not_near"
+    near, left = start.value or 0, (end.value or 0) < 0.5
+    outcome = (
+        "not_near" if near <= 0.5
+        else "left" if left
+        else "start" if near > 0.9
+        else "many_start"
+    )  # fmt: skip
     return draft.section(
         outcome, start=start, end=end, bias=bias, far=far, scale=scale, pruned=pruned
     )
@@ -127,16 +133,16 @@ def _pruning(draft: Draft, seen: list[Seen]) -> Figure:
 def _never_lit(draft: Draft, group: Group) -> None:
     """Inputs that are never lit give their weights no gradient."""
     evidence = draft.evidence
+    ours = [evidence.of(run) for run in group.completed]
+    if any(one.never_lit is None for one in ours):
+        return
     known: list[tuple[Group, Run]] = [
         (g, run)
         for g in evidence.runs.groups
         for run in g.completed
         if evidence.of(run).never_lit is not None
     ]
-    if not known:
-        return
     equal = [run for _, run in known if evidence.of(run).unmoved == evidence.of(run).never_lit]
-    ours = [evidence.of(run) for run in group.completed]
     what = "inputs that are 0 in every training image that the run was shown"
     dark = draft.mean("never_lit", what, [one.never_lit or 0 for one in ours])
     draft.mean("unmoved", "rows of h1's weights that never moved", [one.unmoved for one in ours])
@@ -145,12 +151,15 @@ def _never_lit(draft: Draft, group: Group) -> None:
         "never_lit", here == len(group.completed), dark=dark, here=here,
         runs=len(group.completed), equal=len(equal), all=len(known),
     )  # fmt: skip
-    if odd := list(dict.fromkeys(g.label for g, run in known if run not in equal)):
-        draft.unknown("unmoved", odd=odd)
-    series, rare = [], {}
-    for other in evidence.featured[:8]:
+    more = [g.label for g, run in known
+            if evidence.of(run).unmoved > (evidence.of(run).never_lit or 0)]  # fmt: skip
+    if more:
+        draft.unknown("unmoved", labels=list(dict.fromkeys(more)))
+    series: list[Series] = []
+    rare = {}
+    for other in evidence.featured:
         lighting = [evidence.of(run).lighting for run in other.completed]
-        if lighting and lighting[0]:
+        if lighting and lighting[0] and len(series) < _CURVES:
             figures = [across("", "", [row.mean for row in rows])
                        for rows in zip(*lighting, strict=True)]  # fmt: skip
             places = [

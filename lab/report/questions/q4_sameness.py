@@ -58,10 +58,12 @@ def _pairs(draft: Draft, group: Group, pairs: Pairs) -> tuple[str, dict]:
     mean("both_wrong_independent", independent_name,
          lambda p: p.disagreement.both_wrong_independent, "%")  # fmt: skip
     shared = mean("shared", "errors of a seed that another one makes too", _shared, "%")
+    barriers = {}
     for when in ("before", "after"):
         entropy = operator.attrgetter(f"{when}.cross_entropy_barrier")
         accuracy = operator.attrgetter(f"{when}.accuracy_barrier")
-        mean(f"barrier:{when}", f"cross-entropy barrier, {when} matching, in nats", entropy)
+        what = f"cross-entropy barrier, {when} matching, in nats"
+        barriers[when] = mean(f"barrier:{when}", what, entropy)
         mean(f"accuracy_barrier:{when}", f"accuracy barrier, {when} matching", accuracy, "%")
     aligned = [p for p in pairs.values() if p.after.accuracy_barrier < _ALIGNED]
     draft.add(
@@ -74,18 +76,21 @@ def _pairs(draft: Draft, group: Group, pairs: Pairs) -> tuple[str, dict]:
     if 0 < len(aligned) < len(pairs):
         draft.unknown("unaligned", count=len(pairs) - len(aligned))
 
-    def excess(factor: float) -> bool | None:
-        values = {
-            seeds: p.disagreement.share - factor * p.disagreement.independent
-            for seeds, p in pairs.items()
-        }
-        return above(over_pairs("", "", values))
-
-    outcome = {False: "partly_same", True: "not_same", None: "cannot_tell"}[excess(1)]
-    outcome = "nearly_same" if excess(0.5) is False else outcome
-    barriers = sorted(p.after.cross_entropy_barrier for p in pairs.values())
+    # What both get wrong, beside what chance explains; and half of what either gets wrong.
+    more = over_pairs("", "", {
+        seeds: p.disagreement.both_wrong - p.disagreement.both_wrong_independent
+        for seeds, p in pairs.items()
+    })  # fmt: skip
+    most = over_pairs("", "", {
+        seeds: part - 0.5 for seeds, p in pairs.items() if not math.isnan(part := _shared(p))
+    })  # fmt: skip
+    outcome = {True: "partly_same", False: "not_same", None: "cannot_tell"}[above(more)]
+    if outcome == "partly_same" and above(most):
+        outcome = "nearly_same"
+    after = sorted(p.after.cross_entropy_barrier for p in pairs.values())
     facts = {"share": share, "independent": independent, "shared": shared,
-             "aligned": len(aligned), "pairs": len(pairs), "barriers": barriers}  # fmt: skip
+             "aligned": len(aligned), "pairs": len(pairs), "after": after,
+             "before": barriers["before"]}  # fmt: skip
     return outcome, facts
 
 
@@ -160,14 +165,15 @@ def _cka(draft: Draft, group: Group, pairs: Pairs) -> None:
             for name in hidden
         ]  # fmt: skip
         draft.add(*found[words])
+    if not hidden:
+        return
     gains = [
         over_pairs("", "", {seeds: p.cka[n] - p.cka_untrained[n] for seeds, p in pairs.items()})
         for n in hidden
     ]
     series = [points(words, hidden, figures) for words, figures in found.items()]
-    if hidden:
-        draft.bars("cka", "linear CKA", series, layer=hidden[-1],
-                   ends=[figures[-1] for figures in found.values()])  # fmt: skip
+    draft.bars("cka", "linear CKA", series, layer=hidden[-1],
+               ends=[figures[-1] for figures in found.values()])  # fmt: skip
     both = zip(hidden, *([with_interval(f) for f in found[words]] for words in found), strict=True)
     draft.control("cka", all_of([above(gain) for gain in gains]), layers=list(both))
 

@@ -13,7 +13,8 @@ from lab.report.questions.common import windows
 from lab.report.section import Figure, Mark, Section, Series
 
 _FIT_POINTS = 20  # distances on record, for a fit of their growth
-_JOLT = 5  # the first steps of a run
+_FIRST = 5  # the steps of a run that are its first
+_LONG = 50  # steps of a run, of which these are few
 
 
 def growth(evidence: Evidence) -> Section:
@@ -24,15 +25,15 @@ def growth(evidence: Evidence) -> Section:
         return draft.section("no_run")
     names = group.runs[0].final.names
     _distances_chart(draft, group)
-    ratios = {
-        name: draft.mean(f"drift:{name}", f"drift ratio of {name}'s weights", values)
+    found = {
+        name: draft.mean(f"drift:{name}", f"drift ratio of {name}'s weights", _drifts(group, name))
         for name in names
-        if (values := _drifts(group, name))
     }
+    ratios = {name: figure for name, figure in found.items() if figure.value is not None}
     known = [_distance_figures(draft, group, name) for name in names]
     if not all(known):
         draft.unknown("power")
-    jolts = {name: _jolt(draft, group, name) for name in ratios}
+    first = {name: _first_steps(draft, group, name) for name in ratios}
     if ratios:
         _drift_bars(draft)
     else:
@@ -45,15 +46,16 @@ def growth(evidence: Evidence) -> Section:
         draft.command("controls", grid="controls", seeds=3)
     _sharpness(draft)
     draft.unknown("momentum")
-    verdicts = [above(figure, 1) for figure in ratios.values()]
+    verdicts = {name: above(figure, 1) for name, figure in ratios.items()}
+    straight = [name for name, verdict in verdicts.items() if verdict]
     outcome = (
         "no_updates" if not ratios
-        else "drift" if all_of(verdicts)
-        else "walk" if not any(verdicts)
-        else "mixed"
+        else "cannot_tell" if any(figure.low is None for figure in ratios.values())
+        else "drift" if len(straight) == len(names)
+        else "mixed" if straight
+        else "walk"
     )  # fmt: skip
-    straight = [name for name, verdict in zip(ratios, verdicts, strict=True) if verdict]
-    return draft.section(outcome, ratios=ratios, straight=straight, jolts=jolts, late=late)
+    return draft.section(outcome, ratios=ratios, straight=straight, first=first, late=late)
 
 
 def _distances(run: Run, layer: str) -> tuple[np.ndarray, np.ndarray]:
@@ -75,16 +77,16 @@ def _drifts(group: Group, layer: str) -> list[float]:
     ]
 
 
-def _jolt(draft: Draft, group: Group, layer: str) -> Figure:
+def _first_steps(draft: Draft, group: Group, layer: str) -> Figure:
     """The share of the squared updates that falls on the first steps."""
     shares = []
     for run in group.completed:
         updates = run.every_step(f"{layer}/weights/update/norm")
-        if updates is not None and updates.any():
+        if updates is not None and updates.any() and len(updates) >= _LONG:
             squares = np.square(np.float64(updates))
-            shares.append(squares[:_JOLT].sum() / squares.sum())
-    what = f"share of {layer}'s summed squared updates on the first {_JOLT} steps"
-    return draft.mean(f"jolt:{layer}", what, shares, "%")
+            shares.append(squares[:_FIRST].sum() / squares.sum())
+    what = f"share of {layer}'s summed squared updates on the first {_FIRST} steps"
+    return draft.mean(f"first_steps:{layer}", what, shares, "%")
 
 
 def _distance_figures(draft: Draft, group: Group, name: str) -> bool:
@@ -119,16 +121,17 @@ def _distances_chart(draft: Draft, group: Group) -> None:
 
 
 def _drift_bars(draft: Draft) -> None:
-    rows: dict[str, dict[str, Figure]] = {}
-    for group in draft.evidence.featured:
-        names = group.runs[0].final.names
-        found = {name: across("", "", _drifts(group, name)) for name in names}
-        if all(figure.value is not None for figure in found.values()):
-            rows[group.label] = found
-    series = [
-        points(name, list(rows), [found[name] for found in rows.values()])
-        for name in next(iter(rows.values()))
-    ]
+    rows = {
+        group.label: {
+            name: across("", "", _drifts(group, name)) for name in group.runs[0].final.names
+        }
+        for group in draft.evidence.featured
+    }
+    names = dict.fromkeys(name for found in rows.values() for name in found)
+    series = []
+    for name in names:
+        labels = [label for label, found in rows.items() if name in found]
+        series.append(points(name, labels, [rows[label][name] for label in labels]))
     every = [y for one in series for y in one.y]
     draft.bars("drift", "distance / root of summed squared steps", series,
                [Mark("random walk", 1)], every=every)  # fmt: skip
@@ -147,7 +150,7 @@ def _late(draft: Draft, group: Group) -> dict[str, Figure]:
     for run in group.completed:
         norm, accuracy = _norm(run), run.every_step("accuracy")
         evaluations = run.scalars.get("test-loss", (np.empty(0), np.empty(0)))
-        if norm is not None and len(norm) > 2:
+        if norm is not None and len(norm) > 3:
             norms.append(late_trend(np.arange(1, len(norm) + 1), norm).change)
         if len(evaluations[0]) >= 6:
             tests.append(late_trend(*evaluations).change)

@@ -15,8 +15,7 @@ Rows = list[tuple[str, Row]]
 
 
 def table(evidence: Evidence) -> Section:
-    draft = Draft("table", evidence)
-    draft.commands.clear()
+    draft = Draft("table", evidence, reference=False)
     found = evidence.runs.table
     rows = list(zip(evidence.runs.labels, found.rows, strict=True))
     shown = [(name, row) for name, row in rows if row.mean is not None]
@@ -33,9 +32,8 @@ def table(evidence: Evidence) -> Section:
     if not rows or any(row.runs < 2 for _, row in rows):
         if readme or not rows:
             draft.command("readme", grid="readme", seeds=SEEDS)
-        for group in [g for g in evidence.runs.groups if len(g.runs) < 2][
-            : 0 if readme else _COMMANDS
-        ]:
+        single = [group for group in evidence.runs.groups if len(group.runs) < 2]
+        for group in single[: 0 if readme else _COMMANDS]:
             draft.facts["label"] = group.label
             draft.command("seeds", group, seeds=SEEDS)
     if found.pairs:
@@ -96,7 +94,9 @@ def _outcome(draft: Draft, shown: Rows, readme: Rows) -> tuple[str, dict[str, An
     # A letter past Z is a number in brackets: the first one ends behind a bracket.
     letter = row.groups[: row.groups.index(")") + 1] if row.groups[0] == "(" else row.groups[0]
     group = [(name, other.mean or 0) for name, other in judged if letter in other.groups]
+    every, other = max(compared, key=lambda pair: pair[1].mean or 0)
     facts = {
+        "every": every, "highest": other.mean, "all": len(compared),
         "best": best, "row": row, "group": group, "count": len(judged), "pairs": len(pairs),
         "seeds": sorted({pair.n for pair in pairs}), "readme": judged is ours,
     }  # fmt: skip
