@@ -120,7 +120,8 @@ def assert_equal_within_rounding(run, wanted, atol=2e-3):
     np.testing.assert_allclose(found, expected, rtol=1e-4, atol=atol)
 
 
-@pytest.mark.parametrize("kind", [AVX2, pytest.param(SSE, marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", [AVX2, SSE], ids=["AVX2", "SSE"])
 def test_another_kind_of_cpu_is_equal_within_rounding(tmp_path, recipe, kind):
     done = programs.finish(
         programs.start(
