@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import itertools
 import json
 import os
@@ -342,6 +343,12 @@ def eager_loop(flags, arrays):
     raise AssertionError("this configuration does not diverge")
 
 
+@pytest.fixture(scope="module")
+def diverged(tiny):
+    """What the eager loop finds, by kind; done once for each."""
+    return functools.cache(lambda kind: eager_loop(DIVERGING[kind], tiny))
+
+
 def diverging_flags(kind):
     names = ("--optimizer", "--activation")
     return [flag for flag in RUN if not flag.startswith(names)] + DIVERGING[kind]
@@ -378,8 +385,8 @@ NONFINITE = [
 
 
 @pytest.mark.parametrize(("kind", "more"), NONFINITE, ids=lambda value: str(value).strip("[]'-="))
-def test_the_first_nonfinite_step_is_named_and_ends_the_run(program, tiny, kind, more):
-    first, counts, course = eager_loop(DIVERGING[kind], tiny)
+def test_the_first_nonfinite_step_is_named_and_ends_the_run(program, diverged, kind, more):
+    first, counts, course = diverged(kind)
     assert set(counts) >= {"all": {"loss", *TAGS}, "loss": {"loss"}}.get(kind, {"h1/weights"})
     assert kind == "all" or not set(counts) & {"logits/weights", "logits/bias/gradient"}
     directory = program.new()
@@ -424,8 +431,8 @@ def test_the_first_nonfinite_step_is_named_and_ends_the_run(program, tiny, kind,
 
 
 @pytest.mark.slow
-def test_a_run_that_is_to_continue_goes_to_the_end(program, tiny):
-    first, counts, _ = eager_loop(DIVERGING["all"], tiny)
+def test_a_run_that_is_to_continue_goes_to_the_end(program, diverged):
+    first, counts, _ = diverged("all")
     directory = program.new()
     outcome = program.here(directory, *diverging_flags("all"), "--on_nonfinite=continue")
     assert (outcome.status, outcome.err) == (3, "")

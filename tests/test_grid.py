@@ -591,13 +591,14 @@ def test_the_progress_counts_every_trial(whole):
     assert "\r" not in whole.outcome.out
 
 
+@pytest.mark.slow
 def test_a_grid_that_is_finished_is_only_shown_again(whole, other):
     shutil.copytree(whole.logdir, other.logdir)
     before = trace(other, other.names)
     outcome = other.run("--jobs=1")
     assert (outcome.status, outcome.err) == (0, "")
     assert trace(other, other.names) == before
-    assert sum("there already" in line[-1] for line in progress(outcome.out)) == 4
+    assert sum("already" in line[-1] for line in progress(outcome.out)) == 4
     shown = outcome.out[outcome.out.index("#  n_hidden_1") :]
     assert whole.outcome.out.endswith(shown)
 
@@ -652,7 +653,7 @@ def assert_goes_on(home, whole):
     outcome = home.run("--jobs=2")
     assert (outcome.status, outcome.err) == (0, "")
     assert trace(home, finished) == before
-    there = {line[4] for line in progress(outcome.out) if "there already" in line[-1]}
+    there = {line[4] for line in progress(outcome.out) if "already" in line[-1]}
     assert there == {*finished}
     assert accuracies(home) == accuracies(whole)
     assert table(outcome.out) == table(whole.outcome.out)
@@ -783,17 +784,18 @@ def test_a_worker_that_is_killed_and_a_folder_in_the_way_fail_their_trials_alone
 # What each of these trials meets.
 FAULTS = """\
 --optimizer=sgd --learning_rate=0.0005 --seed=0  # a file where its folder should be
---optimizer=sgd --learning_rate=0.0005 --seed=1  # a folder of something else
+--optimizer=sgd --learning_rate=0.0005 --seed=3  # a folder of something else
 --optimizer=adam --learning_rate=0.001 --seed=0  # another process that writes there
 --optimizer=adam --learning_rate=0.001 --seed=1  # a run of another config
 --optimizer=sgd --learning_rate=3e38 --loss=softmax_cross_entropy  # infinite numbers
 --optimizer=sgd --learning_rate=0.0005 --seed=2  # nothing in its way
+--optimizer=sgd --learning_rate=0.0005 --seed=1  # itself, finished
 """
 
 
 def test_trials_that_cannot_run_do_not_stop_the_others(whole, other):
     other.line = [write(other.cwd, FAULTS), *other.line[2:]]
-    a_file, foreign, locked, changed, diverging, good = names = [
+    a_file, foreign, locked, changed, diverging, good, finished = names = [
         config.run_name for config in parse(*other.line)
     ]
     other.logdir.mkdir()
@@ -802,12 +804,13 @@ def test_trials_that_cannot_run_do_not_stop_the_others(whole, other):
     (other.logdir / foreign / "thesis.txt").write_text("years of work")
     (other.logdir / locked).mkdir()
     shutil.copytree(whole.logdir / locked, other.logdir / changed)  # that of another seed
-    before = trace(other, [foreign, changed])
+    shutil.copytree(whole.logdir / finished, other.logdir / finished)
+    before = trace(other, [foreign, changed, finished])
     with open(other.logdir / locked / "lock", "w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         outcome = other.run("--jobs=1")
     assert (outcome.status, outcome.err) == (3, "")
-    assert trace(other, [foreign, changed]) == before
+    assert trace(other, [foreign, changed, finished]) == before
     assert (other.logdir / a_file).read_text() == "not a folder"
     assert os.listdir(other.logdir / locked) == ["lock"]
 
@@ -825,7 +828,8 @@ def test_trials_that_cannot_run_do_not_stop_the_others(whole, other):
     assert "optimizer was" not in ends[changed]  # it is the same
     assert ends[diverging].startswith("nonfinite")
     assert programs.result(other.logdir / diverging)["status"] == "nonfinite"
-    assert ends[good].startswith("completed")
+    assert ends[good].startswith("completed") and "already" not in ends[good]
+    assert ends[finished].startswith("completed") and "already" in ends[finished]
     # What diverged has a row, and no accuracy that could be averaged in.
     lines = table(outcome.out)
     (row,) = [line for line in lines if "3e+38" in line]

@@ -13,7 +13,7 @@ import forks
 import numpy as np
 import programs
 import pytest
-from forks import LONG, RUN, STEPS
+from forks import RUN, STEPS
 from programs import ENVIRONMENT
 
 import lab
@@ -120,7 +120,8 @@ def assert_equal_within_rounding(run, wanted, atol=2e-3):
     np.testing.assert_allclose(found, expected, rtol=1e-4, atol=atol)
 
 
-@pytest.mark.parametrize("kind", [AVX2, pytest.param(SSE, marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", [AVX2, SSE], ids=["AVX2", "SSE"])
 def test_another_kind_of_cpu_is_equal_within_rounding(tmp_path, recipe, kind):
     done = programs.finish(
         programs.start(
@@ -213,8 +214,15 @@ def test_a_signal_in_the_midst_of_a_step():
     assert os.read(here.fileno(), 100) == b"last words\n"
 
 
-def test_a_loop_is_as_short_as_a_signal_can_wait(program, long, monkeypatch, tmp_path):
-    """Steps that take long are done a few at a time; that changes no bit."""
+@pytest.mark.parametrize(
+    ("limit", "value", "longest"),
+    [
+        ("LOOP_MILLISECONDS", 0, 1),  # steps that take long are done a few at a time
+        ("LOOP_INDICES", 32, 2),  # two batches of 16
+    ],
+)
+def test_a_loop_is_no_longer_than_it_may(program, whole, monkeypatch, limit, value, longest):
+    """That changes no bit."""
     from lab.step import loop as step
     from lab.training import periodic
 
@@ -226,21 +234,10 @@ def test_a_loop_is_as_short_as_a_signal_can_wait(program, long, monkeypatch, tmp
         return run(self, indices, first_step)
 
     monkeypatch.setattr(step.TrainLoop, "run", noted)
-    for milliseconds, longest in ((0, 1), (periodic.LOOP_MILLISECONDS, 4)):
-        lengths.clear()
-        monkeypatch.setattr(periodic, "LOOP_MILLISECONDS", milliseconds)
-        directory = program.new()
-        assert program.here(directory, *LONG).status == 0
-        assert max(lengths) == longest and sum(lengths) == 400
-        assert forks.tensors(forks.checkpoints(directory)[400]) == forks.tensors(
-            forks.checkpoints(long)[400]
-        )
-
-
-def test_a_loop_holds_no_more_indices_than_it_may(program, monkeypatch):
-    from lab.training import periodic
-
-    monkeypatch.setattr(periodic, "LOOP_INDICES", 32)  # two batches of 16
+    monkeypatch.setattr(periodic, limit, value)
     directory = program.new()
     assert program.here(directory, *RUN).status == 0
-    assert forks.result(directory)["step"] == STEPS
+    assert max(lengths) == longest and sum(lengths) == STEPS
+    assert forks.tensors(forks.checkpoints(directory)[STEPS]) == forks.tensors(
+        forks.checkpoints(whole)[STEPS]
+    )
