@@ -17,7 +17,7 @@ import small_runs
 
 from lab.analysis.runs import Group, Run, Runs, read_runs
 from lab.analysis.sameness import disagreement
-from lab.analysis.study import Evidence, Paired, measure
+from lab.analysis.study import Evidence, PairMeasurements, measure
 from lab.analysis.weights import Weights
 from lab.analysis.workers import Workers
 from lab.compare import table as results
@@ -232,10 +232,12 @@ def test_errors_that_two_seeds_share_are_counted():
     labels = np.zeros(100, int)
     a, b = labels.copy(), labels.copy()
     a[:10], b[5:45] = 1, 2
-    pair = Paired(disagreement(a, b, labels, 3), None, None, {}, {})
+    pair = PairMeasurements(disagreement(a, b, labels, 3), None, None, {}, {})
     both, only_a, only_b = 5, 5, 35
     assert _shared(pair) == pytest.approx(both / math.sqrt((both + only_a) * (both + only_b)))
-    assert math.isnan(_shared(Paired(disagreement(labels, b, labels, 3), None, None, {}, {})))
+    assert math.isnan(
+        _shared(PairMeasurements(disagreement(labels, b, labels, 3), None, None, {}, {}))
+    )
 
 
 def test_every_pair_of_seeds_is_shown(story):
@@ -317,7 +319,7 @@ def walk(kind, seed, steps=400):
 @pytest.mark.parametrize(("still", "step"), [(0, 0), (1, 1), (7, 7), (400, 400)])
 def test_a_collapse_is_dated_by_the_norms_of_the_weights(still, step):
     run = walk("straight", 0)
-    for name, start in run.initial.tensors().items():
+    for name, start in run.initial.items():
         times = np.arange(1, run.steps + 1)
         norms = np.linalg.norm(start) + np.minimum(times, still) * name.endswith("weights")
         run.scalars[f"{name}/norm"] = times, norms  # while the updates have norms to the end

@@ -16,7 +16,7 @@ from lab.models.layers import ACTIVATIONS, INITIALIZERS, Dense
 from lab.models.mlp import MLP
 
 
-class Evaluation(NamedTuple):
+class Score(NamedTuple):
     """accuracy: share of examples. cross_entropy: unclipped mean, in nats."""
 
     accuracy: float
@@ -60,7 +60,7 @@ class Model:
         *hidden, _ = self(type(self.network).activations, weights, x).items()
         return {name: output.numpy() for name, output in hidden}
 
-    def evaluate(self, weights: Weights, x: Any, labels: Any, product: Any = None) -> Evaluation:
+    def evaluate(self, weights: Weights, x: Any, labels: Any, product: Any = None) -> Score:
         """Accuracy and mean cross-entropy.
 
         product: x W_1, where the caller knows it.
@@ -68,7 +68,7 @@ class Model:
         product = self.product(weights, x) if product is None else product
         inputs = x if product is None else product
         found = self(_evaluate, weights, inputs, labels, product is not None)
-        return Evaluation(*map(float, found))
+        return Score(*map(float, found))
 
     def product(self, weights: Weights, x: Any) -> tf.Tensor | None:
         """x W_1 [n, units], by far the largest product; None if the first layer is not `Dense`.

@@ -19,7 +19,7 @@ from lab import data
 from lab.analysis import workers
 from lab.analysis.weights import Weights
 from lab.analysis.workers import Compute
-from lab.compare import table as results
+from lab.compare import table as comparison
 from lab.compare.results import read_results
 from lab.errors import LabError
 from lab.record import event_reader, result_file
@@ -27,7 +27,7 @@ from lab.record.directory import CONFIG, RESULT, checkpoint_paths, read_object
 from lab.settings.config import Config
 
 _DEFAULTS: dict[str, Any] = json.loads(json.dumps(dataclasses.asdict(Config())))
-_IN_NO_LABEL = results.RECORDING_FIELDS | {"seed", "deterministic", "on_nonfinite"}
+_IN_NO_LABEL = comparison.RECORDING_FIELDS | {"seed", "deterministic", "on_nonfinite"}
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -105,7 +105,7 @@ class Runs:
 
     logdir: str
     groups: list[Group]
-    table: results.Table
+    table: comparison.Table
     problems: list[str]
     folders: dict[str, str]
     labels: list[str]
@@ -127,7 +127,7 @@ def label(config: dict[str, Any], shown: Collection[str], always: Collection[str
     unlike = [name for name in shown if config[name] != _DEFAULTS[name]]
     if {"n_hidden_1", "n_hidden_2"} & set(unlike):
         words.append(f"{config['n_hidden_1']}×{config['n_hidden_2']}")
-    for name in sorted({*unlike} - set(results.README_FIELDS) - (_IN_NO_LABEL - {*always})):
+    for name in sorted({*unlike} - set(comparison.README_FIELDS) - (_IN_NO_LABEL - {*always})):
         value = ",".join(config[name]) if isinstance(config[name], list) else config[name]
         if name == "data_dir" and name not in always:
             value = os.path.basename(value.rstrip("/"))
@@ -166,7 +166,7 @@ def read_runs(logdir: str, compute: Compute = workers.compute) -> Runs:
       LabError: `logdir` is no folder.
     """
     found, problems = read_results(logdir)
-    table = results.make_table(found, problems=problems)
+    table = comparison.make_table(found, problems=problems)
     pattern = os.path.join(glob.escape(logdir), "**", CONFIG)
     paths = [*glob.glob(pattern, recursive=True), *(result.path for result in found)]
     folders = sorted(set(map(os.path.dirname, paths)))
@@ -250,7 +250,7 @@ def _find_data(runs: list[Run]) -> tuple[dict[str, str], list[str]]:
 
 
 def _group(
-    runs: list[Run], table: results.Table, differ: Collection[str]
+    runs: list[Run], table: comparison.Table, differ: Collection[str]
 ) -> tuple[list[Group], list[tuple[Run, Run]]]:
     """In the order of the table's rows; their labels are unique. And each run that repeats another
     one, with that."""
@@ -282,5 +282,5 @@ def _group(
 
 
 def _key(config: dict[str, Any], without: Sequence[str] = ()) -> str:
-    skip = results.RECORDING_FIELDS | {"seed", "data_dir", *without}
+    skip = comparison.RECORDING_FIELDS | {"seed", "data_dir", *without}
     return json.dumps({k: v for k, v in config.items() if k not in skip}, sort_keys=True)

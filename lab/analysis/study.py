@@ -25,7 +25,7 @@ MEAN_EXAMPLES = 10_000  # the first training images, for the mean activations
 FEATURED = 12  # configurations at most that are measured in depth, those with the most runs
 
 
-class Seen(NamedTuple):
+class ImageMeasurements(NamedTuple):
     """What needs images, of a completed run's final weights W_T; in featured groups only.
 
     accuracy: as evaluated here, to hold against the record. rematched: the cross-entropy barrier
@@ -43,7 +43,7 @@ class Seen(NamedTuple):
     natural: near_zero.NaturalScale
 
 
-class Measured(NamedTuple):
+class RunMeasurements(NamedTuple):
     """Of one run. spectra, near_zero and near_zero_initial: by layer, of the weights.
 
     unmoved: h1's rows that hold their first bits. never_lit: inputs that are 0 in every training
@@ -64,10 +64,10 @@ class Measured(NamedTuple):
     first_step: tuple[collapse.VitalSigns, collapse.VitalSigns] | None = None
     at_end: collapse.VitalSigns | None = None
     sharpness: sharpness.Eigenvalue | None = None
-    seen: Seen | None = None
+    on_images: ImageMeasurements | None = None
 
 
-class Paired(NamedTuple):
+class PairMeasurements(NamedTuple):
     """Of two runs of one configuration. after: the second one's units matched to the first's, as
     before where there are none to match. cka, cka_untrained: by hidden layer."""
 
@@ -88,16 +88,16 @@ class Evidence(NamedTuple):
     runs: Runs
     reference: Group | None
     featured: list[Group]
-    measured: dict[str, Measured]
-    paired: dict[str, dict[tuple[int, int], Paired]]
+    measured: dict[str, RunMeasurements]
+    paired: dict[str, dict[tuple[int, int], PairMeasurements]]
 
-    def of(self, run: Run) -> Measured:
+    def of(self, run: Run) -> RunMeasurements:
         return self.measured[run.path]
 
-    def seen(self, group: Group) -> dict[int, Seen]:
+    def on_images(self, group: Group) -> dict[int, ImageMeasurements]:
         """By seed, of the completed runs whose images are at hand."""
-        found = {run.seed: self.of(run).seen for run in group.completed}
-        return {seed: seen for seed, seen in found.items() if seen}
+        found = {run.seed: self.of(run).on_images for run in group.completed}
+        return {seed: measured for seed, measured in found.items() if measured}
 
 
 def _choose_reference(groups: list[Group]) -> Group | None:
@@ -138,7 +138,7 @@ def measure(runs: Runs, compute: Compute = workers.compute) -> Evidence:
     results = compute(list(jobs.values()))
     evidence = Evidence(runs, reference, featured, {}, {group.label: {} for group in runs.groups})
     for place, result in zip(jobs, results, strict=True):
-        if isinstance(result, Measured):
+        if isinstance(result, RunMeasurements):
             evidence.measured[place] = result
         else:
             evidence.paired[place[0]][place[1]] = result
@@ -162,13 +162,13 @@ def unit(images: np.ndarray) -> tf.Tensor:
     return tf.cast(images, tf.float32) / 255.0
 
 
-def _run(run: Run, folder: str | None, deep: bool) -> Measured:
+def _run(run: Run, folder: str | None, deep: bool) -> RunMeasurements:
     end, start = ({tag.removesuffix("/weights"): w for tag, w in weights.matrices().items()}
                   for weights in (run.final, run.initial))  # fmt: skip
     vectors = np.concatenate([w.ravel() for w in run.final.values() if w.ndim < 2])
     first, initial = (next(iter(one.values())) for one in (end, start))
     shares = near_zero.near_zero_shares
-    found = Measured(
+    found = RunMeasurements(
         spectra={name: spectrum.spectrum(w, start[name]) for name, w in end.items()},
         near_zero={name: shares(w) for name, w in end.items()},
         near_zero_initial={name: shares(w) for name, w in start.items()},
@@ -184,7 +184,7 @@ def _run(run: Run, folder: str | None, deep: bool) -> Measured:
         found = found._replace(never_lit=_never_lit(run, dataset, lit), lighting=moved)
     if plain_sgd(run.config):
         found = found._replace(**_signs(run, dataset))
-    return found._replace(seen=_seen(run, folder) if run.completed and deep else None)
+    return found._replace(on_images=_on_images(run, folder) if run.completed and deep else None)
 
 
 def _never_lit(run: Run, dataset: data.Dataset, lit: np.ndarray) -> int:
@@ -223,7 +223,7 @@ def _signs(run: Run, dataset: data.Dataset) -> dict[str, Any]:
     return found
 
 
-def _seen(run: Run, folder: str) -> Seen:
+def _on_images(run: Run, folder: str) -> ImageMeasurements:
     dataset, x, _ = load_data(folder)
     labels, start, end = dataset.test_labels, run.initial, run.final
     model, rng = model_of(run.config, end), np.random.default_rng(run.seed)
@@ -233,7 +233,7 @@ def _seen(run: Run, folder: str) -> Seen:
     back = sameness.barrier(model, end, copy, few, labels[:PAIR_EXAMPLES], points=5)
     drawn = fresh(run.config, end, seed=-1 - run.seed)  # a seed that no run has
     hidden = model.hidden(end, x).items()
-    return Seen(
+    return ImageMeasurements(
         accuracy=model.evaluate(end, x, labels).accuracy,
         resets=resets.reset_layers(model, end, start, drawn, x, labels),
         saturation={n: resets.saturation(a, run.config["activation"]) for n, a in hidden},
@@ -246,7 +246,7 @@ def _seen(run: Run, folder: str) -> Seen:
     )
 
 
-def _pair(a: Run, b: Run, folder: str, count: int | None) -> Paired:
+def _pair(a: Run, b: Run, folder: str, count: int | None) -> PairMeasurements:
     dataset, images, _ = load_data(folder)
     model, labels = model_of(a.config, a.final), dataset.test_labels
     x, few = images[:count], images[:PAIR_EXAMPLES]
@@ -258,7 +258,7 @@ def _pair(a: Run, b: Run, folder: str, count: int | None) -> Paired:
         u, v = (model.hidden(end, few) for end in ends)
         return {name: sameness.linear_cka(u[name], v[name]) for name in u}
 
-    return Paired(
+    return PairMeasurements(
         sameness.disagreement(one, other, labels, dataset.num_classes),
         before=sameness.barrier(model, a.final, b.final, x, labels[:count]),
         after=sameness.barrier(model, a.final, matched, x, labels[:count]),

@@ -42,10 +42,6 @@ class Weights(dict[str, np.ndarray]):
     def biases(self) -> tuple[np.ndarray, ...]:
         return tuple(self[f"{name}/bias"] for name in self.names)
 
-    def tensors(self) -> dict[str, np.ndarray]:
-        """The same arrays in a plain dict."""
-        return dict(self)
-
     def replace(self, tensors: Mapping[str, np.ndarray]) -> Weights:
         """The same, with some arrays in the place of its own."""
         assert tensors.keys() <= self.keys()

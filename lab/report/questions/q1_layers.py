@@ -8,7 +8,7 @@ import numpy as np
 
 from lab.analysis.resets import update_ratio
 from lab.analysis.runs import Group
-from lab.analysis.study import Evidence, Seen, load_data
+from lab.analysis.study import Evidence, ImageMeasurements, load_data
 from lab.report.draft import Draft
 from lab.report.figures import above, across, curve, percent, points, with_interval
 from lab.report.questions.common import POINT, chance, windows
@@ -29,25 +29,25 @@ def layers(evidence: Evidence) -> Section:
     if group is None:
         draft.command("run")
         return draft.section("no_run")
-    seen = list(evidence.seen(group).values())
-    outcome, facts = _resets(draft, group, seen) if seen else ("no_images", {})
+    measured = list(evidence.on_images(group).values())
+    outcome, facts = _resets(draft, group, measured) if measured else ("no_images", {})
     _ratios(draft, group)
-    if not seen:
+    if not measured:
         draft.unknown("no_images")
     _noise(draft)
     return draft.section(outcome, **facts)
 
 
-def _resets(draft: Draft, group: Group, seen: list[Seen]) -> tuple[str, dict]:
+def _resets(draft: Draft, group: Group, measured: list[ImageMeasurements]) -> tuple[str, dict]:
     """Adds what the resets show; returns the outcome and its facts."""
     names = group.runs[0].final.names
-    base = draft.mean("accuracy", "test accuracy at the end", [s.accuracy for s in seen], "%")
+    base = draft.mean("accuracy", "test accuracy at the end", [s.accuracy for s in measured], "%")
     found: dict[str, dict[str, Figure]] = {
         key: {
             name: draft.mean(
                 f"redrawn:{name}" if key == "redrawn" else f"rewound:{name}:{key}",
                 f"accuracy with {name} {words}",
-                _accuracies(seen, name, part, how),
+                _accuracies(measured, name, part, how),
                 "%",
             )
             for name in names
@@ -67,14 +67,14 @@ def _resets(draft: Draft, group: Group, seen: list[Seen]) -> tuple[str, dict]:
     _first_layer(draft, group)
     _every_configuration(draft)
     off = [abs(s.accuracy - run.result["test_accuracy"])
-           for run in group.completed if (s := draft.evidence.of(run).seen)]  # fmt: skip
+           for run in group.completed if (s := draft.evidence.of(run).on_images)]  # fmt: skip
     draft.control("same_weights", max(off) <= 0.001, runs=len(off), off=100 * max(off))
     for name in names:
-        own, fresh = (_accuracies(seen, name, "both", how) for how in ("rewound", "redrawn"))
+        own, fresh = (_accuracies(measured, name, "both", how) for how in ("rewound", "redrawn"))
         gain = across("", "", 100 * np.subtract(own, fresh))
         draft.control(f"own_start:{name}", above(gain), layer=name, gain=gain)
     for name in names[:-1]:
-        _saturation(draft, name, [s.saturation[name] for s in seen])
+        _saturation(draft, name, [s.saturation[name] for s in measured])
     draft.unknown("trained_beside")
 
     def value(key: str, name: str) -> float:
@@ -101,11 +101,11 @@ def _resets(draft: Draft, group: Group, seen: list[Seen]) -> tuple[str, dict]:
     return outcome, facts
 
 
-def _accuracies(seen: list[Seen], layer: str, part: str, how: str) -> list[float]:
+def _accuracies(measured: list[ImageMeasurements], layer: str, part: str, how: str) -> list[float]:
     """By run, with that part of a layer reset; the mean over draws, where there are several."""
     return [
         float(np.mean(getattr(reset, how)))
-        for s in seen
+        for s in measured
         for reset in s.resets
         if (reset.layer, reset.part) == (layer, part)
     ]
@@ -158,13 +158,13 @@ def _every_configuration(draft: Draft) -> None:
     every = (group.runs[0].final.names for group in draft.evidence.featured)
     names = list(dict.fromkeys(itertools.chain.from_iterable(every)))
     for group in draft.evidence.featured:
-        if seen := list(draft.evidence.seen(group).values()):
+        if measured := list(draft.evidence.on_images(group).values()):
             figures = {
-                name: across("", "", _accuracies(seen, name, "both", "rewound"), "%")
+                name: across("", "", _accuracies(measured, name, "both", "rewound"), "%")
                 for name in group.runs[0].final.names
             }
             lowest.add(min(figures, key=lambda name: figures[name].value or 0))
-            base = percent(float(np.mean([s.accuracy for s in seen])))
+            base = percent(float(np.mean([s.accuracy for s in measured])))
             cells = [with_interval(figures[n]) if n in figures else "" for n in names]
             rows.append((group.label, base, *cells))
     columns = ("configuration", "nothing reset", *names)

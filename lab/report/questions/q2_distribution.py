@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from lab.analysis.runs import Group
-from lab.analysis.study import Evidence, Measured, Seen
+from lab.analysis.study import Evidence, ImageMeasurements, RunMeasurements
 from lab.report.draft import Draft
 from lab.report.figures import above, across, curve, listed, points
 from lab.report.questions.common import POINT, chance
@@ -18,9 +18,9 @@ def distribution(evidence: Evidence) -> Section:
     if group is None:
         draft.command("run")
         return draft.section("no_run")
-    seen = list(evidence.seen(group).values())
-    outcome, facts = _images(draft, group, seen) if seen else ("no_images", {})
-    if not seen:
+    measured = list(evidence.on_images(group).values())
+    outcome, facts = _images(draft, group, measured) if measured else ("no_images", {})
+    if not measured:
         draft.unknown("no_images")
     outside = _spectra(draft, group, [evidence.of(run) for run in group.completed])
     scales = evidence.runs.sweep(group, "init_stddev", "initializer")
@@ -34,22 +34,22 @@ def distribution(evidence: Evidence) -> Section:
     return draft.section(outcome, outside=outside, **facts)
 
 
-def _images(draft: Draft, group: Group, seen: list[Seen]) -> tuple[str, dict]:
+def _images(draft: Draft, group: Group, measured: list[ImageMeasurements]) -> tuple[str, dict]:
     """Adds what shuffled and low-rank weights do; returns the outcome and its facts."""
-    base = draft.mean("accuracy", "test accuracy at the end", [s.accuracy for s in seen], "%")
-    shuffles = {test.layers: i for i, test in enumerate(seen[0].shuffles)}
+    base = draft.mean("accuracy", "test accuracy at the end", [s.accuracy for s in measured], "%")
+    shuffles = {test.layers: i for i, test in enumerate(measured[0].shuffles)}
     shuffled = [
         draft.mean(f"shuffled:{'+'.join(names)}",
                    f"accuracy with the entries of {listed(names)} shuffled",
-                   [s.shuffles[i].accuracy for s in seen], "%")
+                   [s.shuffles[i].accuracy for s in measured], "%")
         for names, i in shuffles.items()
     ]  # fmt: skip
-    ranks = [low.rank for low in seen[0].low_rank]
+    ranks = [low.rank for low in measured[0].low_rank]
 
     def cut(key: str, words: str, part: str) -> list[Figure]:
         return [
             draft.mean(f"{key}:{rank}", f"accuracy with {words} {rank}",
-                       [getattr(s.low_rank[i], part) for s in seen], "%")
+                       [getattr(s.low_rank[i], part) for s in measured], "%")
             for i, rank in enumerate(ranks)
         ]  # fmt: skip
 
@@ -76,8 +76,8 @@ def _images(draft: Draft, group: Group, seen: list[Seen]) -> tuple[str, dict]:
         kept=kept[-1],
         alone=alone[-1],
     )  # fmt: skip
-    same = all(test.same_counts for s in seen for test in s.shuffles)
-    fall = across("", "", [100 * (s.accuracy - s.shuffles[-1].accuracy) for s in seen])
+    same = all(test.same_counts for s in measured for test in s.shuffles)
+    fall = across("", "", [100 * (s.accuracy - s.shuffles[-1].accuracy) for s in measured])
     draft.control("shuffled", above(fall) if same else False, same=same, fall=fall)
     enough = [(rank, f) for rank, f in zip(ranks, kept, strict=True)
               if (f.value or 0) >= (base.value or 0) - POINT]  # fmt: skip
@@ -92,7 +92,9 @@ def _images(draft: Draft, group: Group, seen: list[Seen]) -> tuple[str, dict]:
     return "nothing_lost" if lost < POINT else "all_lost" if near_chance else "lost", facts
 
 
-def _spectra(draft: Draft, group: Group, found: list[Measured]) -> dict[str, tuple[Figure, int]]:
+def _spectra(
+    draft: Draft, group: Group, found: list[RunMeasurements]
+) -> dict[str, tuple[Figure, int]]:
     """Adds singular values; returns how many of how many are beyond the edge of noise, by layer."""
     outside, names = {}, group.runs[0].final.names
     for name in names:

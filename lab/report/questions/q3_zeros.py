@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from lab.analysis.runs import Group, Run
-from lab.analysis.study import LIMITS, Evidence, Measured, Seen
+from lab.analysis.study import LIMITS, Evidence, ImageMeasurements, RunMeasurements
 from lab.analysis.weights import Weights
 from lab.report.draft import Draft
 from lab.report.figures import above, across, curve, percent, points
@@ -29,7 +29,7 @@ def zeros(evidence: Evidence) -> Section:
         return draft.section("no_run")
     draft.facts["limit"] = _LIMIT
     found = [evidence.of(run) for run in group.completed]
-    seen = list(evidence.seen(group).values())
+    measured = list(evidence.on_images(group).values())
     start, end, bias = (
         draft.mean(f"near_zero:{key}", f"{what} within {_LIMIT} of 0, at the {when}", shares, "%")
         for key, what, when, shares in (
@@ -42,9 +42,9 @@ def zeros(evidence: Evidence) -> Section:
     _histogram(draft, group)
     _by_configuration(draft)
     _never_lit(draft, group)
-    scale = _scale(draft, seen) if seen else {}
-    pruned = _pruning(draft, seen) if seen else None
-    if not seen:
+    scale = _scale(draft, measured) if measured else {}
+    pruned = _pruning(draft, measured) if measured else None
+    if not measured:
         draft.unknown("no_images")
     draft.unknown("from_start")
     near, left = start.value or 0, (end.value or 0) < 0.5
@@ -63,7 +63,7 @@ def _share(weights: Weights) -> float:
     return float(np.mean(np.abs(np.concatenate([w.ravel() for w in weights.weights])) < _LIMIT))
 
 
-def _by_layer(draft: Draft, group: Group, found: list[Measured]) -> list[tuple[str, Figure]]:
+def _by_layer(draft: Draft, group: Group, found: list[RunMeasurements]) -> list[tuple[str, Figure]]:
     """Adds the shares; returns the final ones of the layers of which most weights are not near."""
     far: list[tuple[str, Figure]] = []
     for name in group.runs[0].final.names:
@@ -77,10 +77,10 @@ def _by_layer(draft: Draft, group: Group, found: list[Measured]) -> list[tuple[s
     return far
 
 
-def _scale(draft: Draft, seen: list[Seen]) -> dict[str, Figure]:
+def _scale(draft: Draft, measured: list[ImageMeasurements]) -> dict[str, Figure]:
     """The first layer's pre-activations, beside what independent weights would give."""
-    scales = [s.natural for s in seen]
-    square = Figure("square_norm", "E‖x‖² of the inputs", scales[0].square_norm, runs=len(seen))
+    scales = [s.natural for s in measured]
+    square = Figure("square_norm", "E‖x‖² of the inputs", scales[0].square_norm, runs=len(measured))
     independent = [np.sqrt(s.square_norm) * s.weight for s in scales]
     draft.add(square)
     rms = "root mean square of h1's"
@@ -95,10 +95,10 @@ def _scale(draft: Draft, seen: list[Seen]) -> dict[str, Figure]:
     }
 
 
-def _pruning(draft: Draft, seen: list[Seen]) -> Figure:
+def _pruning(draft: Draft, measured: list[ImageMeasurements]) -> Figure:
     """Adds the pruning curves; returns how much can go, smallest first, for a point."""
 
-    def prunable(s: Seen, key: str) -> float:
+    def prunable(s: ImageMeasurements, key: str) -> float:
         bad = np.flatnonzero(getattr(s.pruning, key) < s.accuracy - POINT)
         return float(s.pruning.shares[bad[0] - 1 if len(bad) else -1])
 
@@ -106,25 +106,26 @@ def _pruning(draft: Draft, seen: list[Seen]) -> Figure:
         key: draft.mean(
             f"prunable:{key}",
             f"weights that can be set to 0 for a point of accuracy, {words}",
-            [prunable(s, key) for s in seen],
+            [prunable(s, key) for s in measured],
             "%",
         )
         for key, words in _PRUNED.items()
     }
-    gain = [prunable(s, "smallest") - prunable(s, "random") for s in seen]
+    gain = [prunable(s, "smallest") - prunable(s, "random") for s in measured]
     draft.control("pruning", above(across("", "", gain, "%")), **found)
-    shares = seen[0].pruning.shares
+    shares = measured[0].pruning.shares
     half = shares.searchsorted(0.5)
     draft.chart(
         "pruning",
         "share of weights set to 0",
         "test accuracy",
         [
-            curve(words, shares.tolist(), [getattr(s.pruning, key) for s in seen], "%")
+            curve(words, shares.tolist(), [getattr(s.pruning, key) for s in measured], "%")
             for key, words in _PRUNED.items()
         ],
         half={
-            key: float(np.mean([getattr(s.pruning, key)[half] for s in seen])) for key in _PRUNED
+            key: float(np.mean([getattr(s.pruning, key)[half] for s in measured]))
+            for key in _PRUNED
         },
     )
     return found["smallest"]

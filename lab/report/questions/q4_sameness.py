@@ -7,7 +7,7 @@ import operator
 from collections.abc import Callable
 
 from lab.analysis.runs import Group
-from lab.analysis.study import Evidence, Paired, Seen
+from lab.analysis.study import Evidence, ImageMeasurements, PairMeasurements
 from lab.report.draft import Draft
 from lab.report.figures import above, all_of, over_pairs, points, with_interval
 from lab.report.section import Figure, Section
@@ -15,7 +15,7 @@ from lab.report.section import Figure, Section
 _ALIGNED = 0.01  # an accuracy barrier below which a pair counts as aligned
 _PAIRS_SHOWN = 15
 
-Pairs = dict[tuple[int, int], Paired]
+Pairs = dict[tuple[int, int], PairMeasurements]
 
 
 def sameness(evidence: Evidence) -> Section:
@@ -24,9 +24,9 @@ def sameness(evidence: Evidence) -> Section:
     if group is None:
         draft.command("run")
         return draft.section("no_run")
-    pairs, seen = evidence.paired[group.label], list(evidence.seen(group).values())
-    if seen:
-        _permutations(draft, seen)
+    pairs, measured = evidence.paired[group.label], list(evidence.on_images(group).values())
+    if measured:
+        _permutations(draft, measured)
     else:
         draft.unknown("no_images")
     outcome, facts = _pairs(draft, group, pairs) if pairs else ("no_pair", {})
@@ -42,7 +42,9 @@ def sameness(evidence: Evidence) -> Section:
 def _pairs(draft: Draft, group: Group, pairs: Pairs) -> tuple[str, dict]:
     """Adds what pairs of seeds share; returns the outcome and its facts."""
 
-    def mean(key: str, name: str, take: Callable[[Paired], float], unit: str = "") -> Figure:
+    def mean(
+        key: str, name: str, take: Callable[[PairMeasurements], float], unit: str = ""
+    ) -> Figure:
         values = {seeds: take(pair) for seeds, pair in pairs.items()}
         known = {seeds: value for seeds, value in values.items() if math.isfinite(value)}
         figure = over_pairs(key, name, known, unit)
@@ -94,7 +96,7 @@ def _pairs(draft: Draft, group: Group, pairs: Pairs) -> tuple[str, dict]:
     return outcome, facts
 
 
-def _shared(pair: Paired) -> float:
+def _shared(pair: PairMeasurements) -> float:
     """The share of one's errors that the other makes too; the geometric mean of both shares."""
     product = pair.disagreement.both_wrong_independent  # of the two error rates
     return pair.disagreement.both_wrong / math.sqrt(product) if product else math.nan
@@ -178,15 +180,15 @@ def _cka(draft: Draft, group: Group, pairs: Pairs) -> None:
     draft.control("cka", all_of([above(gain) for gain in gains]), layers=list(both))
 
 
-def _permutations(draft: Draft, seen: list[Seen]) -> None:
+def _permutations(draft: Draft, measured: list[ImageMeasurements]) -> None:
     """Controls of the matching, on permuted copies."""
-    changes = [s.symmetry.logits_change for s in seen]
-    distances = [s.symmetry.distance / s.symmetry.norm for s in seen]
+    changes = [s.symmetry.logits_change for s in measured]
+    distances = [s.symmetry.distance / s.symmetry.norm for s in measured]
     what = "largest change of a logit when hidden units are permuted, of the largest logit"
     draft.mean("permuted_logits", what, changes)
     what = "distance of the permuted weights, in norms of the weights"
     draft.mean("permuted_distance", what, distances)
     draft.control("order", max(changes) < 1e-5 and min(distances) > 0.1,
                   distance=min(distances), change=max(changes))  # fmt: skip
-    again = max(s.rematched for s in seen)
-    draft.control("found_again", again < 1e-5, runs=len(seen), again=again)
+    again = max(s.rematched for s in measured)
+    draft.control("found_again", again < 1e-5, runs=len(measured), again=again)
