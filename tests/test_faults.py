@@ -7,6 +7,7 @@ import functools
 import itertools
 import json
 import os
+import pathlib
 import re
 import shutil
 import signal
@@ -251,12 +252,19 @@ def test_a_file_where_a_folder_should_be_is_named_and_left_alone(program, name):
 # ------------------------------------------------------------------ two at once
 
 
+def stopped(pid):
+    """Whether every thread of a process has stopped; one in a system call does after that."""
+    threads = pathlib.Path("/proc", str(pid), "task").iterdir()
+    return all("State:\tT" in (thread / "status").read_text() for thread in threads)
+
+
 def test_a_run_has_one_process(program, long):
     """The second one is refused whatever it wants, and the first does not notice."""
     directory = program.new()
     first = program.start(directory, LONG)
     first.wait_for("step     50")
     os.kill(first.pid, signal.SIGSTOP)
+    programs.wait_for(lambda: stopped(first.pid), "the stop")
     before = forks.contents(directory)
     for more in ([], ["--overwrite"], ["--seed=10"], ["--seed=10", "--overwrite"]):
         outcome = program.here(directory, *LONG, *more)
