@@ -352,20 +352,20 @@ def test_templates_have_the_blocks_that_are_asked_for_and_no_others():
     blocks = {slug: set(re.findall(r"{% block (\w+)", text)) for slug, text in templates.items()}
     kinds = {"chart": "picture", "bars": "picture", "tiles": "picture", "table": "picture"}
     kinds |= {"control": "control", "unknown": "unknown", "command": "gap"}
-    asked_of_common = set()
+    asked_of_common, checked = set(), set()
     for path in sorted((folder / "questions").glob("*.py")):
         code = path.read_text()
-        if slug := re.search(r'Draft\("(\w+)"', code):
-            calls = re.findall(r'draft\.(\w+)\(\s*f?"([\w-]+)', code)
-            asked = {
-                f"{kinds[method]}_{key}".replace("-", "_")
-                for method, key in calls
-                if method in kinds
-            }
-            own = blocks[slug[1]]
+        calls = re.findall(r'draft\.(\w+)\(\s*f?"([\w-]+)', code)
+        asked = {
+            f"{kinds[method]}_{key}".replace("-", "_") for method, key in calls if method in kinds
+        }
+        asked_of_common |= asked
+        if slug := re.search(r'Draft\("(\w+)"|@about_reference\ndef (\w+)', code):
+            own = blocks[slug[1] or slug[2]]
             assert asked <= own | blocks["common"], path
             texts = {block for block in own if block.partition("_")[0] in kinds.values()}
             assert texts <= asked, path
-            asked_of_common |= asked
+            checked.add(slug[1] or slug[2])
     texts = {block for block in blocks["common"] if block.partition("_")[0] in kinds.values()}
-    assert texts <= asked_of_common | {"gap_seeds"}
+    assert texts <= asked_of_common
+    assert checked == templates.keys() - {"common"} == {*SLUGS}

@@ -48,23 +48,18 @@ class Draft:
     caption), `control_KEY` (the claim, then what was found), `unknown_KEY` and `gap_KEY`.
     common.txt has the blocks that several questions share.
 
-    Args:
-      reference: whether the section is about the reference group.
-
     Attributes:
       facts: what every block of the section can name; `label` is that of the reference group.
     """
 
-    def __init__(self, slug: str, evidence: Evidence, reference: bool = True) -> None:
-        self.slug, self.evidence, self.group = slug, evidence, evidence.reference
-        self.facts: dict[str, Any] = {"label": self.group.label if self.group else ""}
+    def __init__(self, slug: str, evidence: Evidence) -> None:
+        self.slug, self.evidence, reference = slug, evidence, evidence.reference
+        self.facts: dict[str, Any] = {"label": reference.label if reference else ""}
         self.figures: list[Figure] = []
         self.pictures: list[Picture] = []
         self.controls: list[Control] = []
         self.unknowns: list[str] = []
         self.commands: list[tuple[str, str]] = []
-        if reference and self.group and len(self.group.completed) < 3:
-            self.command("seeds", self.group, seeds=SEEDS)
 
     def mean(
         self, key: str, name: str, values: Iterable[float], unit: str = "", note: str = ""

@@ -16,7 +16,7 @@ from lab.report.section import Figure, Mark, Section, Series
 
 
 def autopsy(evidence: Evidence) -> Section:
-    draft = Draft("autopsy", evidence, reference=False)
+    draft = Draft("autopsy", evidence)
     draft.facts["limit"] = SPREAD_LIMIT
     signed = [
         group

@@ -2,13 +2,37 @@
 
 from __future__ import annotations
 
+import functools
+from collections.abc import Callable
+
 import numpy as np
 
 from lab.analysis.drift import thin
 from lab.analysis.runs import Group
 from lab.analysis.study import Evidence, load_data
+from lab.report.draft import SEEDS, Draft
+from lab.report.section import Section
 
 POINT = 0.01  # of accuracy
+
+
+def about_reference(answer: Callable[[Draft, Group], Section]) -> Callable[[Evidence], Section]:
+    """Makes a section about the reference group of a function of a draft and that group.
+
+    The function's name is the section's slug. Where no run has completed it is not called.
+    """
+
+    @functools.wraps(answer)
+    def section(evidence: Evidence) -> Section:
+        draft, group = Draft(answer.__name__, evidence), evidence.reference
+        if group is None:
+            draft.command("run")
+            return draft.section("no_run")
+        if len(group.completed) < 3:
+            draft.command("seeds", group, seeds=SEEDS)
+        return answer(draft, group)
+
+    return section
 
 
 def chance(evidence: Evidence, group: Group) -> float:

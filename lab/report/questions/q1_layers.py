@@ -8,10 +8,10 @@ import numpy as np
 
 from lab.analysis.resets import update_ratio
 from lab.analysis.runs import Group
-from lab.analysis.study import Evidence, ImageMeasurements, load_data
+from lab.analysis.study import ImageMeasurements, load_data
 from lab.report.draft import Draft
 from lab.report.figures import above, across, curve, percent, points, with_interval
-from lab.report.questions.common import POINT, chance, windows
+from lab.report.questions.common import POINT, about_reference, chance, windows
 from lab.report.section import Figure, Mark, Section
 
 _RESETS = {  # by key: (part of a layer, how it is reset, in words)
@@ -23,18 +23,14 @@ _RESETS = {  # by key: (part of a layer, how it is reset, in words)
 _UNITS = 24  # of the first layer that are shown
 
 
-def layers(evidence: Evidence) -> Section:
-    draft = Draft("layers", evidence)
-    group = draft.group
-    if group is None:
-        draft.command("run")
-        return draft.section("no_run")
-    measured = list(evidence.on_images(group).values())
+@about_reference
+def layers(draft: Draft, group: Group) -> Section:
+    measured = list(draft.evidence.on_images(group).values())
     outcome, facts = _resets(draft, group, measured) if measured else ("no_images", {})
     _ratios(draft, group)
     if not measured:
         draft.unknown("no_images")
-    _noise(draft)
+    _noise(draft, group)
     return draft.section(outcome, **facts)
 
 
@@ -171,9 +167,9 @@ def _every_configuration(draft: Draft) -> None:
     draft.table("resets-all", columns, rows, lowest=sorted(lowest))
 
 
-def _noise(draft: Draft) -> None:
+def _noise(draft: Draft, reference: Group) -> None:
     """Of the first configuration that was trained on several replicas."""
-    names = draft.evidence.reference.runs[0].final.names if draft.evidence.reference else ()
+    names = reference.runs[0].final.names
     for group in draft.evidence.runs.groups:
         known = False
         for key in ("all", *(f"{layer}/weights" for layer in names)):
@@ -193,4 +189,4 @@ def _noise(draft: Draft) -> None:
         if known:
             return
     draft.unknown("noise")
-    draft.command("noise", draft.group, devices="cpu:2", seeds="100,101,102")
+    draft.command("noise", reference, devices="cpu:2", seeds="100,101,102")

@@ -5,25 +5,21 @@ from __future__ import annotations
 import numpy as np
 
 from lab.analysis.runs import Group
-from lab.analysis.study import Evidence, ImageMeasurements, RunMeasurements
+from lab.analysis.study import ImageMeasurements, RunMeasurements
 from lab.report.draft import Draft
 from lab.report.figures import above, across, curve, listed, points
-from lab.report.questions.common import POINT, chance
+from lab.report.questions.common import POINT, about_reference, chance
 from lab.report.section import Figure, Mark, Section
 
 
-def distribution(evidence: Evidence) -> Section:
-    draft = Draft("distribution", evidence)
-    group = draft.group
-    if group is None:
-        draft.command("run")
-        return draft.section("no_run")
-    measured = list(evidence.on_images(group).values())
+@about_reference
+def distribution(draft: Draft, group: Group) -> Section:
+    measured = list(draft.evidence.on_images(group).values())
     outcome, facts = _images(draft, group, measured) if measured else ("no_images", {})
     if not measured:
         draft.unknown("no_images")
-    outside = _spectra(draft, group, [evidence.of(run) for run in group.completed])
-    scales = evidence.runs.sweep(group, "init_stddev", "initializer")
+    outside = _spectra(draft, group, [draft.evidence.of(run) for run in group.completed])
+    scales = draft.evidence.runs.sweep(group, "init_stddev", "initializer")
     normal = [g for g in scales if g.config["initializer"] == "normal" and g.config["init_stddev"]]
     if len(normal) > 2:
         _scales(draft, sorted(normal, key=lambda g: g.config["init_stddev"]), scales)

@@ -5,11 +5,11 @@ from __future__ import annotations
 import numpy as np
 
 from lab.analysis.runs import Group, Run
-from lab.analysis.study import LIMITS, Evidence, ImageMeasurements, RunMeasurements
+from lab.analysis.study import LIMITS, ImageMeasurements, RunMeasurements
 from lab.analysis.weights import Weights
 from lab.report.draft import Draft
 from lab.report.figures import above, across, curve, percent, points
-from lab.report.questions.common import POINT
+from lab.report.questions.common import POINT, about_reference
 from lab.report.section import Figure, Section, Series
 
 _LIMIT = LIMITS[-1]  # what "near 0" means in the answer
@@ -21,15 +21,11 @@ _PRUNED = {  # by key in PruningCurve
 }
 
 
-def zeros(evidence: Evidence) -> Section:
-    draft = Draft("zeros", evidence)
-    group = draft.group
-    if group is None:
-        draft.command("run")
-        return draft.section("no_run")
+@about_reference
+def zeros(draft: Draft, group: Group) -> Section:
     draft.facts["limit"] = _LIMIT
-    found = [evidence.of(run) for run in group.completed]
-    measured = list(evidence.on_images(group).values())
+    found = [draft.evidence.of(run) for run in group.completed]
+    measured = list(draft.evidence.on_images(group).values())
     start, end, bias = (
         draft.mean(f"near_zero:{key}", f"{what} within {_LIMIT} of 0, at the {when}", shares, "%")
         for key, what, when, shares in (

@@ -7,9 +7,10 @@ import operator
 from collections.abc import Callable
 
 from lab.analysis.runs import Group
-from lab.analysis.study import Evidence, ImageMeasurements, PairMeasurements
+from lab.analysis.study import ImageMeasurements, PairMeasurements
 from lab.report.draft import Draft
 from lab.report.figures import above, all_of, over_pairs, points, with_interval
+from lab.report.questions.common import about_reference
 from lab.report.section import Figure, Section
 
 _ALIGNED = 0.01  # an accuracy barrier below which a pair counts as aligned
@@ -18,19 +19,16 @@ _PAIRS_SHOWN = 15
 Pairs = dict[tuple[int, int], PairMeasurements]
 
 
-def sameness(evidence: Evidence) -> Section:
-    draft = Draft("sameness", evidence)
-    group = draft.group
-    if group is None:
-        draft.command("run")
-        return draft.section("no_run")
-    pairs, measured = evidence.paired[group.label], list(evidence.on_images(group).values())
+@about_reference
+def sameness(draft: Draft, group: Group) -> Section:
+    pairs = draft.evidence.paired[group.label]
+    measured = list(draft.evidence.on_images(group).values())
     if measured:
         _permutations(draft, measured)
     else:
         draft.unknown("no_images")
     outcome, facts = _pairs(draft, group, pairs) if pairs else ("no_pair", {})
-    if table := evidence.runs.table.pairs:
+    if table := draft.evidence.runs.table.pairs:
         alike = sum(pair.p_holm > 0.05 for pair in table)
         what = "pairs of configurations whose accuracies do not differ significantly"
         note = f"of {len(table)}, Holm's correction"

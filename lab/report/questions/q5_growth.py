@@ -6,10 +6,10 @@ import numpy as np
 
 from lab.analysis.drift import drift_ratio, growth_exponent, late_trend
 from lab.analysis.runs import Group, Run
-from lab.analysis.study import Evidence, plain_sgd
+from lab.analysis.study import plain_sgd
 from lab.report.draft import Draft
 from lab.report.figures import above, across, all_of, curve, points, with_interval
-from lab.report.questions.common import windows
+from lab.report.questions.common import about_reference, windows
 from lab.report.section import Figure, Mark, Section, Series
 
 _FIT_POINTS = 20  # distances on record, for a fit of their growth
@@ -17,12 +17,8 @@ _FIRST = 5  # the steps of a run that are its first
 _LONG = 50  # steps of a run, of which these are few
 
 
-def growth(evidence: Evidence) -> Section:
-    draft = Draft("growth", evidence)
-    group = draft.group
-    if group is None:
-        draft.command("run")
-        return draft.section("no_run")
+@about_reference
+def growth(draft: Draft, group: Group) -> Section:
     names = group.runs[0].final.names
     _distances_chart(draft, group)
     found = {

@@ -15,7 +15,7 @@ Rows = list[tuple[str, Row]]
 
 
 def table(evidence: Evidence) -> Section:
-    draft = Draft("table", evidence, reference=False)
+    draft = Draft("table", evidence)
     found = evidence.runs.table
     rows = list(zip(evidence.runs.labels, found.rows, strict=True))
     shown = [(name, row) for name, row in rows if row.mean is not None]
