@@ -200,7 +200,7 @@ def _read_run(folder: str) -> Run:
     values = read_object(os.path.join(folder, RESULT))
     if not values:
         raise LabError(f"it has no {RESULT}: it is not finished")
-    result = result_file.parse_result(json.dumps(values), RESULT)
+    result = result_file.checked_result(values, RESULT)
     config, step, status = _DEFAULTS | result["config"], result["step"], result["status"]
     if status not in ("completed", "collapsed"):
         raise LabError(f"it ended as {status} at step {step}")

@@ -45,16 +45,21 @@ class StoredResult(Checked):
 
 
 def parse_result(text: str, place: str) -> dict[str, Any]:
-    """One result.json -> its fields and its config, as plain JSON values. A field that a run of
-    another version lacks is null; its config is as it is there.
-
-    Raises:
-      LabError: in one line, what does not fit; names `place`, field and value.
-    """
+    """As `checked_result`, of the text of a result.json; LabError also if it is not JSON."""
     try:
         values = json.loads(text)
     except (ValueError, RecursionError) as error:
         raise LabError(f"{place}: not JSON: {error}") from None
+    return checked_result(values, place)
+
+
+def checked_result(values: Any, place: str) -> dict[str, Any]:
+    """What result.json holds -> its fields and its config, as plain JSON values. A field that a
+    run of another version lacks is null; its config is as it is there.
+
+    Raises:
+      LabError: in one line, what does not fit; names `place`, field and value.
+    """
     if not isinstance(values, dict) or "config" not in values or "status" not in values:
         raise LabError(f"{place}: not a run's result: it needs a 'config' and a 'status'")
     found = from_json(StoredResult, values, f"{place}: ")
@@ -82,7 +87,7 @@ def finished_result(directory: str) -> dict[str, Any] | None:
     is damaged: the run is then resumed from its last checkpoint, and writes it anew."""
     try:
         values = read_object(os.path.join(directory, RESULT))
-        found = parse_result(json.dumps(values), RESULT)
+        found = checked_result(values, RESULT)
     except LabError:
         return None
     return values if found["status"] in FINISHED else None
