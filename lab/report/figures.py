@@ -94,10 +94,9 @@ def rounded(figure: Figure) -> tuple[str, str]:
     """
     if figure.value is None or not math.isfinite(figure.value):
         return "not measured", ""
-    if figure.low is None or figure.high is None:
-        unit = f" {figure.unit}" * bool(figure.unit)
-        return percent(figure.value) if figure.unit == "%" else number(figure.value) + unit, ""
     factor, unit = (100, "%") if figure.unit == "%" else (1, f" {figure.unit}" * bool(figure.unit))
+    if figure.low is None or figure.high is None:
+        return percent(figure.value) if factor == 100 else number(figure.value) + unit, ""
     value, low, high = (factor * v for v in (figure.value, figure.low, figure.high))
     digits = max(1 - math.floor(math.log10(high - low)), 0) if low < high < math.inf else 7
     if digits > 6 or abs(value) >= 1e6:
