@@ -16,7 +16,7 @@ from lab.kernels import histograms, xla
 from lab.step import gradient_noise, replica
 from lab.step.placement import one_program, resident
 from lab.step.replica import Step, Training
-from lab.step.watch import Watch, Watched
+from lab.step.watch import Watch
 
 Recorded = dict[str, tf.Tensor]
 
@@ -29,7 +29,7 @@ class TrainLoop:
       training: what is trained, and how.
       images: uint8 [examples, inputs]; they are divided by 255.
       labels: int32 [examples].
-      watch, extra: what to record, see Watch.
+      watch: what to record, see Watch.
       histogram_every: histograms are counted at the steps that this divides.
       steps_per_loop: the most steps that a call of `run` may do.
 
@@ -52,7 +52,6 @@ class TrainLoop:
         images: np.ndarray | list[tf.Variable],
         labels: np.ndarray | list[tf.Variable],
         watch: Sequence[str] = (),
-        extra: Sequence[Watched] = (),
         histogram_every: int = 1,
         steps_per_loop: int = 100,
     ) -> None:
@@ -75,7 +74,7 @@ class TrainLoop:
         self._one_program = one_program(strategy)
         self._kinds = watch
         units = self._activation_sizes() if "activations" in watch else {}
-        self.watch = Watch(watch, training.variables, units, self.replicas, extra)
+        self.watch = Watch(watch, training.variables, units, self.replicas)
         step, count = tf.TensorSpec([], tf.int64, "step"), tf.TensorSpec([], tf.int32)
         rows = tf.TensorSpec([steps_per_loop, size], tf.int32)
         self.function = tf.function(

@@ -33,7 +33,6 @@ class Watch:
         each). With norms, those of each weight, gradient and update are scalars of every step.
       variables: the trainable variables by name.
       activations: by layer, the entries of its output for the whole batch.
-      extra: further tensors to take histograms of.
 
     Attributes:
       histograms: the tensors with histograms; those of a list are counted together.
@@ -48,7 +47,6 @@ class Watch:
         variables: Mapping[str, tf.Variable],
         activations: Mapping[str, int],
         replicas: int,
-        extra: Sequence[Watched] = (),
     ) -> None:
         sizes = {name: variable.shape.num_elements() for name, variable in variables.items()}
         # As it was applied or, where only its norm is asked for, before the rounding.
@@ -59,7 +57,7 @@ class Watch:
             "updates": _all("/update", sizes, update),
             "activations": _all("/activations", activations, _entry("activations")),
         }
-        groups = [*(by_kind[kind] for kind in by_kind if kind in kinds), list(extra)]
+        groups = [by_kind[kind] for kind in by_kind if kind in kinds]
         self.histograms = [entries for entries in groups if entries]
         # With several replicas, the gradients' norms are among those of gradient_noise.py.
         normed = ["weights", "updates", "gradients"][: 3 if replicas == 1 else 2]

@@ -46,7 +46,7 @@ class TrainingState:
         if config.shuffle_labels:
             labels = data.shuffled(labels, config.seed)
         kinds, every = config.watch, config.histogram_every
-        self.loop = TrainLoop(strategy, self.training, images, labels, kinds, (), every, max_steps)
+        self.loop = TrainLoop(strategy, self.training, images, labels, kinds, every, max_steps)
         model, loss = self.training.model, self.training.loss
         test = Evaluator(strategy, model, loss, dataset.test_images, dataset.test_labels)
         self.evaluate = test.run
