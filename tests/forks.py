@@ -7,6 +7,7 @@ seconds that it takes to load TensorFlow.
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import functools
 import glob
@@ -21,7 +22,7 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from multiprocessing import forkserver
 from typing import Any
 from unittest import mock
@@ -415,3 +416,26 @@ def assert_one_line(outcome: Any, status: int, *words: str) -> None:
     assert outcome.err.count("\n") == 1, outcome.err
     for word in words:
         assert str(word) in outcome.err, outcome.err
+
+
+class Killed(BaseException):
+    """What no code that is right catches."""
+
+
+@contextlib.contextmanager
+def killed_at(moment: int, names: Sequence[str]) -> Iterator[None]:
+    """Raises Killed in this process, in place of the `moment`-th call of these functions of os."""
+    left = moment
+
+    def ending(call: Callable[..., Any]) -> Callable[..., Any]:
+        def end_or_call(*arguments: Any, **named: Any) -> Any:
+            nonlocal left
+            left -= 1
+            if not left:
+                raise Killed
+            return call(*arguments, **named)
+
+        return end_or_call
+
+    with mock.patch.multiple(os, **{name: ending(getattr(os, name)) for name in names}):
+        yield

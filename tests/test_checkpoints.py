@@ -376,10 +376,6 @@ def test_a_file_where_the_folder_should_be_is_named(tmp_path):
     assert (run.path / "checkpoints").read_text() == "mine"
 
 
-class Killed(BaseException):
-    """What no code that is right catches."""
-
-
 def test_a_save_that_ends_anywhere_leaves_the_newest_whole(tmp_path):
     """Ended before each call that changes the file system, in one process: no code that would
     clean up after an error may be what keeps the earlier checkpoints good."""
@@ -388,23 +384,11 @@ def test_a_save_that_ends_anywhere_leaves_the_newest_whole(tmp_path):
     while True:
         count += 1
         run = Run(tmp_path / str(count), (0, 10, 20))
-        left = count
-
-        def ending(call):
-            def end_or_call(*arguments, **named):
-                nonlocal left
-                left -= 1
-                if not left:
-                    raise Killed
-                return call(*arguments, **named)
-
-            return end_or_call
-
-        with mock.patch.multiple(os, **{name: ending(getattr(os, name)) for name in names}):
+        with forks.killed_at(count, names):
             try:
                 save(run.checkpoints, 30)
                 ended = False
-            except Killed:
+            except forks.Killed:
                 ended = True
         found, said = run.newest()
         assert said == []

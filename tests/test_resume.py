@@ -582,30 +582,6 @@ def test_overwrite_that_is_killed_can_be_given_again(program, whole):
         assert_same_run(directory, whole)
 
 
-class Killed(BaseException):
-    """What no code that is right catches."""
-
-
-@contextlib.contextmanager
-def killed_at(moment):
-    """Raises Killed in place of the `moment`-th deletion of a file or folder."""
-    left = moment
-
-    def ending(call):
-        def end_or_call(*arguments, **named):
-            nonlocal left
-            left -= 1
-            if not left:
-                raise Killed
-            return call(*arguments, **named)
-
-        return end_or_call
-
-    names = ("remove", "unlink", "rmdir")
-    with mock.patch.multiple(os, **{name: ending(getattr(os, name)) for name in names}):
-        yield
-
-
 @pytest.mark.parametrize("seed", range(2))
 def test_overwrite_may_end_at_any_moment(tmp_path, seed):
     """Whatever the order in which a file system names the files of a folder."""
@@ -618,6 +594,8 @@ def test_overwrite_may_end_at_any_moment(tmp_path, seed):
         found = listdir(folder)
         return random_.sample(found, len(found))
 
+    deletions = ("remove", "unlink", "rmdir")
+
     def take(**options):
         return RunDirectory(str(path), {"seed": 1}, "f", **options)
 
@@ -629,11 +607,11 @@ def test_overwrite_may_end_at_any_moment(tmp_path, seed):
             (path / name).parent.mkdir(parents=True, exist_ok=True)
             (path / name).write_text("all of it")
         run.close()
-        with mock.patch.object(os, "listdir", shuffled), killed_at(moment):
+        with mock.patch.object(os, "listdir", shuffled), forks.killed_at(moment, deletions):
             try:
                 take(overwrite=True).close()
                 break
-            except Killed:
+            except forks.Killed:
                 pass
         with contextlib.suppress(LabError):
             run = take()
