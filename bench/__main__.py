@@ -111,7 +111,7 @@ def _measure(arguments: argparse.Namespace, results: dict[str, Any]) -> None:
 
 def _save_data(path: str) -> None:
     dataset = data.load()
-    np.savez(path, images=dataset.train_images, labels=dataset.train_labels)
+    np.savez(path, images=dataset.x, labels=dataset.y)
 
 
 def _write(path: pathlib.Path, results: dict[str, Any]) -> None:

@@ -9,7 +9,9 @@ import tensorflow as tf
 from common import RATE, Runner, Task
 
 from lab.kernels import xla
+from lab.kernels.metrics import accuracy
 from lab.models import losses, mlp, optimizers
+from lab.models.adapt import Network
 from lab.record.event_writer import Recorder
 from lab.settings.config import Config
 from lab.step import placement
@@ -45,7 +47,13 @@ def make(task: Task) -> Runner:
         layer.bias.assign(next(arrays))
     loop = TrainLoop(
         strategy,
-        Training(model, optimizer, losses.clipped_cross_entropy, task.batch),
+        Training(
+            Network(model),
+            optimizer,
+            losses.clipped_cross_entropy,
+            task.batch,
+            metrics={"accuracy": accuracy},
+        ),
         task.images,
         task.labels,
         watch or (),

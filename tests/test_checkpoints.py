@@ -450,15 +450,15 @@ def test_a_run_ends_at_the_weights_of_its_result(real):
     reader = tf.train.load_checkpoint(str(real / "checkpoints" / "step-000000025" / "variables"))
     assert reader.get_tensor("step") == 25
     dataset = data.load()
-    x = dataset.test_images / 255.0
+    x = dataset.x_test / 255.0
     for layer in ("h1", "h2", "logits"):
         z = x @ np.float64(reader.get_tensor(f"{layer}/weights"))
         z += reader.get_tensor(f"{layer}/bias")
         x = 1 / (1 + np.exp(-z))
     log_softmax = z - np.log(np.exp(z).sum(1, keepdims=True))
-    loss = -log_softmax[np.arange(len(z)), dataset.test_labels].mean()
+    loss = -log_softmax[np.arange(len(z)), dataset.y_test].mean()
     result = programs.result(real)
-    assert result["test_correct"] == (z.argmax(1) == dataset.test_labels).sum()
+    assert result["test_correct"] == (z.argmax(1) == dataset.y_test).sum()
     assert result["test_loss"] == pytest.approx(loss, rel=1e-6)
     manifest = json.loads((real / "checkpoints/step-000000025/manifest.json").read_text())
     assert manifest["fingerprint"] == result["fingerprint"]

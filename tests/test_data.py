@@ -30,17 +30,17 @@ def mnist():
 
 class TestMnist:
     def test_shapes_and_types(self, mnist):
-        assert mnist.train_images.shape == (60000, 784) and mnist.train_images.dtype == np.uint8
-        assert mnist.test_images.shape == (10000, 784) and mnist.test_images.dtype == np.uint8
-        assert mnist.train_labels.shape == (60000,) and mnist.train_labels.dtype == np.int32
-        assert mnist.test_labels.shape == (10000,) and mnist.test_labels.dtype == np.int32
+        assert mnist.x.shape == (60000, 784) and mnist.x.dtype == np.uint8
+        assert mnist.x_test.shape == (10000, 784) and mnist.x_test.dtype == np.uint8
+        assert mnist.y.shape == (60000,) and mnist.y.dtype == np.int32
+        assert mnist.y_test.shape == (10000,) and mnist.y_test.dtype == np.int32
         assert mnist.image_shape == (28, 28) and mnist.num_classes == 10
 
     def test_contents(self, mnist):
         """The sha256 of the original files, which the arrays are put back into."""
         for images, labels, names in (
-            (mnist.train_images, mnist.train_labels, (TRAIN_IMAGES, TRAIN_LABELS)),
-            (mnist.test_images, mnist.test_labels, (TEST_IMAGES, TEST_LABELS)),
+            (mnist.x, mnist.y, (TRAIN_IMAGES, TRAIN_LABELS)),
+            (mnist.x_test, mnist.y_test, (TEST_IMAGES, TEST_LABELS)),
         ):
             originals = idx_bytes(images.reshape(-1, 28, 28)), idx_bytes(labels)
             for name, original in zip(names, originals, strict=True):
@@ -51,10 +51,10 @@ class TestMnist:
                     TEST_LABELS: "ff7bcfd416de3373",
                 }[name]
                 assert hashlib.sha256(original).hexdigest().startswith(known)
-        assert mnist.train_images.max() == 255 and mnist.train_images.min() == 0
+        assert mnist.x.max() == 255 and mnist.x.min() == 0
         # 980 zeros among the test labels: 0.0980 is what a run collapsed to class 0 scores.
-        assert np.bincount(mnist.test_labels)[0] == 980
-        assert mnist.train_labels[:10].tolist() == [5, 0, 4, 1, 9, 2, 1, 3, 1, 4]
+        assert np.bincount(mnist.y_test)[0] == 980
+        assert mnist.y[:10].tolist() == [5, 0, 4, 1, 9, 2, 1, 3, 1, 4]
 
     def test_a_changed_byte_is_found(self, tmp_path, monkeypatch):
         """Intact gzip and IDX, one pixel changed: only the sha256 sees it."""
@@ -68,17 +68,17 @@ class TestMnist:
             load()
         assert str(path) in only_line(error)
         # The same files from --data_dir are somebody's own, and welcome.
-        assert load(str(folder)).test_labels.shape == (10000,)
+        assert load(str(folder)).y_test.shape == (10000,)
 
 
 class TestOtherData:
     def test_arrays(self, idx_folder, tiny):
         found = load(str(idx_folder))
         train_images, train_labels, test_images, test_labels = tiny
-        np.testing.assert_array_equal(found.train_images, train_images.reshape(103, 12))
-        np.testing.assert_array_equal(found.train_labels, train_labels)
-        np.testing.assert_array_equal(found.test_images, test_images.reshape(41, 12))
-        np.testing.assert_array_equal(found.test_labels, test_labels)
+        np.testing.assert_array_equal(found.x, train_images.reshape(103, 12))
+        np.testing.assert_array_equal(found.y, train_labels)
+        np.testing.assert_array_equal(found.x_test, test_images.reshape(41, 12))
+        np.testing.assert_array_equal(found.y_test, test_labels)
         assert found.image_shape == (4, 3) and found.num_classes == 5
 
     def test_a_class_that_only_the_test_set_has(self, idx_folder):
@@ -92,7 +92,7 @@ class TestOtherData:
         labels[3] = 255
         (idx_folder / TRAIN_LABELS).write_bytes(idx_bytes(labels))
         found = load(str(idx_folder))
-        assert found.num_classes == 256 and found.train_labels[3] == 255
+        assert found.num_classes == 256 and found.y[3] == 255
 
     def test_the_digest_is_of_the_contents(self, idx_folder):
         """Gzipped or not, and wherever it lies: the same data has the same digest."""

@@ -500,10 +500,10 @@ def numpy_standstill(checkpoint, dataset, batch):
         return outputs, e / e.sum(1, keepdims=True)
 
     with np.errstate(over="ignore"):
-        _, p = forward(dataset.test_images)
-        clipped = p[np.arange(len(p)), dataset.test_labels] < 1e-9
-        outputs, q = forward(dataset.train_images[batch])
-    labels = dataset.train_labels[batch]
+        _, p = forward(dataset.x_test)
+        clipped = p[np.arange(len(p)), dataset.y_test] < 1e-9
+        outputs, q = forward(dataset.x[batch])
+    labels = dataset.y[batch]
     picked = q[np.arange(len(q)), labels][:, None]
     delta = q - np.eye(q.shape[1], dtype=np.float32)[labels]
     delta[picked[:, 0] < 1e-9] = 0
@@ -525,7 +525,7 @@ def test_frozen_and_collapsed_are_said_on_the_spot_with_the_cause(tmp_path):
     assert result["status"] == "collapsed"
     assert sorted(result["frozen"]) == sorted(TAGS)
     dataset = data.load()
-    constant = dataset.test_labels == result["collapsed"]
+    constant = dataset.y_test == result["collapsed"]
     assert result["test_correct"] == constant.sum()
     assert result["test_accuracy"] == constant.mean()
     assert result["readme_accuracy"] == pytest.approx(readme_accuracy(constant), abs=1e-12)

@@ -11,7 +11,9 @@ import tensorflow as tf
 
 from lab.errors import LabError
 from lab.kernels import histograms
+from lab.kernels.metrics import accuracy
 from lab.models import layers, losses, mlp, optimizers
+from lab.models.adapt import Network
 from lab.record.event_writer import Recorder
 from lab.step.loop import TrainLoop
 from lab.step.replica import Training
@@ -51,7 +53,13 @@ class Bench:
             self.optimizer = Remembering(self.model.trainable_variables)
         self.loop = TrainLoop(
             strategy,
-            Training(self.model, self.optimizer, losses.softmax_cross_entropy, batch_size=8),
+            Training(
+                Network(self.model),
+                self.optimizer,
+                losses.softmax_cross_entropy,
+                batch_size=8,
+                metrics={"accuracy": accuracy},
+            ),
             random.integers(0, 256, (64, 12), np.uint8),
             random.integers(0, 5, 64, np.int32),
             watch,

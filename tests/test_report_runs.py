@@ -50,9 +50,9 @@ def test_every_scalar_is_the_one_that_tensorboard_reads(found):
 def test_the_weights_are_those_that_were_evaluated(found):
     for group in found.groups:
         dataset = data.load(found.folders[group.data])
-        x = dataset.test_images.astype(np.float32) / np.float32(255)
+        x = dataset.x_test.astype(np.float32) / np.float32(255)
         for run in group.runs:
-            labels = dataset.test_labels
+            labels = dataset.y_test
             said = numpy_network.accuracy(run.final, "sigmoid", x, labels) * len(x)
             assert round(said) == run.result["test_correct"]
             # The newest two checkpoints stay beside the first.

@@ -103,7 +103,7 @@ def run(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def labels():
-    return data.load().test_labels
+    return data.load().y_test
 
 
 # ------------------------------------------------------------------ the record
@@ -229,7 +229,7 @@ def test_figures_and_last_histograms_are_those_of_the_final_model(tmp_path, labe
     assert outcome.status == 0
     directory, _ = last_lines(outcome)
     result, record = programs.result(directory), events.read(directory)
-    x = data.load().test_images / 255.0
+    x = data.load().x_test / 255.0
     for layer in trainings[0].model.layers:
         for name in ("weights", "bias"):
             series = record[f"{layer.name}/{name}"]

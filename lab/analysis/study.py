@@ -151,10 +151,10 @@ def _ends(run: Run) -> Run:
 
 
 @functools.cache
-def load_data(folder: str) -> tuple[data.Dataset, tf.Tensor, np.ndarray]:
+def load_data(folder: str) -> tuple[data.Data, tf.Tensor, np.ndarray]:
     """The data, its test images as float32 in [0, 1], and the share in which each input is lit."""
     dataset = data.load(folder)
-    return dataset, unit(dataset.test_images), near_zero.lit_shares(dataset.train_images)
+    return dataset, unit(dataset.x_test), near_zero.lit_shares(dataset.x)
 
 
 def unit(images: np.ndarray) -> tf.Tensor:
@@ -187,13 +187,13 @@ def _run(run: Run, folder: str | None, deep: bool) -> RunMeasurements:
     return found._replace(on_images=_on_images(run, folder) if run.completed and deep else None)
 
 
-def _never_lit(run: Run, dataset: data.Dataset, lit: np.ndarray) -> int:
+def _never_lit(run: Run, dataset: data.Data, lit: np.ndarray) -> int:
     """Of the images that the run was shown: all of them, after one epoch."""
-    examples, batch = len(dataset.train_images), run.config["batch_size"]
+    examples, batch = len(dataset.x), run.config["batch_size"]
     if run.steps * batch >= examples:
         return int(np.sum(lit == 0))
     shown = data.Batches(run.seed, examples, batch).indices(1, run.steps)
-    return int(np.sum(~dataset.train_images[np.unique(shown)].any(axis=0)))
+    return int(np.sum(~dataset.x[np.unique(shown)].any(axis=0)))
 
 
 def plain_sgd(config: dict[str, Any]) -> bool:
@@ -203,13 +203,13 @@ def plain_sgd(config: dict[str, Any]) -> bool:
     return all(config.get(name, value) == value for name, value in rule.items())
 
 
-def _signs(run: Run, dataset: data.Dataset) -> dict[str, Any]:
+def _signs(run: Run, dataset: data.Data) -> dict[str, Any]:
     model = model_of(run.config, run.final)
-    batches = data.Batches(run.seed, len(dataset.train_images), run.config["batch_size"])
+    batches = data.Batches(run.seed, len(dataset.x), run.config["batch_size"])
     rule = run.config["learning_rate"], run.config["reduction"]
 
     def examples(chosen: Any) -> collapse.Batch:
-        return unit(dataset.train_images[chosen]), dataset.train_labels[chosen]
+        return unit(dataset.x[chosen]), dataset.y[chosen]
 
     def step(weights: Weights, number: int) -> tuple[collapse.VitalSigns, Weights]:
         return collapse.sgd_step(model, weights, examples(batches.indices(number, 1)[0]), *rule)
@@ -225,9 +225,9 @@ def _signs(run: Run, dataset: data.Dataset) -> dict[str, Any]:
 
 def _on_images(run: Run, folder: str) -> ImageMeasurements:
     dataset, x, _ = load_data(folder)
-    labels, start, end = dataset.test_labels, run.initial, run.final
+    labels, start, end = dataset.y_test, run.initial, run.final
     model, rng = model_of(run.config, end), np.random.default_rng(run.seed)
-    train, few = unit(dataset.train_images[:MEAN_EXAMPLES]), x[:PAIR_EXAMPLES]
+    train, few = unit(dataset.x[:MEAN_EXAMPLES]), x[:PAIR_EXAMPLES]
     copy = sameness.permute_hidden(end, sameness.random_permutations(end, rng))
     copy = sameness.permute_hidden(copy, sameness.match(end, copy, rng))
     back = sameness.barrier(model, end, copy, few, labels[:PAIR_EXAMPLES], points=5)
@@ -248,7 +248,7 @@ def _on_images(run: Run, folder: str) -> ImageMeasurements:
 
 def _pair(a: Run, b: Run, folder: str, count: int | None) -> PairMeasurements:
     dataset, images, _ = load_data(folder)
-    model, labels = model_of(a.config, a.final), dataset.test_labels
+    model, labels = model_of(a.config, a.final), dataset.y_test
     x, few = images[:count], images[:PAIR_EXAMPLES]
     one, other = (model.logits(run.final, images).argmax(axis=1) for run in (a, b))
     rng = np.random.default_rng([a.seed, b.seed])

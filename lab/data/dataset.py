@@ -1,10 +1,14 @@
-"""A dataset: images and labels, checked, with a digest."""
+"""Training and test examples, checked, with a digest."""
 
 from __future__ import annotations
 
-import dataclasses
+import contextlib
+import functools
 import hashlib
+import inspect
 import os
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
 
 import numpy as np
 
@@ -12,61 +16,219 @@ from lab.data.idx_files import FILES, parse, read_file
 from lab.errors import LabError
 
 EMBEDDED = os.path.join(os.path.dirname(os.path.abspath(__file__)), "mnist")
+_PIECE = 2**26  # bytes that are read at a time
+
+Batch = tuple[np.ndarray, np.ndarray]
 
 
-@dataclasses.dataclass(frozen=True)
-class Dataset:
-    """Images uint8 [examples, pixels], labels int32 [examples], of a train and a test set.
+class Data:
+    """Training and test examples: arrays, or a function from the step to its batch.
 
-    `image_shape` is (rows, columns); `digest` is a sha256 over the contents of the four files.
-    """
-
-    train_images: np.ndarray
-    train_labels: np.ndarray
-    test_images: np.ndarray
-    test_labels: np.ndarray
-    image_shape: tuple[int, int]
-    num_classes: int
-    digest: str
-
-
-def load(data_dir: str = "") -> Dataset:
-    """Reads the four IDX files of `data_dir`, gzipped or not; MNIST itself where it is empty.
+    Args:
+      x, y: training examples, of any dtype and rank, as many of each; the first axis counts the
+        examples. A np.memmap stays on the disk if it is large. Without `y`, the target is `x`.
+      x_test, y_test: test examples in the same form; without them there are no evaluations.
+      batch: in place of x and y: step (from 1) -> (x, y) of that step. It must be pure: a run that
+        is resumed asks for the same step again.
+      test: in place of x_test and y_test: the pair of them.
+      prepare: what the model is given, from a batch of x; TensorFlow operations, which run on the
+        device. By default uint8 becomes float32 / 255, and all else stays as it is.
+      name: for messages and the run's name.
+      image_shape: (rows, columns), where x are flattened images.
+      digest: of the contents, where it is known already.
 
     Raises:
-      LabError: a file is missing, damaged or not IDX, or the files do not fit together.
+      LabError: the arrays do not fit together.
     """
-    folder = data_dir or EMBEDDED
+
+    def __init__(
+        self,
+        x: Any = None,
+        y: Any = None,
+        x_test: Any = None,
+        y_test: Any = None,
+        *,
+        batch: Callable[[int], tuple[Any, Any]] | None = None,
+        test: tuple[Any, Any] | None = None,
+        prepare: Callable[[Any], Any] | None = None,
+        name: str = "data",
+        image_shape: tuple[int, int] | None = None,
+        digest: str = "",
+    ) -> None:
+        if (x is None) == (batch is None):
+            raise LabError("data: give either x (and y) or batch, a function from a step to (x, y)")
+        if test is not None:
+            x_test, y_test = test
+        self.name, self.prepare, self.image_shape = name, prepare, image_shape
+        self._function, self._digest = batch, digest
+        self.x, self.y = self.batch(1) if batch else _pair(name, "training", x, y)
+        self.x_test: np.ndarray | None = None
+        self.y_test: np.ndarray | None = None
+        if x_test is not None:
+            self.x_test, self.y_test = _pair(name, "test", x_test, y_test)
+            for what, one, other in (("x", self.x, self.x_test), ("y", self.y, self.y_test)):
+                if (one.shape[1:], one.dtype) != (other.shape[1:], other.dtype):
+                    raise LabError(
+                        f"{name}: training {what} are {_form(one)}, test {what} {_form(other)}: "
+                        "they must have the same shape and dtype"
+                    )
+
+    @property
+    def is_function(self) -> bool:
+        """Whether batches come from a function; x and y are then those of step 1."""
+        return self._function is not None
+
+    def batch(self, step: int) -> Batch:
+        """The batch that the function gives for a step, checked against that of step 1."""
+        assert self._function
+        found = self._function(step)
+        if not isinstance(found, tuple) or len(found) != 2:
+            raise LabError(f"{self.name}: batch({step}) must return (x, y)")
+        x, y = _pair(self.name, f"batch({step})", *found)
+        for what, new, first in (("x", x, getattr(self, "x", x)), ("y", y, getattr(self, "y", y))):
+            if (new.shape, new.dtype) != (first.shape, first.dtype):
+                raise LabError(
+                    f"{self.name}: batch({step}) gives {what} as {new.dtype} {list(new.shape)}, "
+                    f"batch(1) as {first.dtype} {list(first.shape)}: all batches must be alike"
+                )
+        return x, y
+
+    @functools.cached_property
+    def num_classes(self) -> int:
+        """The largest label, and 1 more; for integer labels."""
+        ends = [int(y.max()) for y in (self.y, self.y_test) if y is not None]
+        return max(ends) + 1
+
+    @functools.cached_property
+    def digest(self) -> str:
+        """64 hex digits over the contents.
+
+        Raises:
+          LabError: an array holds NaN or infinity.
+        """
+        if self._digest:
+            return self._digest
+        found = hashlib.sha256()
+        if self._function:
+            with_source = getattr(self._function, "__wrapped__", self._function)
+            with contextlib.suppress(OSError, TypeError):  # typed in: the first batch has to tell
+                found.update(inspect.getsource(with_source).encode())
+        arrays = {"x": self.x, "y": self.y, "x_test": self.x_test, "y_test": self.y_test}
+        for what, array in arrays.items():
+            if array is None:
+                continue
+            found.update(f"{what} {array.dtype.str} {array.shape}".encode())
+            for first, piece in _pieces(array):
+                if np.issubdtype(array.dtype, np.inexact) and not np.isfinite(piece).all():
+                    bad = ~np.isfinite(piece.reshape(len(piece), -1)).all(axis=1)
+                    raise LabError(
+                        f"{self.name}: {what}[{first + int(bad.argmax())}] holds NaN or infinity: "
+                        "remove or replace such examples"
+                    )
+                found.update(np.ascontiguousarray(piece).tobytes())
+        return found.hexdigest()
+
+
+def _pair(name: str, part: str, x: Any, y: Any) -> Batch:
+    x = _array(name, part, "x", x)
+    y = x if y is None else _array(name, part, "y", y)
+    if len(x) != len(y):
+        raise LabError(f"{name}: {len(x):,} {part} x but {len(y):,} y: give one y for each x")
+    if not x.size or not y.size:
+        raise LabError(f"{name}: its {part} examples are empty: {_form(x)}")
+    return x, y
+
+
+def _array(name: str, part: str, what: str, value: Any) -> np.ndarray:
+    array = value if isinstance(value, np.ndarray) else np.asarray(value)
+    if array.dtype.kind not in "biuf" or not array.ndim:
+        kind = "a single value" if not array.ndim else f"dtype {array.dtype}"
+        raise LabError(f"{name}: {part} {what} is {kind}: must be an array of numbers")
+    return array
+
+
+def _form(array: np.ndarray) -> str:
+    return f"{array.dtype} {list(array.shape[1:])} each"
+
+
+def _pieces(array: np.ndarray) -> Iterator[tuple[int, np.ndarray]]:
+    """Slices along the first axis, each with the number of its first example."""
+    length = max(_PIECE // max(array[:1].nbytes, 1), 1)
+    for first in range(0, len(array), length):
+        yield first, array[first : first + length]
+
+
+def load(name: str = "mnist", shape: Sequence[int] = ()) -> Data:
+    """Reads a data set: labels int32 [examples], x as the file has it.
+
+    Args:
+      name: "mnist", embedded: images uint8 [examples, 784]; a folder with four IDX files, named as
+        MNIST's, gzipped or not; or a file FILE.npz with x, y, x_test and y_test.
+      shape: of each x; empty: images are flattened, other x as they are.
+
+    Raises:
+      LabError: a file is missing, damaged or of another kind, or the files do not fit together.
+    """
+    folder = "" if name == "mnist" else name
+    data = _load_npz(name) if name.endswith(".npz") else _load_idx(folder)
+    if shape:
+        size = int(np.prod(data.x.shape[1:]))
+        if int(np.prod(shape)) != size:
+            raise LabError(f"{name}: an x has {size} entries, which shape={tuple(shape)} cannot be")
+        data.x = data.x.reshape(-1, *shape)
+        if data.x_test is not None:
+            data.x_test = data.x_test.reshape(-1, *shape)
+    return data
+
+
+def _load_npz(path: str) -> Data:
+    try:
+        with np.load(path, allow_pickle=False) as file:
+            arrays = {name: file[name] for name in file.files}
+    except (OSError, ValueError, EOFError) as error:
+        raise LabError(f"{path} cannot be read: {' '.join(str(error).split())}") from error
+    known = ("x", "y", "x_test", "y_test")
+    if "x" not in arrays or not set(arrays) <= set(known):
+        raise LabError(f"{path} holds {', '.join(arrays)}: must be x, y, x_test and y_test")
+    arrays = {
+        name: array.astype(np.int32) if name.startswith("y") and array.dtype.kind in "iu" else array
+        for name, array in arrays.items()
+    }
+    return Data(**arrays, name=os.path.basename(path))
+
+
+def _load_idx(folder: str) -> Data:
+    """The four IDX files of a folder; MNIST itself where it is ""."""
+    place = folder or EMBEDDED
     arrays, digests = [], []
     for name, expected in FILES.items():
-        path, raw = read_file(folder, name)
+        path, raw = read_file(place, name)
         digest = hashlib.sha256(raw).hexdigest()
-        if not data_dir and digest != expected:
+        if not folder and digest != expected:
             raise LabError(f"{path} is damaged (its sha256 is not MNIST's): install it again")
         digests.append(digest)
         arrays.append(parse(path, raw, dimensions=3 if "images" in name else 1))
-    train_images, train_labels, test_images, test_labels = arrays
-    parts = {"train": (train_images, train_labels), "test": (test_images, test_labels)}
-    for part, (images, labels) in parts.items():
+    x, y, x_test, y_test = arrays
+    for part, images, labels in (("train", x, y), ("test", x_test, y_test)):
         if len(images) != len(labels) or not len(images):
             raise LabError(
-                f"{folder}: {len(images)} {part} images but {len(labels)} labels: "
+                f"{place}: {len(images)} {part} images but {len(labels)} labels: "
                 "take both files from one set"
             )
-    rows, columns = shape = train_images.shape[1:]
-    if shape != test_images.shape[1:]:
+    shape = x.shape[1:]
+    if shape != x_test.shape[1:]:
         raise LabError(
-            f"{folder}: train images are {shape}, test images {test_images.shape[1:]} pixels: "
+            f"{place}: train images are {shape}, test images {x_test.shape[1:]} pixels: "
             "take all four files from one set"
         )
-    if not rows * columns:
-        raise LabError(f"{folder}: its images have no pixels: take another set")
-    return Dataset(
-        train_images=train_images.reshape(len(train_images), -1),
-        train_labels=train_labels.astype(np.int32),
-        test_images=test_images.reshape(len(test_images), -1),
-        test_labels=test_labels.astype(np.int32),
+    if not shape[0] * shape[1]:
+        raise LabError(f"{place}: its images have no pixels: take another set")
+    return Data(
+        x.reshape(len(x), -1),
+        y.astype(np.int32),
+        x_test.reshape(len(x_test), -1),
+        y_test.astype(np.int32),
+        name=os.path.basename(folder.rstrip("/")) or "mnist",
         image_shape=shape,
-        num_classes=int(max(train_labels.max(), test_labels.max())) + 1,
         digest=hashlib.sha256("".join(digests).encode()).hexdigest(),
     )

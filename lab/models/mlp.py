@@ -36,7 +36,7 @@ class MLP(tf.Module):
         if len(sizes) < 2:
             raise ValueError(f"sizes={list(sizes)}: give inputs and outputs at least")
         last = len(sizes) - 2
-        self.layers = [
+        layers = [
             Dense(
                 n_in,
                 n_out,
@@ -48,6 +48,14 @@ class MLP(tf.Module):
             )
             for i, (n_in, n_out) in enumerate(itertools.pairwise(sizes))
         ]
+        self._names = [layer.name for layer in layers]
+        for layer in layers:  # so that the variables' tags are h1/weights, ...
+            setattr(self, layer.name, layer)
+
+    @property
+    def layers(self) -> list[Dense]:
+        """In the order in which they are called."""
+        return [getattr(self, name) for name in self._names]
 
     def __call__(self, x: tf.Tensor) -> tf.Tensor:
         """float32 [batch, inputs] -> logits, float32 [batch, outputs]."""

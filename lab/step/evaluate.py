@@ -2,47 +2,59 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Any
-
 import numpy as np
 import tensorflow as tf
 
 from lab.kernels.metrics import predictions
-from lab.step.placement import resident
+from lab.step.placement import devices
+from lab.step.replica import Training, per_example
+
+_BYTES = 2**26  # of examples at a time
 
 
 class Evaluator:
-    """Computes loss and prediction of each of some examples, `chunk` of them at a time."""
+    """Computes loss, metrics and prediction of each of some examples, without training.
+
+    Args:
+      x, y: the examples, [examples, ...].
+      classes: whether the model gives the logits of classes, and y are labels [examples].
+      chunk: how many examples are computed at a time, at most.
+    """
 
     def __init__(
         self,
         strategy: tf.distribute.Strategy,
-        model: Any,
-        loss: Callable[[tf.Tensor, tf.Tensor], tf.Tensor],
-        images: np.ndarray,
-        labels: np.ndarray,
+        training: Training,
+        x: np.ndarray,
+        y: np.ndarray,
+        classes: bool = True,
         chunk: int = 1000,
     ) -> None:
-        self._model, self._loss, self._chunk = model, loss, chunk
-        self._images = resident(strategy, images)[0]
-        self._labels = resident(strategy, labels)[0]
-        self.run = tf.function(self._run, input_signature=[], autograph=False)
+        self._training, self._x, self._y, self._classes = training, x, y, classes
+        self._device = devices(strategy)[0]
+        self._chunk = max(min(chunk, len(x), _BYTES // max(x[:1].nbytes, 1)), 1)
+        self._function = tf.function(self._call, autograph=False)
 
-    def _run(self) -> tuple[tf.Tensor, tf.Tensor]:
-        """The loss, float32 [examples], and the predicted class, int32 [examples]."""
-        examples = self._images.shape[0]
-        chunks = -(-examples // self._chunk)
-        all_losses = tf.TensorArray(tf.float32, chunks, infer_shape=False, element_shape=[None])
-        classes = tf.TensorArray(tf.int32, chunks, infer_shape=False, element_shape=[None])
+    def compile(self) -> None:
+        """Traces the model, which `run` does otherwise."""
+        part = (tf.TensorSpec([self._chunk, *a.shape[1:]], a.dtype) for a in (self._x, self._y))
+        self._function.get_concrete_function(*part)
 
-        def body(i: tf.Tensor, all_losses: tf.TensorArray, classes: tf.TensorArray) -> tuple:
-            part = slice(i * self._chunk, tf.minimum((i + 1) * self._chunk, examples))
-            logits = self._model(tf.cast(self._images[part], tf.float32) / 255.0)
-            all_losses = all_losses.write(i, self._loss(self._labels[part], logits))
-            return i + 1, all_losses, classes.write(i, predictions(logits))
+    def run(self) -> dict[str, np.ndarray]:
+        """By name: `loss` and each metric, float32 [examples]; and for classes `predicted`, int32
+        [examples]."""
+        parts = []
+        with tf.device(self._device):
+            for first in range(0, len(self._x), self._chunk):
+                own = slice(first, first + self._chunk)
+                parts.append(self._function(*map(tf.constant, (self._x[own], self._y[own]))))
+        return {name: np.concatenate([part[name].numpy() for part in parts]) for name in parts[0]}
 
-        _, all_losses, classes = tf.while_loop(
-            lambda i, *_: i < chunks, body, (0, all_losses, classes)
-        )
-        return all_losses.concat(), classes.concat()
+    def _call(self, x: tf.Tensor, y: tf.Tensor) -> dict[str, tf.Tensor]:
+        training, number = self._training, tf.constant(0, tf.int64)
+        seed = training.call_seed(number, 0, 1)
+        output = training.model(training.prepare(x), False, seed, number)
+        found = {"loss": training.loss(y, output)}
+        found |= {name: metric(y, output) for name, metric in training.metrics.items()}
+        found = {name: tf.cast(per_example(v), tf.float32) for name, v in found.items()}
+        return found | ({"predicted": predictions(output)} if self._classes else {})

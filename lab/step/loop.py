@@ -12,57 +12,65 @@ from typing import Any
 import numpy as np
 import tensorflow as tf
 
-from lab.kernels import histograms, xla
+from lab.kernels import histograms
 from lab.step import gradient_noise, replica
-from lab.step.placement import one_program, resident
+from lab.step.placement import devices, on_gpu, one_program, resident
 from lab.step.replica import Step, Training
+from lab.step.trace import trace
 from lab.step.watch import Watch
 
 Recorded = dict[str, tf.Tensor]
 
 
 class TrainLoop:
-    """Trains a model in place, on data that lies on its devices.
+    """Trains a model in place.
 
     Args:
       strategy: a tf.distribute strategy; model and optimizer were made under its scope.
       training: what is trained, and how.
-      images: uint8 [examples, inputs]; they are divided by 255.
-      labels: int32 [examples].
+      x, y: the training examples, [examples, ...]: arrays that are put on the devices, or
+        variables that lie there already; or tf.TensorSpec of one example each, where `run` is
+        given the batches themselves.
       watch: what to record, see Watch.
       histogram_every: histograms are counted at the steps that this divides.
       steps_per_loop: the most steps that a call of `run` may do.
+      xla: whether the loop is one program of XLA's; by default where it can be, for one replica on
+        a CPU.
+      observe: return every tensor of the steps, too.
 
     Attributes:
       watch: the rows and columns of the record.
-      function: the tf.function that `run` calls. On a CPU, for one replica, it is one program of
-        XLA's; several replicas exchange their gradients between programs, and on a GPU an
-        addition in the wrong order would make runs differ.
+      function: the tf.function that `run` calls. Several replicas exchange their gradients between
+        programs, and on a GPU an addition in the wrong order would make runs differ.
       replicas: how many there are, on all workers.
 
     Raises:
-      ValueError: activations are watched of a model that has no such method, or there are more
-        replicas than examples in a batch.
+      ValueError: activations are watched of a model that has no such method, a probe has the tag of
+        another tensor, or there are more replicas than examples in a batch.
     """
 
     def __init__(
         self,
         strategy: tf.distribute.Strategy,
         training: Training,
-        images: np.ndarray | list[tf.Variable],
-        labels: np.ndarray | list[tf.Variable],
+        x: np.ndarray | list[tf.Variable] | tf.TensorSpec,
+        y: np.ndarray | list[tf.Variable] | tf.TensorSpec,
         watch: Sequence[str] = (),
         histogram_every: int = 1,
         steps_per_loop: int = 100,
+        xla: bool | None = None,
+        observe: bool = False,
     ) -> None:
-        if "activations" in watch and not hasattr(training.model, "activations"):
+        if "activations" in watch and not training.model.has_activations:
             raise ValueError(
-                f"{type(training.model).__name__} has no method activations(x) that returns a dict "
-                "of tensors: add one, or do not watch activations"
+                f"{type(training.model.model).__name__} has no method activations(x) that returns a"
+                " dict of tensors: add one, use lab.probe, or do not watch activations"
             )
         self._strategy, self._training = strategy, training
-        self._every, self._most = histogram_every, steps_per_loop
-        self._images, self._labels = resident(strategy, images), resident(strategy, labels)
+        self._every, self._most, self._observe = histogram_every, steps_per_loop, observe
+        self._fed = isinstance(x, tf.TensorSpec)
+        self._x = x if self._fed else resident(strategy, x)
+        self._y = y if self._fed else resident(strategy, y)
         self.replicas = strategy.num_replicas_in_sync
         size = training.batch_size
         if size < self.replicas:
@@ -70,35 +78,71 @@ class TrainLoop:
         # Replica r takes the examples from bounds[r] to bounds[r + 1] of each batch, in which
         # every example counts the same, also where their number does not divide it.
         self._bounds = [size * r // self.replicas for r in range(self.replicas + 1)]
-        self.on_gpu = any("GPU" in images.device for images in self._images)
-        self._one_program = one_program(strategy)
+        self._device = devices(strategy)[0]
+        self.on_gpu = on_gpu(strategy)
+        self._one_program = one_program(strategy) if xla is None else xla
         self._kinds = watch
-        units = self._activation_sizes() if "activations" in watch else {}
-        self.watch = Watch(watch, training.variables, units, self.replicas)
+        self.watch = self._make_watch()
         step, count = tf.TensorSpec([], tf.int64, "step"), tf.TensorSpec([], tf.int32)
-        rows = tf.TensorSpec([steps_per_loop, size], tf.int32)
         self.function = tf.function(
             self._run,
-            input_signature=[rows, count, step],
+            input_signature=[self._rows_spec([steps_per_loop, size]), count, step],
             jit_compile=self._one_program or None,
             autograph=False,
         )
         self._step = tf.function(
-            self._one_step,
-            input_signature=[tf.TensorSpec([size], tf.int32, "indices"), step],
-            autograph=False,
+            self._one_step, input_signature=[self._rows_spec([size]), step], autograph=False
         )
+
+    def _rows_spec(self, axes: list[int]) -> Any:
+        """Of what chooses the examples of some steps: their indices, or the examples."""
+        if not self._fed:
+            return tf.TensorSpec(axes, tf.int32, "indices")
+        return tuple(
+            tf.TensorSpec([*axes, *one.shape], one.dtype, name)
+            for one, name in ((self._x, "x"), (self._y, "y"))
+        )
+
+    def _make_watch(self) -> Watch:
+        kinds, sizes = self._kinds, []
+        parts: list[dict[str, tf.TensorSpec]] = [{}, {}]
+        if "activations" in kinds or "probes" in kinds:
+            x, y = (
+                tf.TensorSpec([self._training.batch_size, *one.shape[not self._fed :]], one.dtype)
+                for one in ((self._x, self._y) if self._fed else (self._x[0], self._y[0]))
+            )
+            traced = trace(self._strategy, self._training, x, y, "activations" in kinds)
+            parts = [traced.activations, traced.probes]
+        for part in parts:
+            sizes.append({name: spec.shape.num_elements() for name, spec in part.items()})
+        watch = Watch(kinds, self._training, *sizes, self.replicas)
+        if len({*watch.tags}) < len(watch.tags):
+            twice = max(watch.tags, key=watch.tags.count)
+            raise ValueError(f"{twice} is the tag of two tensors: give the probe another name")
+        return watch
 
     def watching(self, watch: Sequence[str]) -> TrainLoop:
         """This loop, on the same model, optimizer and data, with other histograms at every step."""
-        data = self._images, self._labels
-        return TrainLoop(self._strategy, self._training, *data, watch, steps_per_loop=self._most)
+        return self._like(watch, steps_per_loop=self._most)
 
-    def largest_gradient(self, indices: np.ndarray) -> float:
-        """The largest absolute value of the gradient on one batch, int32 [batch_size]. Nothing is
-        updated."""
-        x, labels = self._batch(indices, 0)
-        done = replica.step(self._training, x, labels, tf.constant(1), list)
+    def observing(self) -> TrainLoop:
+        """This loop with every tensor of a step among what it returns, one step a call."""
+        return self._like(self._kinds, steps_per_loop=1, observe=True)
+
+    def _like(self, watch: Sequence[str], **options: Any) -> TrainLoop:
+        options |= {"xla": self._one_program}
+        return TrainLoop(self._strategy, self._training, self._x, self._y, watch, **options)
+
+    def largest_gradient(self, rows: Any) -> float:
+        """The largest absolute value of the gradient on one batch, chosen as in `run` but without
+        the axis of steps. Nothing is updated."""
+        x, y = self._batch(tf.nest.map_structure(tf.convert_to_tensor, rows), 0)
+        number = tf.constant(0, tf.int64)
+        seed = self._training.call_seed(number, 0, 1)
+        state = {name: variable.numpy() for name, variable in self._training.model.state.items()}
+        done = replica.step(self._training, x, y, tf.constant(1), seed, list)
+        for name, variable in self._training.model.state.items():
+            variable.assign(state[name])
         return max(float(tf.reduce_max(tf.abs(g))) for g in done.gradients.values())
 
     @property
@@ -106,81 +150,85 @@ class TrainLoop:
         """The graph of one step, as the loop calls it."""
         return self._step.get_concrete_function().graph
 
-    def run(self, indices: np.ndarray, first_step: int) -> Recorded:
-        """Runs one step for each row of `indices`.
+    def run(self, rows: Any, first_step: int) -> Recorded:
+        """Runs one step for each row.
 
         The first call compiles, also one of no steps; no other compiles the whole loop again.
 
         Args:
-          indices: int32 [steps, batch_size], rows of the training data.
+          rows: int32 [steps, batch_size], the numbers of the examples of each step; or the
+            examples themselves, (x, y), each [steps, batch_size, ...].
           first_step: the number of the first of these steps, from 1.
 
         Returns:
-          With the steps as first axis, `scalars` float32 [steps, scalar_tags] (loss and accuracy
+          With the steps as first axis, `scalars` float32 [steps, scalar_tags] (loss and metrics
           are the batch's, before the update) and, where something is watched, the fields of
-          histograms.Histograms, 0 at steps without histograms.
+          histograms.Histograms, 0 at steps without histograms. To observe, also `losses`
+          and, by `PART/TAG`, the gradients, updates, activations and probes.
 
         Raises:
           ValueError: these are more than `steps_per_loop` steps.
         """
-        steps = len(indices)
+        arrays = rows if isinstance(rows, tuple) else (rows,)
+        steps = len(arrays[0])
         if steps > self._most:
             raise ValueError(f"{steps} steps: make the loop with steps_per_loop={steps}, or more")
         # One program serves calls of all lengths.
-        padded = np.zeros([self._most, self._training.batch_size], np.int32)
-        padded[:steps] = indices
+        padded = [np.zeros([self._most, *one.shape[1:]], one.dtype) for one in arrays]
+        for whole, one in zip(padded, arrays, strict=True):
+            whole[:steps] = one
+        given = tuple(padded) if self._fed else padded[0]
         # A program of XLA's sees the variables of the device that it runs on, and no others.
-        with tf.device(self._images[0].device if self._one_program else None):
-            recorded = self.function(padded, tf.constant(steps), tf.constant(first_step, tf.int64))
+        with tf.device(self._device if self._one_program else None):
+            recorded = self.function(given, tf.constant(steps), tf.constant(first_step, tf.int64))
         return {name: tensor[:steps] for name, tensor in recorded.items()}
 
-    def _run(self, indices: tf.Tensor, steps: tf.Tensor, first_step: tf.Tensor) -> Recorded:
+    def _run(self, rows: Any, steps: tf.Tensor, first_step: tf.Tensor) -> Recorded:
         arrays = {
             name: tf.TensorArray(spec.dtype, self._most, element_shape=spec.shape)
             for name, spec in self._step.get_concrete_function().structured_outputs.items()
         }
 
         def body(i: tf.Tensor, arrays: dict[str, tf.TensorArray]) -> tuple:
-            recorded = self._step(indices[i], first_step + tf.cast(i, tf.int64))
+            own = tf.nest.map_structure(lambda array: array[i], rows)
+            recorded = self._step(own, first_step + tf.cast(i, tf.int64))
             return i + 1, {name: array.write(i, recorded[name]) for name, array in arrays.items()}
 
         # (With a maximum number of iterations XLA would compile for each number of steps anew.)
         _, arrays = tf.while_loop(lambda i, _: i < steps, body, (0, arrays))
         return {name: array.stack() for name, array in arrays.items()}
 
-    def _one_step(self, indices: tf.Tensor, number: tf.Tensor) -> Recorded:
-        outputs = self._strategy.run(self._replica_step, args=(indices, number))
+    def _one_step(self, rows: Any, number: tf.Tensor) -> Recorded:
+        outputs = self._strategy.run(self._replica_step, args=(rows, number))
         # What comes out of the replicas was reduced or assigned: it is the same on all of them.
         first = tf.nest.map_structure(
             lambda value: self._strategy.experimental_local_results(value)[0], outputs
         )
-        scale, size = self._training.scale, self._training.batch_size
+        training, noise = self._training, []
+        size = training.batch_size
         with tf.name_scope("record"):
-            scalars = first["totals"] * [scale, 1 / size]
-            if self.watch.norms:
-                normed = [first["tensors"][entry.tag] for entry in self.watch.norms]
-                squares = xla.squares if not self.on_gpu else _squares
-                scalars = tf.concat([scalars, tf.sqrt(squares(normed))], 0)
+            batch = first["totals"] * [training.scale, *[1 / size] * len(training.metrics)]
             if "products" in first:
-                noise = gradient_noise.scalars(first["products"], self._bounds, scale)
-                scalars = tf.concat([scalars, noise], 0)
-            recorded = {"scalars": scalars}
+                noise = [gradient_noise.scalars(first["products"], self._bounds, training.scale)]
+            recorded = {"scalars": self.watch.scalars(batch, first["tensors"], noise, self.on_gpu)}
             if self.watch.tags:
                 recorded |= self._histograms(first["tensors"], first.get("local"), number)
-        return recorded
+        return recorded | first.get("observed", {})
 
-    def _replica_step(self, indices: tf.Tensor, number: tf.Tensor) -> dict[str, Any]:
+    def _replica_step(self, rows: Any, number: tf.Tensor) -> dict[str, Any]:
         context = tf.distribute.get_replica_context()
         index = int(tf.get_static_value(context.replica_id_in_sync_group))
         with tf.name_scope("batch"):
-            share = indices[self._bounds[index] : self._bounds[index + 1]]
-            x, labels = self._batch(share, index % len(self._images))
+            share = slice(self._bounds[index], self._bounds[index + 1])
+            x, y = self._batch(tf.nest.map_structure(lambda one: one[share], rows), index)
 
         def reduce(tensors: list[tf.Tensor]) -> list[tf.Tensor]:
             return context.all_reduce(tf.distribute.ReduceOp.SUM, tensors)
 
-        done = replica.step(self._training, x, labels, number, reduce, "activations" in self._kinds)
-        self._assign(done)
+        seed = self._training.call_seed(number, index, self.replicas)
+        layers = "activations" in self._kinds
+        done = replica.step(self._training, x, y, number, seed, reduce, layers)
+        self._assign(done, context)
         outputs: dict[str, Any] = {"totals": done.totals}
         if self.replicas > 1:
             with tf.name_scope("replicas"):
@@ -195,16 +243,35 @@ class TrainLoop:
                         for part in histograms.histograms(local, not self.on_gpu)
                     ]
                     outputs["local"] = [tf.reshape(row, [-1, *row.shape[2:]]) for row in rows]
-                gathered = {n: context.all_gather(a, axis=0) for n, a in done.activations.items()}
-                done = done._replace(activations=gathered)
+                done = self._gathered(done, context)
+        if self._observe:
+            outputs["observed"] = _observed(done)
         return outputs | {"tensors": self.watch.tensors(done)}
 
-    def _batch(self, indices: tf.Tensor, device: int) -> tuple[tf.Tensor, tf.Tensor]:
-        x = tf.cast(tf.gather(self._images[device], indices), tf.float32) / 255.0
-        return x, tf.gather(self._labels[device], indices)
+    def _gathered(self, done: Step, context: Any) -> Step:
+        """The step with what belongs to examples of all replicas."""
+        parts = {"activations": done.activations, "probes": done.probes}
+        if "probes" not in self._kinds and not self._observe:
+            parts["probes"] = {}
+        gathered = {
+            name: {tag: context.all_gather(a, axis=0) for tag, a in part.items()}
+            for name, part in parts.items()
+        }
+        if self._observe:
+            gathered["losses"] = context.all_gather(done.losses, axis=0)
+        return done._replace(**gathered)
 
-    def _assign(self, done: Step) -> None:
-        """The only place where training changes a variable: each replica its own copy."""
+    def _batch(self, rows: Any, replica: int) -> tuple[tf.Tensor, tf.Tensor]:
+        """The examples that `rows` are, or whose numbers they are."""
+        if self._fed:
+            return rows
+        device = replica % len(self._x)
+        return tf.gather(self._x[device], rows), tf.gather(self._y[device], rows)
+
+    def _assign(self, done: Step, context: Any) -> None:
+        """The only place where training changes a variable: each replica its own copy. But for the
+        state, which the model has assigned in its call: its floating variables are averaged over
+        the replicas."""
         all_slots = self._training.optimizer.slots
         with tf.name_scope("update"):
             for (name, variable), slots in zip(
@@ -213,11 +280,11 @@ class TrainLoop:
                 for slot, new in zip(slots, done.new_slots[name], strict=True):
                     slot.assign(new)
                 variable.assign(done.new_weights[name])
-
-    def _activation_sizes(self) -> dict[str, int]:
-        outputs = self._training.model.activations(tf.zeros([1, self._images[0].shape[1]]))
-        size = self._training.batch_size
-        return {name: output.shape.num_elements() * size for name, output in outputs.items()}
+            if self.replicas > 1:
+                for variable in self._training.model.state.values():
+                    if variable.dtype.is_floating:
+                        own = tf.convert_to_tensor(variable)
+                        variable.assign(context.all_reduce(tf.distribute.ReduceOp.MEAN, own))
 
     def _histograms(
         self, tensors: dict[str, tf.Tensor], local: list[tf.Tensor] | None, number: tf.Tensor
@@ -248,5 +315,9 @@ class TrainLoop:
         return tf.stack(rows)
 
 
-def _squares(tensors: list[tf.Tensor]) -> tf.Tensor:
-    return tf.stack([tf.reduce_sum(x * x) for x in tensors])
+def _observed(done: Step) -> Recorded:
+    """The tensors of a step that no variable holds afterwards, by `PART/TAG`."""
+    found = {"losses": tf.cast(done.losses, tf.float32)}
+    for part in ("gradients", "updates", "activations", "probes"):
+        found |= {f"{part}/{tag}": tensor for tag, tensor in getattr(done, part).items()}
+    return found

@@ -143,11 +143,15 @@ def _logical_cpus(count: int) -> list[str]:
     return [f"CPU:{i}" for i in range(count)]
 
 
+def on_gpu(strategy: tf.distribute.Strategy) -> bool:
+    """Whether the replicas run on GPUs."""
+    device = devices(strategy)[0]
+    return "GPU" in device if device else bool(tf.config.list_logical_devices("GPU"))
+
+
 def one_program(strategy: tf.distribute.Strategy) -> bool:
-    """Whether a whole training loop is compiled to one program of XLA's: on one CPU device."""
-    device = _devices(strategy)[0]
-    on_gpu = "GPU" in device if device else bool(tf.config.list_logical_devices("GPU"))
-    return strategy.num_replicas_in_sync == 1 and not on_gpu
+    """Whether a whole training loop can be one program of XLA's: on one CPU device."""
+    return strategy.num_replicas_in_sync == 1 and not on_gpu(strategy)
 
 
 def resident(
@@ -160,13 +164,13 @@ def resident(
     if isinstance(array, list):
         return array
     variables = []
-    for device in _devices(strategy):
+    for device in devices(strategy):
         with tf.device(device):
             variables.append(tf.Variable(array, trainable=False))
     return variables
 
 
-def _devices(strategy: tf.distribute.Strategy) -> Sequence[str]:
+def devices(strategy: tf.distribute.Strategy) -> Sequence[str]:
     """The devices of this process; "" for the default strategy, which has none."""
     try:
         return strategy.extended.worker_devices

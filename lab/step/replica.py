@@ -3,15 +3,28 @@
 from __future__ import annotations
 
 import dataclasses
-import itertools
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 import tensorflow as tf
 
-from lab.kernels.metrics import predictions
+from lab.kernels.probes import collected
 
 Tensors = dict[str, tf.Tensor]
+# (y, output) -> floating [batch, ...]
+PerExample = Callable[[tf.Tensor, tf.Tensor], tf.Tensor]
+
+
+def prepare(x: tf.Tensor) -> tf.Tensor:
+    """What a model is given unless the data say otherwise: uint8 as float32 in [0, 1], all else as
+    it is."""
+    return tf.cast(x, tf.float32) / 255.0 if x.dtype == tf.uint8 else x
+
+
+def per_example(values: tf.Tensor) -> tf.Tensor:
+    """Of a loss or metric [batch, ...], its mean over all axes but the first: [batch]."""
+    axes = list(range(1, values.shape.rank))
+    return tf.reduce_mean(values, axes) if axes else values
 
 
 @dataclasses.dataclass(frozen=True)
@@ -19,39 +32,52 @@ class Training:
     """What is trained, and how.
 
     Attributes:
-      model: a tf.Module that maps float32 [batch, inputs] to logits [batch, classes], of operations
-        that XLA compiles; random ones stateless, or runs do not repeat. To watch activations it
-        needs a method `activations`, from the same argument to the outputs [batch, ...] by name,
-        the logits last.
+      model: called as model(x, training, seed, step), of operations that XLA compiles; random ones
+        stateless, or runs do not repeat. `variables` are its trainable variables by tag, `state`
+        the others, which it assigns in its call. To watch activations it needs a method
+        `activations`, from the same x to the outputs [batch, ...] by name, its own output last.
       optimizer: of the model's trainable variables: `slots`, and a pure function `update`.
-      loss: (labels, logits) -> float32 [batch].
+      loss: (y, output) -> floating [batch, ...]; the loss of an example is its mean over the
+        other axes.
       batch_size: of the global batch, over all replicas.
       scale: what multiplies the sum of the losses over the global batch.
+      metrics: by name, what is recorded beside the loss; as `loss`.
+      prepare: a batch of x -> what the model is given.
+      seed: the run's, for the model's random operations.
     """
 
     model: Any
     optimizer: Any
-    loss: Callable[[tf.Tensor, tf.Tensor], tf.Tensor]
+    loss: PerExample
     batch_size: int
     scale: float = 1.0
+    metrics: Mapping[str, PerExample] = dataclasses.field(default_factory=dict)
+    prepare: Callable[[tf.Tensor], tf.Tensor] = prepare
+    seed: int = 0
 
     @property
     def variables(self) -> dict[str, tf.Variable]:
-        """The trainable variables by name, numbered where several have the same."""
-        named: dict[str, tf.Variable] = {}
-        for variable in self.model.trainable_variables:
-            name = variable.name.split(":")[0]
-            tags = (f"{name}_{number}" if number else name for number in itertools.count())
-            named[next(tag for tag in tags if tag not in named)] = variable
-        return named
+        """The trainable variables by tag."""
+        return self.model.variables
+
+    def call_seed(self, number: tf.Tensor, replica: tf.Tensor | int, replicas: int) -> tf.Tensor:
+        """The seed of a model's call: int64 [2]. The second entry is negative, since layers begin
+        with seeds whose second entry is not.
+
+        Args:
+          number: of the step, from 1, integer scalar; 0 for a call outside training.
+        """
+        of_step = -1 - tf.cast(number, tf.int64) * replicas - tf.cast(replica, tf.int64)
+        return tf.stack([tf.constant(self.seed, tf.int64), of_step])
 
 
 class Step(NamedTuple):
-    """The tensors of a step; what has one entry for each variable is a dict by its name.
+    """The tensors of a step; what has one entry for each variable is a dict by its tag.
 
     Attributes:
-      totals: float32 [2], the sum of the losses and the number of correct predictions over the
-        replica's examples.
+      totals: float32 [1 + metrics], the sums of the loss and of each metric over the replica's
+        examples.
+      losses: floating [share], of each of the replica's examples.
       weights: before the update.
       local: the gradient of this replica's examples.
       gradients: the sum of all replicas' local gradients.
@@ -59,9 +85,11 @@ class Step(NamedTuple):
       new_weights: after the update.
       new_slots: by variable, the optimizer's next slots.
       activations: by layer, [batch, ...]; empty unless asked for.
+      probes: the tensors that the model probes, by name.
     """
 
     totals: tf.Tensor
+    losses: tf.Tensor
     weights: Tensors
     local: Tensors
     gradients: Tensors
@@ -69,21 +97,24 @@ class Step(NamedTuple):
     new_weights: Tensors
     new_slots: dict[str, tuple[tf.Tensor, ...]]
     activations: Tensors
+    probes: Tensors
 
 
 def step(
     training: Training,
     x: tf.Tensor,
-    labels: tf.Tensor,
+    y: tf.Tensor,
     number: tf.Tensor,
+    seed: tf.Tensor,
     reduce: Callable[[list[tf.Tensor]], list[tf.Tensor]],
     activations: bool = False,
 ) -> Step:
     """Forward, gradient, reduction and update of one replica.
 
     Args:
-      x, labels: the replica's share of the batch, float32 [share, inputs] and int32 [share].
+      x, y: the replica's share of the batch, [share, ...].
       number: of this step, from 1, integer scalar.
+      seed: int64 [2], for the model's random operations.
       reduce: sums a list of tensors over the replicas.
       activations: return them, too.
     """
@@ -92,15 +123,19 @@ def step(
     slots = [tuple(map(tf.convert_to_tensor, row)) for row in training.optimizer.slots]
     outputs: Tensors = {}
     with tf.GradientTape() as tape:
-        with tf.name_scope("forward"):
+        with tf.name_scope("forward"), collected() as probes:
             if activations:
-                outputs = training.model.activations(x)
-            logits = list(outputs.values())[-1] if activations else training.model(x)
+                outputs = training.model.activations(training.prepare(x))
+                output = list(outputs.values())[-1]
+            else:
+                output = training.model(training.prepare(x), True, seed, number)
         with tf.name_scope("loss"):
-            total = tf.reduce_sum(training.loss(labels, logits))
+            losses = per_example(training.loss(y, output))
+            total = tf.reduce_sum(losses)
             scaled = total * training.scale
-            correct = tf.equal(predictions(logits), labels)
-            totals = tf.stack([total, tf.reduce_sum(tf.cast(correct, tf.float32))])
+            measured = (metric(y, output) for metric in training.metrics.values())
+            totals = [total, *(tf.reduce_sum(per_example(values)) for values in measured)]
+            totals = tf.stack([tf.cast(value, tf.float32) for value in totals])
     with tf.name_scope("gradient"):
         local = tape.gradient(scaled, list(variables.values()), unconnected_gradients="zero")
         local = [tf.convert_to_tensor(g) for g in local]  # of a lookup they are sparse
@@ -111,5 +146,5 @@ def step(
             weights, slots, gradients, number
         )
     lists = weights, local, gradients, updates, new_weights, new_slots
-    by_name = (dict(zip(variables, values, strict=True)) for values in lists)
-    return Step(totals, *by_name, outputs)  # type: ignore[call-arg]
+    by_tag = (dict(zip(variables, values, strict=True)) for values in lists)
+    return Step(totals, losses, *by_tag, outputs, probes)  # type: ignore[call-arg]

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable, Mapping, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import tensorflow as tf
 
+from lab.kernels import xla
 from lab.step import gradient_noise
-from lab.step.replica import Step
+from lab.step.replica import Step, Tensors, Training
+
+GRADIENT_NORM = "gradient_norm"  # a kind of watch: `gradient/norm` over all tensors
 
 
 class Watched(NamedTuple):
@@ -29,26 +32,30 @@ class Watch:
 
     Args:
       kinds: what has histograms: some of weights, gradients (reduced over the replicas), updates,
-        activations (of the whole batch) and, with several replicas, replicas (the gradient of
-        each). With norms, those of each weight, gradient and update are scalars of every step.
-      variables: the trainable variables by name.
+        activations and probes (of the whole batch) and, with several replicas, replicas (the
+        gradient of each). With norms, those of each weight, gradient and update are scalars of
+        every step, and the ratio of an update's to its weight's.
       activations: by layer, the entries of its output for the whole batch.
+      probes: by name, the entries of a probed tensor for the whole batch.
 
     Attributes:
       histograms: the tensors with histograms; those of a list are counted together.
-      norms: the tensors whose Euclidean norms are scalars.
-      scalar_tags: loss, accuracy, the norms and, with several replicas, those of gradient_noise.py.
+      scalar_tags: loss, the metrics, the norms, `gradient/norm`, the largest absolute value of each
+        probe and, with several replicas, what gradient_noise.py measures.
       tags, sizes: of the histograms, and the number of entries of each; the replicas' come last.
     """
 
     def __init__(
         self,
         kinds: Sequence[str],
-        variables: Mapping[str, tf.Variable],
+        training: Training,
         activations: Mapping[str, int],
+        probes: Mapping[str, int],
         replicas: int,
     ) -> None:
+        variables = training.variables
         sizes = {name: variable.shape.num_elements() for name, variable in variables.items()}
+        self._names, self._probes = list(sizes), list(probes) if "probes" in kinds else []
         # As it was applied or, where only its norm is asked for, before the rounding.
         update = _applied if "updates" in kinds else _entry("updates")
         by_kind = {
@@ -56,26 +63,65 @@ class Watch:
             "gradients": _all("/gradient", sizes, _entry("gradients")),
             "updates": _all("/update", sizes, update),
             "activations": _all("/activations", activations, _entry("activations")),
+            "probes": _all("", probes, _entry("probes")),
         }
         groups = [by_kind[kind] for kind in by_kind if kind in kinds]
         self.histograms = [entries for entries in groups if entries]
         # With several replicas, the gradients' norms are among those of gradient_noise.py.
-        normed = ["weights", "updates", "gradients"][: 3 if replicas == 1 else 2]
-        self.norms = [e for kind in normed for e in by_kind[kind] if "norms" in kinds]
-        self.scalar_tags = ["loss", "accuracy", *(f"{entry.tag}/norm" for entry in self.norms)]
+        normed = ["weights", "updates", "gradients"] if "norms" in kinds else []
+        if replicas > 1:
+            normed = normed[:2]
+        elif GRADIENT_NORM in kinds and not normed:
+            normed = ["gradients"]
+        self._norms = [entry for kind in normed for entry in by_kind[kind]]
+        self._ratios, self._total = "norms" in kinds, bool(normed) and replicas == 1
+        self.scalar_tags = ["loss", *training.metrics]
+        self.scalar_tags += [f"{entry.tag}/norm" for entry in self._norms]
         local: dict[str, int] = {}
         if replicas > 1:
-            self.scalar_tags += gradient_noise.tags(list(variables), replicas)
+            self.scalar_tags += gradient_noise.tags(self._names, replicas)
             for r in range(replicas) if "replicas" in kinds else ():
                 local |= {f"{name}/gradient/replica_{r}": size for name, size in sizes.items()}
+        if self._total:
+            self.scalar_tags.append("gradient/norm")
+        if self._ratios:
+            self.scalar_tags += [f"{name}/update/ratio" for name in self._names]
+        self.scalar_tags += [f"{name}/largest" for name in self._probes]
         entries = [entry for group in self.histograms for entry in group]
         self.tags = [*(entry.tag for entry in entries), *local]
         self.sizes = [*(entry.size for entry in entries), *local.values()]
 
-    def tensors(self, step: Step) -> dict[str, tf.Tensor]:
+    def tensors(self, step: Step) -> Tensors:
         """The watched tensors of a step by tag."""
-        entries = [entry for group in [*self.histograms, self.norms] for entry in group]
+        entries = [entry for group in [*self.histograms, self._norms] for entry in group]
         return {entry.tag: entry.tensor(step) for entry in entries}
+
+    def scalars(
+        self, batch: tf.Tensor, tensors: Tensors, noise: Sequence[tf.Tensor], on_gpu: bool
+    ) -> tf.Tensor:
+        """The scalars of a step: float32 [scalar_tags].
+
+        Args:
+          batch: float32 [1 + metrics], the loss and the metrics of the whole batch.
+          tensors: see `tensors`.
+          noise: what gradient_noise.scalars gives, if there are several replicas.
+        """
+        parts = [batch]
+        ends: list[Any] = []
+        if self._norms:
+            normed = [tf.cast(tensors[entry.tag], tf.float32) for entry in self._norms]
+            squares = _squares(normed) if on_gpu else xla.squares(normed)
+            norms = tf.sqrt(squares)
+            parts.append(norms)
+            count = len(self._names)
+            if self._total:
+                ends.append(tf.sqrt(tf.reduce_sum(squares[-count:], keepdims=True)))
+            if self._ratios:
+                ends.append(tf.math.divide_no_nan(norms[count : 2 * count], norms[:count]))
+        if self._probes:
+            flat = [tf.abs(tf.cast(tf.reshape(tensors[n], [-1]), tf.float32)) for n in self._probes]
+            ends.append(tf.stack([tf.reduce_max(x) for x in flat]) if on_gpu else xla.largest(flat))
+        return tf.concat([*parts, *noise, *ends], 0)
 
 
 _OfName = Callable[[str, Step], tf.Tensor]
@@ -91,3 +137,7 @@ def _entry(field: str) -> _OfName:
 
 def _applied(name: str, step: Step) -> tf.Tensor:
     return step.new_weights[name] - step.weights[name]
+
+
+def _squares(tensors: list[tf.Tensor]) -> tf.Tensor:
+    return tf.stack([tf.reduce_sum(x * x) for x in tensors])

@@ -10,7 +10,7 @@ from typing import Any
 import tensorflow as tf
 
 from lab import machine
-from lab.data import Dataset
+from lab.data import Data
 from lab.errors import LabError
 from lab.kernels import xla
 from lab.models import layers, losses, mlp, optimizers
@@ -22,7 +22,7 @@ from lab.step.replica import Training
 
 
 def make_strategy(
-    config: Config, devices: str, dataset: Dataset, cluster: Cluster | None
+    config: Config, devices: str, dataset: Data, cluster: Cluster | None
 ) -> tf.distribute.Strategy:
     """The strategy over the devices that are asked for, see placement.make_strategy.
 
@@ -42,7 +42,7 @@ def make_strategy(
     return strategy
 
 
-def _check_memory(config: Config, dataset: Dataset, strategy: tf.distribute.Strategy) -> None:
+def _check_memory(config: Config, dataset: Data, strategy: tf.distribute.Strategy) -> None:
     """Raises LabError where this machine's main memory cannot hold a step of this size."""
     devices_here = strategy.extended.worker_devices
     if "GPU" in devices_here[0]:
@@ -65,7 +65,7 @@ def _check_memory(config: Config, dataset: Dataset, strategy: tf.distribute.Stra
         )
 
 
-def make_training(config: Config, dataset: Dataset, strategy: tf.distribute.Strategy) -> Training:
+def make_training(config: Config, dataset: Data, strategy: tf.distribute.Strategy) -> Training:
     """Model, optimizer and loss of a config."""
     with strategy.scope():
         model = mlp.MLP(
@@ -101,7 +101,7 @@ def make_decay(config: Config) -> Callable[[tf.Tensor], tf.Tensor] | None:
     return decay and (lambda done: decay(done / config.training_steps))
 
 
-def sizes(config: Config, dataset: Dataset) -> list[int]:
+def sizes(config: Config, dataset: Data) -> list[int]:
     """Inputs, units of each hidden layer, classes."""
-    inputs = dataset.train_images.shape[1]
+    inputs = dataset.x.shape[1]
     return [inputs, config.n_hidden_1, config.n_hidden_2, dataset.num_classes]

@@ -86,7 +86,7 @@ class Evaluation:
         state, config, saved = self._state, self._state.config, self._state.saved
         loss, predicted = (tensor.numpy() for tensor in state.evaluate())
         weights = state.weights()
-        figures = _figures(loss, predicted, state.dataset.test_labels)
+        figures = _figures(loss, predicted, state.dataset.y_test)
         digests = state.digests()
         figures["frozen"] = [tag for tag in digests if digests[tag] == saved["digests"][tag]]
         earlier = saved["figures"]

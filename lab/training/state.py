@@ -10,7 +10,7 @@ import numpy as np
 import tensorflow as tf
 
 from lab import data, machine
-from lab.data import Dataset
+from lab.data import Data
 from lab.record.checkpoints import Checkpoint
 from lab.settings.config import Config
 from lab.step import gradient_noise
@@ -38,17 +38,17 @@ class TrainingState:
     """
 
     def __init__(
-        self, config: Config, dataset: Dataset, strategy: tf.distribute.Strategy, max_steps: int
+        self, config: Config, dataset: Data, strategy: tf.distribute.Strategy, max_steps: int
     ) -> None:
         self.config, self.dataset, self.strategy = config, dataset, strategy
         self.training = build.make_training(config, dataset, strategy)
-        images, labels = dataset.train_images, dataset.train_labels
+        images, labels = dataset.x, dataset.y
         if config.shuffle_labels:
             labels = data.shuffled(labels, config.seed)
         kinds, every = config.watch, config.histogram_every
         self.loop = TrainLoop(strategy, self.training, images, labels, kinds, every, max_steps)
         model, loss = self.training.model, self.training.loss
-        test = Evaluator(strategy, model, loss, dataset.test_images, dataset.test_labels)
+        test = Evaluator(strategy, model, loss, dataset.x_test, dataset.y_test)
         self.evaluate = test.run
         # Compiled here, so that a run's `seconds` are training alone.
         self.loop.run(np.zeros([0, config.batch_size], np.int32), 1)

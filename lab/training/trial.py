@@ -18,7 +18,7 @@ import tensorflow as tf
 
 import lab
 from lab import machine
-from lab.data import Dataset
+from lab.data import Data
 from lab.errors import LabError
 from lab.processes.cluster import Cluster
 from lab.processes.stop import Stop
@@ -39,7 +39,7 @@ CUT_SHORT = (
 def run(
     config: Config,
     settings: Settings,
-    dataset: Dataset,
+    dataset: Data,
     reporter: Reporter,
     stop: Stop,
     started: float,
@@ -149,7 +149,7 @@ def _about(state: TrainingState) -> list[str]:
     lines = [
         f"{sizes} {config.activation}, {config.optimizer} at {config.learning_rate:g}, "
         f"batch {config.batch_size}, seed {config.seed}: "
-        f"{config.training_steps:,} steps on {len(dataset.train_images):,} examples"
+        f"{config.training_steps:,} steps on {len(dataset.x):,} examples"
         + (f", {replicas} replicas" if replicas > 1 else ""),
         f"effective learning rate on the mean loss: {state.effective_learning_rate:g}{why}",
     ]
@@ -163,7 +163,7 @@ def _about(state: TrainingState) -> list[str]:
 
 
 def _circumstances(
-    dataset: Dataset, strategy: tf.distribute.Strategy, cluster: Cluster | None
+    dataset: Data, strategy: tf.distribute.Strategy, cluster: Cluster | None
 ) -> dict[str, Any]:
     """What decides the numbers beside the config."""
     return {

@@ -37,7 +37,7 @@ def about_reference(answer: Callable[[Draft, Group], Section]) -> Callable[[Evid
 
 def chance(evidence: Evidence, group: Group) -> float:
     """The accuracy of always predicting the most frequent class of the test set."""
-    labels = load_data(evidence.runs.folders[group.data])[0].test_labels
+    labels = load_data(evidence.runs.folders[group.data])[0].y_test
     return float(np.bincount(labels).max() / len(labels))
 
 

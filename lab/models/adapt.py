@@ -1,0 +1,142 @@
+"""Any model -> a network that the training step can call: variables by tag, one way to call it.
+
+A model is a callable with `trainable_variables`: a tf.Module, a Keras model, or an object of one's
+own.
+"""
+
+from __future__ import annotations
+
+import inspect
+import itertools
+from collections.abc import Iterable, Iterator, Sequence
+from typing import Any
+
+import tensorflow as tf
+
+from lab.errors import LabError
+
+_PASSED = ("training", "seed", "step")
+
+
+class Network:
+    """A model as the step sees it.
+
+    Args:
+      model: a callable with `trainable_variables`.
+
+    Attributes:
+      variables: the trainable variables by tag, each once.
+      state: the other variables by tag, such as the moving averages of BatchNorm. The model assigns
+        them in its call.
+
+    Raises:
+      LabError: it is no such callable, or has nothing to train.
+    """
+
+    def __init__(self, model: Any) -> None:
+        self.model = model
+        if not callable(model) or not hasattr(model, "trainable_variables"):
+            raise LabError(
+                f"the model is {type(model).__name__}: must be a callable with trainable_variables,"
+                " such as a tf.Module or a Keras model, or a function that makes one"
+            )
+        self._passed = _accepted(model)
+        tags = _tags(model)
+        trainable = _distinct(model.trainable_variables)
+        known = {id(variable) for variable in trainable}
+        others = getattr(model, "variables", None)
+        if others is None:
+            others = getattr(model, "non_trainable_variables", ())
+        rest = [v for v in _distinct(others) if id(v) not in known]
+        named = _named([*trainable, *rest], tags)
+        self.variables = dict(itertools.islice(named.items(), len(trainable)))
+        self.state = dict(itertools.islice(named.items(), len(trainable), None))
+        if not self.variables:
+            raise LabError(f"{type(model).__name__} has no trainable variables: nothing to train")
+
+    def __call__(self, x: Any, training: bool, seed: tf.Tensor, step: tf.Tensor) -> Any:
+        """The model's output. `training`, `seed` and `step` are passed if the model accepts them.
+
+        Args:
+          seed: int64 [2], another one for each step and replica; for stateless random operations.
+          step: number of the step, from 1, int64 scalar.
+        """
+        given = {"training": training, "seed": seed, "step": step}
+        return self.model(x, **{name: given[name] for name in self._passed})
+
+    @property
+    def has_activations(self) -> bool:
+        """Whether the model gives the outputs of its layers by a method `activations`."""
+        return hasattr(self.model, "activations")
+
+    def activations(self, x: tf.Tensor) -> dict[str, tf.Tensor]:
+        """The output of each layer by name, the model's output last."""
+        return self.model.activations(x)
+
+
+def _accepted(model: Any) -> tuple[str, ...]:
+    """The keyword arguments among `training`, `seed` and `step` that the model's call accepts."""
+    call = getattr(model, "call", None) or model  # Keras's __call__ takes anything
+    if hasattr(model, "stateless_call"):  # a Keras model hands `training` to its layers itself
+        return ("training",)
+    try:
+        parameters = inspect.signature(call).parameters
+    except (TypeError, ValueError):
+        return ()
+    return tuple(name for name in _PASSED if name in parameters)
+
+
+def _distinct(variables: Iterable[Any]) -> list[tf.Variable]:
+    """The tf.Variables of some, each once: a Keras variable holds one as `value`."""
+    found = {}
+    for variable in variables:
+        plain = getattr(variable, "_value", variable)
+        found.setdefault(id(plain), plain)
+    return list(found.values())
+
+
+def _named(variables: Sequence[tf.Variable], tags: dict[int, str]) -> dict[str, tf.Variable]:
+    """The variables by tag: by name where no attribute leads to one; numbered if used again."""
+    named: dict[str, tf.Variable] = {}
+    for variable in variables:
+        name = tags.get(id(variable)) or variable.name.split(":")[0]
+        options = (f"{name}_{number}" if number else name for number in itertools.count())
+        named[next(tag for tag in options if tag not in named)] = variable
+    return named
+
+
+def _tags(model: Any) -> dict[int, str]:
+    """The tags of variables by id: Keras's path without the model's own name, and otherwise the
+    path of attributes from the model, such as `blocks/0/attention/query/weights`."""
+    found: dict[int, str] = {}
+    for path, value in _walk(model, (), set()):
+        plain = getattr(value, "_value", value)
+        found.setdefault(id(plain), path)
+    return found
+
+
+def _walk(value: Any, path: tuple[str, ...], above: set[int]) -> Iterator[tuple[str, Any]]:
+    """Every variable below a value with its path, in the order in which they were set."""
+    if hasattr(value, "path") and hasattr(value, "trainable") and hasattr(value, "assign"):
+        yield "/".join((*path[:-1], value.path) if path else (value.path,)), value
+        return
+    if isinstance(value, tf.Variable):
+        yield "/".join(path), value
+        return
+    if id(value) in above:
+        return
+    above = above | {id(value)}
+    if hasattr(value, "stateless_call"):  # a Keras model or layer: its variables know their paths
+        for variable in value.variables:
+            inner = variable.path.removeprefix(f"{value.name}/")
+            yield "/".join((*path, inner)), variable
+    elif isinstance(value, dict):
+        for key, inner in value.items():
+            yield from _walk(inner, (*path, str(key)), above)
+    elif isinstance(value, (list, tuple)):
+        for number, inner in enumerate(value):
+            yield from _walk(inner, (*path, str(number)), above)
+    elif not path or isinstance(value, tf.Module) or hasattr(value, "trainable_variables"):
+        for name, inner in getattr(value, "__dict__", {}).items():
+            if not name.startswith("_self_") and name != "_name_scope":
+                yield from _walk(inner, (*path, name.lstrip("_")), above)

@@ -1,0 +1,113 @@
+"""A model traced once, without running it: what it returns, and what it is made of."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+from typing import Any
+
+import numpy as np
+import tensorflow as tf
+
+from lab.kernels.probes import collected
+from lab.step.replica import Training
+
+# XLA's own versions of these are several times slower on a CPU, or not deterministic.
+SLOW_UNDER_XLA = frozenset(
+    {
+        *("Conv2D", "Conv3D", "DepthwiseConv2dNative", "_FusedConv2D"),
+        *("MaxPool", "MaxPool3D", "AvgPool", "AvgPool3D"),
+    }
+)
+
+
+@dataclasses.dataclass(frozen=True)
+class Traced:
+    """What a model makes of a batch, as far as it is known without running it.
+
+    Attributes:
+      output, loss: tf.TensorSpec of the model's output and of the loss.
+      metrics, activations, probes: tf.TensorSpec by name.
+      operations: the types of the operations of the forward pass and the loss.
+      digest: 64 hex digits; equal for the same operations on the same shapes and constants.
+    """
+
+    output: tf.TensorSpec
+    loss: tf.TensorSpec
+    metrics: dict[str, tf.TensorSpec]
+    activations: dict[str, tf.TensorSpec]
+    probes: dict[str, tf.TensorSpec]
+    operations: frozenset[str]
+    digest: str
+
+
+def trace(
+    strategy: tf.distribute.Strategy,
+    training: Training,
+    x: tf.TensorSpec,
+    y: tf.TensorSpec,
+    activations: bool = False,
+) -> Traced:
+    """Traces a model in training on a batch of x and y. What the model raises comes through."""
+
+    def call(x: tf.Tensor, y: tf.Tensor) -> dict[str, Any]:
+        number = tf.constant(1, tf.int64)
+        inputs = training.prepare(x)
+        with collected() as probes:
+            output = training.model(inputs, True, training.call_seed(number, 0, 1), number)
+        layers = training.model.activations(inputs) if activations else {}
+        metrics = {name: metric(y, output) for name, metric in training.metrics.items()}
+        loss = training.loss(y, output)
+        return {"output": output, "loss": loss, "metrics": metrics} | {
+            "activations": layers,
+            "probes": probes,
+        }
+
+    def on_one(x: tf.Tensor, y: tf.Tensor) -> dict[str, Any]:
+        found = strategy.run(call, (x, y))
+        return tf.nest.map_structure(
+            lambda value: strategy.experimental_local_results(value)[0], found
+        )
+
+    concrete = tf.function(on_one, autograph=False).get_concrete_function(x, y)
+    functions = concrete.graph.as_graph_def().library.function
+    nodes = [*concrete.graph.as_graph_def().node, *(n for f in functions for n in f.node_def)]
+    specs = {
+        name: tf.nest.map_structure(lambda t: tf.TensorSpec(t.shape, t.dtype), part)
+        for name, part in concrete.structured_outputs.items()
+    }
+    return Traced(
+        **specs, operations=frozenset(node.op for node in nodes), digest=_digest(concrete)
+    )
+
+
+def _digest(concrete: Any) -> str:
+    """Of the graph's operations in their order, without names; of what they capture, the values of
+    all but variables."""
+    found = hashlib.sha256()
+    graph = concrete.graph.as_graph_def()
+    bodies = [graph.node, *(f.node_def for f in graph.library.function)]
+    for nodes in bodies:
+        places: dict[str, int] = {}
+        for node in nodes:
+            places[node.name] = len(places)
+            inputs = [_place(name, places) for name in node.input]
+            attributes = [
+                (key, node.attr[key].SerializeToString(deterministic=True))
+                for key in sorted(node.attr)
+                if not key.startswith("_")
+                and node.attr[key].WhichOneof("value") != "func"
+                and key not in ("container", "shared_name", "allowed_devices")
+            ]
+            found.update(repr((node.op, inputs, attributes)).encode())
+    for tensor, _ in concrete.graph.captures:
+        if tensor.dtype not in (tf.resource, tf.variant) and hasattr(tensor, "numpy"):
+            value = tensor.numpy()
+            found.update(np.ascontiguousarray(value).tobytes())
+    return found.hexdigest()
+
+
+def _place(name: str, places: dict[str, int]) -> str:
+    """An input by the place of the operation that makes it, and which of its outputs it is."""
+    base, *rest = name.removeprefix("^").split(":")
+    return ":".join([str(places.get(base, "argument")), *rest])
