@@ -1,0 +1,135 @@
+"""What a run trains: model, data, loss, metrics and update rule."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import inspect
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import tensorflow as tf
+
+from lab.data import Data, load
+from lab.errors import LabError
+from lab.kernels import xla
+from lab.models import layers, losses
+from lab.models.mlp import MLP
+from lab.models.optimizers import Rule
+from lab.settings import source
+from lab.settings.config import Config
+from lab.settings.fields import REFERENCE
+from lab.step.placement import one_program
+from lab.step.replica import PerExample
+from lab.training import user_code
+
+
+@dataclasses.dataclass(frozen=True)
+class Problem:
+    """What a run trains.
+
+    Attributes:
+      make_model: makes the model, or returns one that is there; called under the strategy's scope
+        with the strategy.
+      loss: (y, output) -> floating [batch, ...].
+      metrics: by name, functions as the loss. None: accuracy, where y are the labels of classes.
+      rule: the update rule; None: the config's.
+      given: what the caller has given as objects, which no config can name: "model", "data", ...
+      files: of what is read from files of the user's, a digest of each, by flag.
+    """
+
+    make_model: Callable[[tf.distribute.Strategy], Any]
+    data: Data
+    loss: PerExample
+    metrics: Mapping[str, PerExample] | None = None
+    rule: Rule | None = None
+    given: tuple[str, ...] = ()
+    files: Mapping[str, str] = dataclasses.field(default_factory=dict)
+
+
+def problem_of(config: Config, data: Data | None = None) -> Problem:
+    """The problem that a config names.
+
+    Args:
+      data: the config's, where they are read already.
+
+    Raises:
+      LabError: a file cannot be read, or what it holds is no model, data or loss.
+    """
+    files = {}
+    if data is None:
+        data, files["data"] = load_data(config.data)
+    loss = losses.LOSSES.get(config.loss)
+    if loss is None:
+        loss, files["loss"] = _load("loss", config.loss)
+        if not callable(loss):
+            raise LabError(
+                f"--loss={config.loss}: is {type(loss).__name__}: must be a function (y, output)"
+            )
+    make_model: Any = functools.partial(_perceptron, config, data)
+    if config.model != "mlp":
+        kind, files["model"] = _load("model", config.model)
+        make_model = functools.partial(_from_file, config, kind)
+    files = {flag: digest for flag, digest in files.items() if digest}
+    return Problem(make_model, data, loss, files=files)
+
+
+def load_data(name: str) -> tuple[Data, str]:
+    """The data that `Config.data` names, and a digest of the file that makes them, "" if none does:
+    mnist, a folder, FILE.npz or FILE.py:NAME, which is a `lab.Data` or a function that returns one.
+
+    Raises:
+      LabError: they cannot be read.
+    """
+    if not REFERENCE.fullmatch(name):
+        return load(name), ""
+    found, digest = _load("data", name)
+    if callable(found):
+        with user_code.blamed(source.read("data", name)):
+            found = found()
+    if not isinstance(found, Data):
+        raise LabError(f"--data={name}: is {type(found).__name__}: must be a lab.Data")
+    return found, digest
+
+
+def seeded(kind: Callable[..., Any], seed: int) -> Callable[..., Any]:
+    """A constructor that is given the seed, if it has an argument of that name."""
+    try:
+        accepts = "seed" in inspect.signature(kind).parameters
+    except (TypeError, ValueError):
+        accepts = False
+    return functools.partial(kind, seed=seed) if accepts else kind
+
+
+def sizes(config: Config, data: Data) -> list[int]:
+    """Of the reference network: inputs, units of each hidden layer, classes."""
+    inputs = data.x[0].size
+    return [inputs, config.n_hidden_1, config.n_hidden_2, data.num_classes]
+
+
+def _load(flag: str, reference: str) -> tuple[Any, str]:
+    """What a reference refers to, and the digest of its files."""
+    found = user_code.load(source.read(flag, reference))
+    return found.value, found.digest
+
+
+def _from_file(config: Config, kind: Any, strategy: tf.distribute.Strategy) -> Any:
+    arguments = source.arguments(config)
+    with user_code.blamed(source.read("model", config.model)):
+        return seeded(kind, config.seed)(**arguments)
+
+
+def _perceptron(config: Config, data: Data, strategy: tf.distribute.Strategy) -> MLP:
+    if data.x.ndim != 2 or data.y.dtype.kind not in "iu" or data.y.ndim != 1:
+        raise LabError(
+            f"--model=mlp takes x [examples, inputs] and labels [examples], and {data.name} has x "
+            f"{list(data.x.shape)} and {data.y.dtype} y {list(data.y.shape)}: choose another "
+            "--model"
+        )
+    return MLP(
+        sizes(config, data),
+        layers.ACTIVATIONS[config.activation],
+        layers.INITIALIZERS[config.initializer](config.init_stddev),
+        config.seed,
+        xla.matmul if one_program(strategy) else tf.matmul,
+    )
