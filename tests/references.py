@@ -52,8 +52,13 @@ class Kernel:
     def values(self):
         return [variable.numpy() for variable in self._variables]
 
-    def _sgd(self, w, _a, _b, g, learning_rate):
-        tf.raw_ops.ResourceApplyGradientDescent(var=w, alpha=learning_rate, delta=g)
+    def _sgd(self, w, a, _b, g, learning_rate, momentum=0.0, nesterov=False):
+        if momentum:
+            tf.raw_ops.ResourceApplyKerasMomentum(
+                var=w, accum=a, lr=learning_rate, grad=g, momentum=momentum, use_nesterov=nesterov
+            )
+        else:
+            tf.raw_ops.ResourceApplyGradientDescent(var=w, alpha=learning_rate, delta=g)
 
     def _adam(self, w, m, v, g, learning_rate, beta_1, beta_2, epsilon):
         tf.raw_ops.ResourceApplyAdam(
@@ -81,10 +86,21 @@ class Kernel:
 
 
 class NumPy:
-    """The formulas of the reference recipe, in float64."""
+    """The formulas of the reference recipe, of Sutskever et al. (2013), of Loshchilov and Hutter
+    (2019) and of Pascanu et al. (2013), in float64."""
 
-    def __init__(self, start, rule, inside=False, initial_accumulator=0.0, **constants):
+    def __init__(
+        self,
+        start,
+        rule,
+        inside=False,
+        initial_accumulator=0.0,
+        weight_decay=0.0,
+        clip_norm=0.0,
+        **constants,
+    ):
         self._rule, self._inside, self._constants = getattr(self, f"_{rule}"), inside, constants
+        self._weight_decay, self._clip_norm = weight_decay, clip_norm
         self.values = [value.astype(np.float64) for value in start]
         self._slots = [
             [np.full(value.shape, initial_accumulator, np.float64) for _ in range(2)]
@@ -94,15 +110,21 @@ class NumPy:
 
     def apply(self, gradients):
         self._step += 1
+        gradients = [np.float64(g) for g in gradients]
+        norm = np.linalg.norm(np.concatenate([g.ravel() for g in gradients]))
+        if 0 < self._clip_norm < norm:
+            gradients = [g * self._clip_norm / norm for g in gradients]
         for i, g in enumerate(gradients):
-            delta = self._rule(np.float64(g), self._slots[i], **self._constants)
-            self.values[i] = self.values[i] - delta
+            delta = self._rule(g, self._slots[i], **self._constants)
+            decayed = self._constants["learning_rate"] * self._weight_decay * self.values[i]
+            self.values[i] = self.values[i] - delta - decayed
 
     def _divisor(self, a, epsilon):
         return np.sqrt(a + epsilon) if self._inside else np.sqrt(a) + epsilon
 
-    def _sgd(self, g, _, learning_rate):
-        return learning_rate * g
+    def _sgd(self, g, slots, learning_rate, momentum=0.0, nesterov=False):
+        slots[0] = momentum * slots[0] - learning_rate * g
+        return learning_rate * g - momentum * slots[0] if nesterov else -slots[0]
 
     def _adam(self, g, slots, learning_rate, beta_1, beta_2, epsilon):
         slots[0] = beta_1 * slots[0] + (1 - beta_1) * g

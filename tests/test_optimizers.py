@@ -9,6 +9,7 @@ import pytest
 import tensorflow as tf
 from references import Keras, Kernel, NumPy
 
+from lab.errors import LabError
 from lab.models import optimizers
 from lab.models.optimizers import RULES, Optimizer
 from lab.settings.config import Config
@@ -19,6 +20,8 @@ pytestmark = pytest.mark.numbers
 STEPS = 100
 TOLERANCE = 1e-6
 SHAPES = [(7, 5), (11,), (2, 3, 4), ()]
+# The update of all rules alike; the schedules have tests of their own, below.
+SCHEDULE = {"warmup", "decay"}
 
 
 def oracles(rule, inside, **given):
@@ -26,11 +29,14 @@ def oracles(rule, inside, **given):
     constants = {
         field.name: given.get(field.name, field.default)
         for field in dataclasses.fields(RULES[rule])
-        if field.name != "epsilon_inside_root"
+        if field.name not in {"epsilon_inside_root", *SCHEDULE}
     }
     found = {"numpy": functools.partial(NumPy, rule=rule, inside=inside, **constants)}
     if rule in ("sgd", "adadelta") or (rule == "adam" and not inside) or inside:
-        names = {"initial_accumulator": "initial_accumulator_value"}
+        names = {
+            "initial_accumulator": "initial_accumulator_value",
+            "clip_norm": "global_clipnorm",
+        }
         makers = {
             "sgd": keras.optimizers.SGD,
             "adam": keras.optimizers.Adam,
@@ -49,7 +55,9 @@ def oracles(rule, inside, **given):
         for beta in ("beta_1", "beta_2")
         if beta in constants
     )
-    if rule in ("sgd", "adadelta") or (rule in ("adam", "adagrad") and not inside and exact):
+    common = {name: constants.pop(name) for name in ("weight_decay", "clip_norm")}
+    has = rule in ("sgd", "adadelta") or (rule in ("adam", "adagrad") and not inside and exact)
+    if has and not any(common.values()):
         found["kernel"] = functools.partial(Kernel, rule=rule, **constants)
     return found
 
@@ -58,17 +66,26 @@ SETS = [
     ("sgd", {}),
     ("sgd", {"learning_rate": 1.5}),
     ("sgd", {"learning_rate": 3e-5}),
+    ("sgd", {"momentum": 0.9}),
+    ("sgd", {"learning_rate": 0.3, "momentum": 0.5, "nesterov": True}),
+    ("sgd", {"weight_decay": 0.3, "clip_norm": 10.0}),
+    ("sgd", {"momentum": 0.75, "nesterov": True, "weight_decay": 2.0, "clip_norm": 10.0}),
     ("adam", {}),
     ("adam", {"learning_rate": 0.3, "beta_1": 0.0, "beta_2": 0.9}),
     ("adam", {"beta_1": 0.875, "beta_2": 1 - 2**-9, "epsilon": 1e-3}),
     ("adam", {"beta_1": 0.5, "beta_2": 0.75, "epsilon": 1e-8}),
+    ("adam", {"weight_decay": 0.004}),
+    ("adam", {"learning_rate": 0.1, "weight_decay": 0.5, "clip_norm": 10.0}),
     ("rmsprop", {}),
+    ("rmsprop", {"weight_decay": 0.1, "clip_norm": 10.0}),
     ("rmsprop", {"learning_rate": 0.2, "rho": 0.5, "epsilon": 1e-3}),
     ("rmsprop", {"learning_rate": 1e-4, "rho": 0.99, "epsilon": 1e-10}),
     ("adagrad", {}),
+    ("adagrad", {"weight_decay": 0.1, "clip_norm": 10.0}),
     ("adagrad", {"learning_rate": 0.5, "initial_accumulator": 1e-6}),
     ("adagrad", {"learning_rate": 0.1, "initial_accumulator": 2.0, "epsilon": 1e-2}),
     ("adadelta", {}),
+    ("adadelta", {"weight_decay": 0.1, "clip_norm": 10.0}),
     ("adadelta", {"learning_rate": 1.0, "rho": 0.9, "epsilon": 1e-6}),
     ("adadelta", {"learning_rate": 0.5, "rho": 0.5, "epsilon": 1e-3}),
 ]
@@ -150,7 +167,15 @@ def test_every_rule_has_a_foreign_oracle():
         assert {case.values[3] for case in CASES if case.values[0] == rule} > {"numpy"}
         hyperparameters = {field.name for field in dataclasses.fields(RULES[rule])}
         varied = {name for name_, given in SETS if name_ == rule for name in given}
-        assert varied >= hyperparameters - {"epsilon_inside_root"}
+        assert varied >= hyperparameters - {"epsilon_inside_root", *SCHEDULE}
+
+
+def test_the_gradients_are_clipped_in_some_steps_only():
+    """Else the table above would compare one of the two cases alone."""
+    norms = [np.sqrt(sum(np.sum(np.float64(g) ** 2) for g in step)) for step in tensors()[1]]
+    for _, given in SETS:
+        if "clip_norm" in given:
+            assert 10 < sum(norm > given["clip_norm"] for norm in norms) < 90
 
 
 @pytest.mark.parametrize("rule", RULES)
@@ -190,10 +215,17 @@ def test_the_config_offers_every_rule():
 @pytest.mark.parametrize("rule", RULES)
 def test_every_hyperparameter_is_a_field_of_the_config_with_its_default(rule):
     fields = {field.name: field.default for field in dataclasses.fields(Config)}
+    renamed = {"warmup": "warmup_steps", "decay": "learning_rate_decay"}
     for field in dataclasses.fields(RULES[rule]):
-        names = [name for name in (f"{rule}_{field.name}", field.name) if name in fields]
+        shared = renamed.get(field.name, field.name)
+        names = [name for name in (f"{rule}_{field.name}", shared) if name in fields]
         assert len(names) == 1, f"{rule}.{field.name} has no flag, or two"
         assert fields[names[0]] == field.default, names[0]
+        # An own value there, and nowhere else, reaches the rule.
+        own = {"bool": True, "str": "cosine", "int": 7, "float": 0.7}[field.type]
+        made = build.make_rule(Config(optimizer=rule, **{names[0]: own}))
+        assert made == RULES[rule](**{field.name: own})
+        assert build.fields_of(made)[names[0]] == own
 
 
 def test_no_field_of_the_config_is_for_a_rule_that_does_not_have_it():
@@ -286,26 +318,223 @@ def test_gradients_must_be_one_for_each_variable():
         optimizer.update([1.0, 2.0], [(), ()], [tf.constant([1.0])], tf.constant(1))
 
 
-@pytest.mark.parametrize("decay", ["linear", "cosine"])
-@pytest.mark.parametrize("rule", [optimizers.SGD(0.1), optimizers.Adam(0.01)], ids=["sgd", "adam"])
-def test_a_decayed_learning_rate_is_that_of_keras(rule, decay):
-    steps = 40
-    config = Config(learning_rate_decay=decay, training_steps=steps)
-    schedule = {
-        "linear": keras.optimizers.schedules.PolynomialDecay(
-            rule.learning_rate, steps, end_learning_rate=0.0
-        ),
-        "cosine": keras.optimizers.schedules.CosineDecay(rule.learning_rate, steps),
-    }[decay]
-    kind = keras.optimizers.SGD if isinstance(rule, optimizers.SGD) else keras.optimizers.Adam
-    reference = kind(schedule)
+def keras_rule(rule, learning_rate):
+    """Keras's optimizer for one of ours, at another learning rate: a number or a schedule."""
+    common = {
+        "learning_rate": learning_rate,
+        "weight_decay": rule.weight_decay,
+        "global_clipnorm": rule.clip_norm or None,
+    }
+    if isinstance(rule, optimizers.SGD):
+        return keras.optimizers.SGD(momentum=rule.momentum, nesterov=rule.nesterov, **common)
+    return keras.optimizers.Adam(epsilon=rule.epsilon, **common)
+
+
+class WarmUp(keras.optimizers.schedules.LearningRateSchedule):
+    """A warm-up before any schedule of Keras: it has one before the cosine only."""
+
+    def __init__(self, peak, warmup, then):
+        self.peak, self.warmup, self.then = peak, warmup, then
+
+    def __call__(self, step):  # from 0
+        step = tf.cast(step, tf.float32)
+        rising = self.peak * (step + 1) / self.warmup
+        after = self.then(tf.maximum(step - (self.warmup - 1), 0))
+        return tf.where(step + 1 < self.warmup, rising, after)
+
+
+def keras_schedule(rule, steps):
+    schedules = keras.optimizers.schedules
+    peak, warmup = rule.learning_rate, max(rule.warmup, 1)
+    left = steps - warmup + 1
+    if rule.decay == "cosine" and warmup > 1:  # Keras's own warm-up rises from step 0 on
+        return schedules.CosineDecay(
+            peak / warmup, left, warmup_target=peak, warmup_steps=warmup - 1
+        )
+    then = {
+        "none": lambda step: tf.fill(step.shape, peak),
+        "linear": schedules.PolynomialDecay(peak, left, end_learning_rate=0.0),
+        "cosine": schedules.CosineDecay(peak, left),
+    }[rule.decay]
+    return WarmUp(peak, warmup, then)
+
+
+@pytest.mark.parametrize(
+    ("warmup", "jit"), [(0, False), (1, False), (6, True), (20, False)], ids=str
+)
+@pytest.mark.parametrize("decay", ["none", "linear", "cosine"])
+@pytest.mark.parametrize(
+    "rule",
+    [
+        optimizers.SGD(0.1),
+        optimizers.SGD(0.1, momentum=0.9, weight_decay=0.1),
+        optimizers.SGD(0.1, momentum=0.9, nesterov=True),
+        optimizers.Adam(0.01, weight_decay=0.3, clip_norm=4.5),
+    ],
+    ids=["sgd", "momentum", "nesterov", "adam"],
+)
+def test_warmup_and_decay_are_those_of_keras(rule, decay, warmup, jit):
+    """Momentum under a schedule too: steps of the past keep the rate of their time."""
+    steps = 20
+    rule = dataclasses.replace(rule, decay=decay, warmup=warmup)
+    reference = keras_rule(rule, keras_schedule(rule, steps))
     start = np.random.default_rng(0).normal(size=(7, 3)).astype(np.float32)
     ours, theirs = [tf.constant(start)], keras.Variable(start)
-    optimizer = Optimizer(rule, [tf.Variable(start)], build.make_decay(config))
+    optimizer = Optimizer(rule, [tf.Variable(start)], steps)
+    update = tf.function(optimizer.update, jit_compile=jit)
     slots = [tuple(map(tf.convert_to_tensor, optimizer.slots[0]))]
     for step in range(1, steps + 1):
         g = np.random.default_rng(step).normal(size=(7, 3)).astype(np.float32)
-        ours, slots, _ = optimizer.update(ours, slots, [tf.constant(g)], tf.constant(step))
+        ours, slots, _ = update(ours, slots, [tf.constant(g)], tf.constant(step))
         reference.apply([tf.constant(g)], [theirs])
+        # Where the rate is a few ulps apart, so is each step; the cosine ends in 1 - 1.
         np.testing.assert_allclose(ours[0].numpy(), theirs.numpy(), 1e-5, 1e-6)
-    assert build.make_decay(Config()) is None
+    if isinstance(rule, optimizers.SGD) and rule.momentum:
+        np.testing.assert_allclose(slots[0][0], reference.momentums[0].numpy(), 1e-5, 1e-6)
+
+
+def shares(rule, steps):
+    """By which factor each step is shortened, of a rule that takes steps of 1."""
+    optimizer = Optimizer(rule, [tf.Variable(0.0)], steps)
+    return [
+        optimizer.update([0.0], [()], [tf.constant(1.0)], tf.constant(step))[2][0].numpy()
+        for step in range(1, steps + 1)
+    ]
+
+
+def test_the_schedule_by_its_formula():
+    sgd = functools.partial(optimizers.SGD, 1.0)
+    expected = [0.25, 0.5, 0.75, 1, 0.8, 0.6, 0.4, 0.2]
+    np.testing.assert_allclose(shares(sgd(warmup=4, decay="linear"), 8), expected, rtol=1e-6)
+    cosine = [(1 + np.cos(np.pi * i / 5)) / 2 for i in range(5)]
+    found = shares(sgd(warmup=4, decay="cosine"), 8)
+    np.testing.assert_allclose(found, [0.25, 0.5, 0.75, *cosine], rtol=1e-6)
+    np.testing.assert_allclose(shares(sgd(warmup=4), 6), [*expected[:4], 1, 1], rtol=1e-6)
+    for decay in ("none", "linear", "cosine"):  # a run that ends in its warm-up
+        for steps in (8, 9, 10):
+            found = shares(sgd(warmup=10, decay=decay), steps)
+            np.testing.assert_allclose(found, np.arange(1, steps + 1) / 10, rtol=1e-6)
+
+
+def test_a_decay_needs_a_name_and_the_number_of_steps():
+    variables = [tf.Variable(0.0)]
+    with pytest.raises(ValueError, match="cosin': must be one of none, linear, cosine"):
+        Optimizer(optimizers.SGD(decay="cosin"), variables, 10)
+    with pytest.raises(ValueError, match="number of steps"):
+        Optimizer(optimizers.SGD(decay="cosine"), variables)
+
+
+@pytest.mark.parametrize("bad", [np.nan, np.inf])
+def test_a_norm_that_is_not_finite_makes_nan(bad):
+    """As in Keras: clipping must not hide it."""
+    start = [np.ones(2, np.float32), np.float32(1)]
+    gradients = [np.array([bad, 1], np.float32), np.float32(1)]
+    reference = Keras(start, lambda: keras.optimizers.SGD(global_clipnorm=1.0))
+    reference.apply(gradients)
+    (ours,) = trajectory(optimizers.SGD(clip_norm=1.0), start, [gradients])
+    for mine, theirs in zip(ours, reference.values, strict=True):
+        assert np.isnan(mine).all() and np.isnan(theirs).all()
+
+
+DOUBLES = {
+    "sgd": {"momentum": 0.875},
+    "adam": {"beta_1": 0.875, "beta_2": 1 - 2**-9, "epsilon": 2**-20},
+    "rmsprop": {"rho": 0.875, "epsilon": 2**-20},
+    "adagrad": {"initial_accumulator": 0.125, "epsilon": 2**-20},
+    "adadelta": {"rho": 0.875, "epsilon": 2**-20},
+}
+
+
+@pytest.mark.parametrize("rule", RULES)
+def test_float64(rule):
+    """Weights in float64 have slots and steps of that dtype, and all of its digits. Keras rounds
+    hyperparameters to float32 even then, so these are exact there."""
+    given = DOUBLES[rule] | {"learning_rate": 2**-7, "weight_decay": 0.125}
+    inside = {"epsilon_inside_root": True} if rule in ("rmsprop", "adagrad") else {}
+    ours = RULES[rule](**given, **inside, clip_norm=10.0, warmup=4)
+    names = {"initial_accumulator": "initial_accumulator_value"}
+    kind = {"sgd": "SGD", "adam": "Adam", "rmsprop": "RMSprop"}.get(rule, rule.title())
+    reference = getattr(keras.optimizers, kind)(
+        **{names.get(name, name): value for name, value in given.items()}, global_clipnorm=10.0
+    )
+    start, gradients = tensors()
+    theirs = [keras.Variable(value, dtype="float64") for value in start]
+    weights = [tf.constant(value, tf.float64) for value in start]
+    optimizer = Optimizer(ours, [tf.Variable(value) for value in weights])
+    slots = [tuple(map(tf.convert_to_tensor, row)) for row in optimizer.slots]
+    assert slots[0] and all(slot.dtype == tf.float64 for row in slots for slot in row)
+    for step, g in enumerate(gradients[:10], 1):
+        g = [tf.constant(x, tf.float64) for x in g]
+        weights, slots, _ = optimizer.update(weights, slots, g, tf.constant(step))
+        reference.learning_rate = ours.learning_rate * min(step / 4, 1)
+        reference.apply(g, theirs)
+    for mine, his in zip(weights, theirs, strict=True):
+        np.testing.assert_allclose(mine, his.numpy(), rtol=1e-12, atol=1e-14)
+
+
+@dataclasses.dataclass(frozen=True)
+class Lion(optimizers.Rule):
+    """A rule as a user writes one (Chen et al., arXiv:2302.06675)."""
+
+    beta_1: float = 0.9
+    beta_2: float = 0.99
+    slots = ("m",)
+
+    def delta(self, g, t, slots):
+        (m,) = slots
+        step = tf.sign(self.beta_1 * m + (1 - self.beta_1) * g)
+        return self.learning_rate * step, (self.beta_2 * m + (1 - self.beta_2) * g,)
+
+
+def test_a_rule_of_ones_own():
+    """It takes the options of all rules, and its config has the fields of all rules."""
+    start, gradients = tensors()
+    rule = Lion(1e-3, weight_decay=0.1, clip_norm=10.0)
+    reference = Keras(
+        start, lambda: keras.optimizers.Lion(1e-3, weight_decay=0.1, global_clipnorm=10.0)
+    )
+    for ours, g in zip(trajectory(rule, start, gradients), gradients, strict=True):
+        reference.apply(g)
+        for mine, theirs in zip(ours, reference.values, strict=True):
+            np.testing.assert_allclose(mine, theirs, rtol=1e-5, atol=1e-7)
+    assert build.fields_of(rule) == {
+        "learning_rate": 1e-3,
+        "weight_decay": 0.1,
+        "clip_norm": 10.0,
+        "warmup_steps": 0,
+        "learning_rate_decay": "none",
+    }
+
+
+VARIED = [
+    optimizers.SGD(0.1, momentum=0.9, nesterov=True, warmup=3),
+    optimizers.Adam(1e-3, beta_1=0.8, beta_2=0.95, epsilon=1e-5, weight_decay=0.01, clip_norm=1),
+    optimizers.RMSProp(0.1, rho=0.5, epsilon_inside_root=True, decay="cosine"),
+    optimizers.Adagrad(1, initial_accumulator=0.3, decay="linear", warmup=100),
+    optimizers.Adadelta(1.0, rho=0.9, epsilon=1e-3, weight_decay=1e-4),
+]
+
+
+@pytest.mark.parametrize("rule", VARIED, ids=lambda rule: type(rule).__name__)
+def test_a_rule_and_its_config_are_one(rule):
+    fields = build.fields_of(rule)
+    config = Config(**fields)
+    assert build.make_rule(config) == rule
+    assert {name: getattr(config, name) for name in fields} == fields
+    assert all(type(value) is type(getattr(Config(), name)) for name, value in fields.items())
+    plain = build.fields_of(type(rule)())
+    assert Config(**plain) == Config(optimizer=type(rule).__name__.lower())
+
+
+def test_rules_that_cannot_be():
+    for rule, words in (
+        (optimizers.SGD(-1.0), "learning_rate=-1.0: must be a number, at least 0"),
+        (optimizers.SGD(momentum=1.0), "sgd_momentum=1.0: must be a number, at least 0 and below"),
+        (optimizers.Adam(decay="cosin"), "learning_rate_decay=cosin: must be one of none, linear"),
+        (optimizers.Adam(warmup=0.5), "warmup_steps=0.5: must be an integer"),
+        (optimizers.Adam(clip_norm=None), "clip_norm=None: must be a number"),
+        (optimizers.Adagrad(weight_decay=float("nan")), "weight_decay=nan: must be a number"),
+        (Lion(-1.0), "learning_rate=-1.0: must be a number"),
+    ):
+        with pytest.raises(LabError, match=words):
+            build.fields_of(rule)

@@ -199,7 +199,8 @@ def _never_lit(run: Run, dataset: data.Data, lit: np.ndarray) -> int:
 def plain_sgd(config: dict[str, Any]) -> bool:
     """Whether W - rate dL/dW, on the clipped loss and the true labels, is the whole rule."""
     rule = {"optimizer": "sgd", "loss": "clipped_cross_entropy", "shuffle_labels": False}
-    rule |= {"learning_rate_decay": "none"}
+    rule |= {"learning_rate_decay": "none", "warmup_steps": 0}
+    rule |= dict.fromkeys(("sgd_momentum", "weight_decay", "clip_norm"), 0)
     return all(config.get(name, value) == value for name, value in rule.items())
 
 

@@ -1,4 +1,4 @@
-"""Per-example losses. The step reduces them over the batch."""
+"""Losses of each example, or of each token. The step reduces them over the batch."""
 
 from __future__ import annotations
 
@@ -18,29 +18,90 @@ def clipped_cross_entropy(labels: tf.Tensor, logits: tf.Tensor) -> tf.Tensor:
     stops teaching just where the network is most wrong.
 
     Args:
-      labels: int32 [batch].
-      logits: float32 [batch, classes].
+      labels: classes, any integer dtype, [batch, ...]: one for each example, or for each token.
+      logits: float32 or float64, [batch, ..., classes].
 
     Returns:
-      float32 [batch], in nats.
+      Of labels' shape and logits' dtype, in nats.
+
+    Raises:
+      ValueError: labels are no integers, or their shape does not fit.
     """
+    labels = _classes(labels, logits)
     probabilities = tf.nn.softmax(logits)
-    probability = tf.gather(probabilities, labels, batch_dims=1)
+    probability = tf.gather(probabilities, labels, batch_dims=logits.shape.rank - 1)
     loss = -tf.math.log(tf.clip_by_value(probability, CLIP, 1.0))
     # Beside a NaN the softmax gives zeros, which the clip would pass off as probabilities.
-    total = tf.stop_gradient(tf.reduce_sum(probabilities, axis=1))
+    total = tf.stop_gradient(tf.reduce_sum(probabilities, axis=-1))
     return tf.where(tf.math.is_nan(total), total, loss)
 
 
 def softmax_cross_entropy(labels: tf.Tensor, logits: tf.Tensor) -> tf.Tensor:
     """-log of the true class's softmax, from the logits: never clipped, never log(0).
 
-    Shapes and units as `clipped_cross_entropy`.
+    Shapes, dtypes, units and errors as `clipped_cross_entropy`.
     """
+    labels = _classes(labels, logits)
     return tf.nn.sparse_softmax_cross_entropy_with_logits(labels=labels, logits=logits)
 
 
+def sigmoid_cross_entropy(labels: tf.Tensor, logits: tf.Tensor) -> tf.Tensor:
+    """-p log q - (1 - p) log(1 - q) with q = sigmoid(logit), from the logits: never log(0).
+
+    Args:
+      labels: p, in [0, 1]: any dtype, of the logits' shape.
+      logits: float32 or float64, [batch, ...].
+
+    Returns:
+      The mean over the last axis, [batch, ...], in nats, as Keras; of logits [batch] the losses as
+      they are. In logits' dtype.
+
+    Raises:
+      ValueError: the shapes differ.
+    """
+    labels = _targets(labels, logits)
+    return _mean(tf.nn.sigmoid_cross_entropy_with_logits(labels=labels, logits=logits))
+
+
+def mean_squared_error(targets: tf.Tensor, outputs: tf.Tensor) -> tf.Tensor:
+    """(output - target)^2. Shapes, dtypes and errors as `sigmoid_cross_entropy`."""
+    return _mean(tf.square(outputs - _targets(targets, outputs)))
+
+
+def mean_absolute_error(targets: tf.Tensor, outputs: tf.Tensor) -> tf.Tensor:
+    """|output - target|. Shapes, dtypes and errors as `sigmoid_cross_entropy`."""
+    return _mean(tf.abs(outputs - _targets(targets, outputs)))
+
+
+def _classes(labels: tf.Tensor, logits: tf.Tensor) -> tf.Tensor:
+    labels = tf.convert_to_tensor(labels)
+    if not (labels.dtype.is_integer and logits.shape[:-1].is_compatible_with(labels.shape)):
+        raise ValueError(
+            f"labels are {labels.dtype.name} {labels.shape}, logits {logits.shape}: labels must be "
+            "integers, one for each row of logits"
+        )
+    return tf.cast(labels, tf.int32)
+
+
+def _targets(targets: tf.Tensor, outputs: tf.Tensor) -> tf.Tensor:
+    """The targets in the outputs' dtype; of another shape they would be broadcast, silently."""
+    targets = tf.convert_to_tensor(targets)
+    if not outputs.shape.is_compatible_with(targets.shape):
+        raise ValueError(f"targets are {targets.shape}, outputs {outputs.shape}: must be equal")
+    return tf.cast(targets, outputs.dtype)
+
+
+def _mean(losses: tf.Tensor) -> tf.Tensor:
+    return tf.reduce_mean(losses, axis=-1) if losses.shape.rank > 1 else losses
+
+
 LOSSES: dict[str, Callable[[tf.Tensor, tf.Tensor], tf.Tensor]] = {
-    "clipped_cross_entropy": clipped_cross_entropy,
-    "softmax_cross_entropy": softmax_cross_entropy,
+    loss.__name__: loss
+    for loss in (
+        clipped_cross_entropy,
+        softmax_cross_entropy,
+        sigmoid_cross_entropy,
+        mean_squared_error,
+        mean_absolute_error,
+    )
 }

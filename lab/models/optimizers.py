@@ -23,15 +23,44 @@ class Rule:
     """The hyperparameters of an update rule, which is a pure and elementwise function of gradient
     and slots.
 
+    A rule of one's own is a subclass with its own `delta`; one that keeps slots names them:
+    `slots = ("m",)`. The rest, below, is done for every rule alike.
+
     Attributes:
+      learning_rate: at its peak.
+      weight_decay: decoupled, as in Keras 3: learning_rate weight_decay w is subtracted from each
+        weight as well, whatever its gradient, and kept out of the slots. Of all variables, biases
+        and scales too (Loshchilov and Hutter, ICLR 2019).
+      clip_norm: where the norm of all gradients together, as one vector, is larger, all are
+        multiplied by clip_norm / norm before the rule sees them; 0: never. A norm that is not
+        finite makes all of them NaN (Pascanu, Mikolov and Bengio, ICML 2013).
+      warmup: steps over which the learning rate rises to its peak: step t has t / warmup of it
+        (Goyal et al., arXiv:1706.02677).
+      decay: of the learning rate, "none" or one of DECAYS, from its peak in step max(warmup, 1) to
+        0 after the last step.
       slots: their names.
-      degree: how a step scales with the loss: times c to this power where the loss is times c.
+      degree: how a step scales with the loss: times c to this power where the loss is times c,
+        but for weight decay and clipping.
+      sums_steps: whether a slot holds steps, as it does with momentum: then warm-up and decay
+        multiply the gradient, so that steps of the past keep the rate of their time.
     """
 
     learning_rate: float = 0.01
+    _: dataclasses.KW_ONLY
+    weight_decay: float = 0.0
+    clip_norm: float = 0.0
+    warmup: int = 0
+    decay: str = "none"
 
-    slots: ClassVar[tuple[str, ...]] = ()
     degree: ClassVar[int] = 0
+
+    @property
+    def slots(self) -> tuple[str, ...]:
+        return ()
+
+    @property
+    def sums_steps(self) -> bool:
+        return False
 
     @property
     def start(self) -> float:
@@ -42,9 +71,9 @@ class Rule:
         """What to subtract from the weights, and the next slots; all of the shape of g.
 
         Args:
-          g: gradient, float32, any shape.
-          t: number of this step, from 1, float32 scalar.
-          slots: one tensor of g's shape for each name in `slots`.
+          g: gradient, clipped, of the weights' dtype (float32, or float64), any shape.
+          t: number of this step, from 1, scalar of the same dtype.
+          slots: one tensor of g's shape and dtype for each name in `slots`.
         """
         raise NotImplementedError
 
@@ -66,14 +95,34 @@ class _Divided(Rule):
 class SGD(Rule):
     """w -= learning_rate g.
 
-    Fails when the learning rate exceeds 2 / (largest curvature): the loss then grows along that
-    direction. A loss that is summed over a batch has that many times the curvature.
+    With momentum: velocity = momentum velocity - learning_rate g;  w += velocity, or, with
+    `nesterov`, w += momentum velocity - learning_rate g (Polyak 1964; Sutskever et al., ICML 2013,
+    in the form of Keras, where w is the point at which the gradient is taken).
+
+    Fails when the learning rate exceeds 2 / (largest curvature), (1 + momentum) times that with
+    momentum alone: the loss then grows along that direction. A loss that is summed over a batch has
+    that many times the curvature.
     """
 
+    momentum: float = 0.0
+    nesterov: bool = False
     degree = 1
 
+    @property
+    def slots(self) -> tuple[str, ...]:
+        return ("velocity",) if self.momentum else ()
+
+    @property
+    def sums_steps(self) -> bool:
+        return bool(self.momentum)
+
     def delta(self, g: tf.Tensor, t: tf.Tensor, slots: Slots) -> tuple[tf.Tensor, Slots]:
-        return self.learning_rate * g, ()
+        plain = self.learning_rate * g
+        if not self.momentum:
+            return plain, ()
+        (velocity,) = slots
+        velocity = self.momentum * velocity - plain
+        return (plain - self.momentum * velocity if self.nesterov else -velocity), (velocity,)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -174,21 +223,24 @@ class Optimizer(tf.Module):
     """A rule and its slots for given variables; make it under the strategy's scope.
 
     Args:
-      decay: what multiplies the learning rate: from the number of steps done before, float32
-        scalar, to a float32 scalar. Without, it stays as it is.
+      total_steps: of the whole run, over which the rule's decay goes; only a decay needs it.
 
     Attributes:
-      slots: for each variable, one float32 variable of its shape for each of the rule's slots.
+      slots: for each variable, one variable of its shape and dtype for each of the rule's slots.
+
+    Raises:
+      ValueError: there is no such decay, or it lacks `total_steps`.
     """
 
     def __init__(
-        self,
-        rule: Rule,
-        variables: Sequence[tf.Variable],
-        decay: Callable[[tf.Tensor], tf.Tensor] | None = None,
+        self, rule: Rule, variables: Sequence[tf.Variable], total_steps: int | None = None
     ) -> None:
         super().__init__("optimizer")
-        self.rule, self._decay = rule, decay
+        if rule.decay not in ("none", *DECAYS):
+            raise ValueError(f"decay={rule.decay!r}: must be one of none, {', '.join(DECAYS)}")
+        if rule.decay != "none" and total_steps is None:
+            raise ValueError(f"decay={rule.decay!r}: needs the number of steps of the run")
+        self.rule, self._total_steps = rule, total_steps or 1
         self.slots = [
             [
                 tf.Variable(
@@ -215,10 +267,38 @@ class Optimizer(tf.Module):
           slots: for each variable, one tensor of its shape for each of the rule's slots.
           step: number of this step, from 1, integer scalar.
         """
-        t = tf.cast(step, tf.float32)
+        if self.rule.clip_norm:
+            gradients, _ = tf.clip_by_global_norm(gradients, self.rule.clip_norm)
         deltas, news = [], []
-        for own, g in zip(slots, gradients, strict=True):
-            delta, new = self.rule.delta(g, t, own)
-            deltas.append(delta * self._decay(t - 1) if self._decay else delta)
+        for w, own, g in zip(weights, slots, gradients, strict=True):
+            delta, new = self._delta(w, own, g, tf.cast(step, g.dtype))
+            deltas.append(delta)
             news.append(new)
         return [w - delta for w, delta in zip(weights, deltas, strict=True)], news, deltas
+
+    def _delta(
+        self, w: tf.Tensor, slots: Slots, g: tf.Tensor, t: tf.Tensor
+    ) -> tuple[tf.Tensor, Slots]:
+        """What is subtracted from one weight, and its next slots."""
+        rule, share = self.rule, self._share(t)
+        if share is not None and rule.sums_steps:
+            g = g * share
+        delta, new = rule.delta(g, t, slots)
+        if share is not None and not rule.sums_steps:
+            delta = delta * share
+        if rule.weight_decay:
+            rate = rule.learning_rate * rule.weight_decay
+            delta = delta + w * (rate if share is None else rate * share)
+        return delta, new
+
+    def _share(self, t: tf.Tensor) -> tf.Tensor | None:
+        """Which share of the learning rate step t has, by warm-up and decay; None: all of it."""
+        peak = max(self.rule.warmup, 1)
+        share = None
+        if self.rule.decay != "none":
+            # A warm-up that never ends leaves no steps to decay over.
+            left = max(self._total_steps - peak + 1, 1)
+            share = DECAYS[self.rule.decay](tf.maximum(t - peak, 0) / left)
+        if peak > 1:
+            share = tf.minimum(t / peak, 1 if share is None else share)
+        return share

@@ -52,9 +52,23 @@ class Config(Checked):
     )
     learning_rate: float = field(0.01, "of the update rule", least=0)
     learning_rate_decay: str = choice(
-        "of the learning rate from the first step on, to 0 after the last",
+        "of the learning rate, from the first step or the end of the warm-up on, to 0 after the "
+        "last step",
         ("none", "linear", "cosine"),
     )
+    warmup_steps: int = field(
+        0, "steps in which the learning rate rises linearly to its full size", least=0, below=2**31
+    )
+    weight_decay: float = field(
+        0.0,
+        "decoupled (AdamW): times learning rate and weight, subtracted from the weight; biases too",
+        least=0,
+    )
+    clip_norm: float = field(
+        0.0, "largest norm of all gradients together that an update is made of; 0: any", least=0
+    )
+    sgd_momentum: float = field(0.0, "share of the last step that is added to a step", **_SHARE)
+    sgd_nesterov: bool = field(False, "momentum as Nesterov's; without momentum it does nothing")
     epsilon: float = field(1e-7, "keeps the divisor from 0; unused by sgd", least=0)
     epsilon_inside_root: bool = field(
         False, "sqrt(a + epsilon) as in Keras 3, not sqrt(a) + epsilon; adadelta's always is"

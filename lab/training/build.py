@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
-from collections.abc import Callable
 from typing import Any
 
 import tensorflow as tf
@@ -76,29 +75,45 @@ def make_training(config: Config, dataset: Data, strategy: tf.distribute.Strateg
             xla.matmul if one_program(strategy) else tf.matmul,
         )
         optimizer = optimizers.Optimizer(
-            make_rule(config), model.trainable_variables, make_decay(config)
+            make_rule(config), model.trainable_variables, config.training_steps
         )
     scale = 1 / config.batch_size if config.reduction == "mean" else 1.0
     return Training(model, optimizer, losses.LOSSES[config.loss], config.batch_size, scale)
 
 
-def make_rule(config: Config) -> Any:
-    """The update rule of a config: each hyperparameter from its field, plain or with the rule's
-    name before it (`learning_rate`, `adam_beta_1`)."""
-    values = dataclasses.asdict(config)
+def make_rule(config: Config) -> optimizers.Rule:
+    """The update rule of a config: each hyperparameter from its field, see `_field_of`."""
     kind = optimizers.RULES[config.optimizer]
     return kind(
-        **{
-            field.name: values.get(f"{config.optimizer}_{field.name}", values.get(field.name))
-            for field in dataclasses.fields(kind)
-        }
+        **{one.name: getattr(config, _field_of(kind, one.name)) for one in dataclasses.fields(kind)}
     )
 
 
-def make_decay(config: Config) -> Callable[[tf.Tensor], tf.Tensor] | None:
-    """The decay of a config's learning rate, over all its steps; None for a constant one."""
-    decay = optimizers.DECAYS.get(config.learning_rate_decay)
-    return decay and (lambda done: decay(done / config.training_steps))
+def fields_of(rule: optimizers.Rule) -> dict[str, Any]:
+    """The fields of the config of which `make_rule` makes this rule.
+
+    Of a rule that is none of RULES they are those that all rules share; `optimizer` is missing.
+
+    Raises:
+      LabError: names a field and what it may be, where it is not.
+    """
+    known = type(rule) in optimizers.RULES.values()
+    kind = type(rule) if known else optimizers.Rule
+    fields = {
+        _field_of(kind, one.name): getattr(rule, one.name) for one in dataclasses.fields(kind)
+    }
+    if known:
+        fields["optimizer"] = kind.__name__.lower()
+    config = Config(**fields)
+    return {name: getattr(config, name) for name in fields}
+
+
+def _field_of(kind: type[optimizers.Rule], name: str) -> str:
+    """The field of Config that holds a hyperparameter of a rule: of its name, with the rule's
+    before it where only this rule has it (`learning_rate`, `adam_beta_1`)."""
+    own = f"{kind.__name__.lower()}_{name}"
+    shared = {"warmup": "warmup_steps", "decay": "learning_rate_decay"}.get(name, name)
+    return own if own in Config.__dataclass_fields__ else shared
 
 
 def sizes(config: Config, dataset: Data) -> list[int]:
