@@ -73,7 +73,7 @@ def tiny():
 
 @pytest.fixture
 def idx_folder(tmp_path, tiny):
-    """A folder for --data_dir with the tiny set: two of the files are gzipped, two are not."""
+    """A folder for --data with the tiny set: two of the files are gzipped, two are not."""
     folder = tmp_path / "idx"
     folder.mkdir()
     names = [

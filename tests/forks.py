@@ -242,7 +242,7 @@ class Program:
 
     def place(self, directory):
         where = [f"--logdir={directory.parent}", f"--run_name={directory.name}"]
-        return [f"--data_dir={self.data}", *where]
+        return [f"--data={self.data}", *where]
 
     def start(self, directory, flags=RUN, **options):
         return start(*flags, *self.place(directory), **options)
@@ -276,7 +276,7 @@ class Program:
 
 
 def write_idx(folder: pathlib.Path, arrays: Any) -> pathlib.Path:
-    """Writes a folder for --data_dir: train images and labels, test images and labels."""
+    """Writes a folder for --data: train images and labels, test images and labels."""
     from conftest import idx_bytes
 
     folder.mkdir(parents=True)

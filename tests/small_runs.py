@@ -66,6 +66,6 @@ def trained(base: pathlib.Path) -> pathlib.Path:
 
 def _train(data: pathlib.Path, logdir: pathlib.Path) -> None:
     for seed, rule in enumerate([["--learning_rate=1"]] * 3 + [["--learning_rate=1000"], ADAM]):
-        where = (f"--data_dir={data}", f"--logdir={logdir}", f"--seed={seed % 3}")
+        where = (f"--data={data}", f"--logdir={logdir}", f"--seed={seed % 3}")
         outcome = programs.train(*COMMON, *rule, *where)
         assert outcome.status == 0, outcome.err

@@ -67,7 +67,7 @@ class TestMnist:
         with pytest.raises(LabError) as error:
             load()
         assert str(path) in only_line(error)
-        # The same files from --data_dir are somebody's own, and welcome.
+        # The same files from --data are somebody's own, and welcome.
         assert load(str(folder)).y_test.shape == (10000,)
 
 

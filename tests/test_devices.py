@@ -430,7 +430,7 @@ def assert_scales(directory):
 
 def test_the_noise_scale_of_the_steps_since_the_last_evaluation(idx_folder, tmp_path):
     """At the steps of evaluations; also where the run was interrupted between two of them."""
-    flags = [*NOISY, f"--data_dir={idx_folder}"]
+    flags = [*NOISY, f"--data={idx_folder}"]
     whole, pieced = (f"--logdir={tmp_path / name}" for name in ("whole", "pieced"))
     assert forks.train(*flags, whole).status == 0
     series = assert_scales(tmp_path / "whole" / "x")
@@ -515,7 +515,7 @@ def test_replicas_and_nothing_else(tiny):
 
 def test_the_record_of_a_run_on_two_devices(idx_folder, tmp_path):
     """Every tag in the event files; and the other devices of a machine go on with it."""
-    flags = [f"--data_dir={idx_folder}", f"--logdir={tmp_path}", *NOISY]
+    flags = [f"--data={idx_folder}", f"--logdir={tmp_path}", *NOISY]
     flags += ["--training_steps=4", "--display_step=2", "--watch=weights,gradients,replicas"]
     outcome = programs.train(*flags)
     assert (outcome.status, outcome.err) == (0, "")
@@ -602,7 +602,7 @@ def test_gpus_of_a_machine_without(idx_folder, tmp_path, flag):
     if tf.config.list_physical_devices("GPU"):
         pytest.skip("this machine has GPUs")
     outcome = programs.train(
-        f"--devices={flag}", f"--data_dir={idx_folder}", f"--logdir={tmp_path / 'logs'}"
+        f"--devices={flag}", f"--data={idx_folder}", f"--logdir={tmp_path / 'logs'}"
     )
     forks.assert_one_line(outcome, 1, f"--devices={flag}:", "no GPU")
     assert outcome.err.count("\n") == 1
@@ -620,7 +620,7 @@ def test_more_cpu_devices_than_a_started_tensorflow_has():
 
 @pytest.mark.parametrize("batch", [1, 3])
 def test_a_batch_that_cannot_be_shared(idx_folder, tmp_path, batch):
-    flags = [f"--data_dir={idx_folder}", f"--logdir={tmp_path / 'logs'}", "--devices=cpu:4"]
+    flags = [f"--data={idx_folder}", f"--logdir={tmp_path / 'logs'}", "--devices=cpu:4"]
     outcome = programs.train(*flags, f"--batch_size={batch}")
     forks.assert_one_line(outcome, 1, f"--batch_size={batch}:", "replicas, 4")
     assert outcome.err.count("\n") == 1
@@ -654,7 +654,7 @@ def test_the_operations_that_reduce():
 @pytest.mark.slow
 def test_a_program_makes_as_many_cpu_devices_as_it_needs(idx_folder, tmp_path):
     """In a process of its own, where TensorFlow has not begun."""
-    flags = [*NOISY, f"--data_dir={idx_folder}", f"--logdir={tmp_path}", "--training_steps=2"]
+    flags = [*NOISY, f"--data={idx_folder}", f"--logdir={tmp_path}", "--training_steps=2"]
     process = programs.start(*flags, "--devices=CPU:5,CPU:2", "--batch_size=7", cwd=tmp_path)
     outcome = programs.finish(process)
     assert (outcome.status, outcome.err) == (0, ""), outcome
@@ -700,7 +700,7 @@ def test_a_run_whose_replicas_come_apart_ends_at_the_next_checkpoint(idx_folder,
             one.assign_add(tf.fill(one.shape, 1e-3))
         return done
 
-    flags = [*NOISY, "--optimizer=adam", f"--data_dir={idx_folder}", f"--logdir={tmp_path}"]
+    flags = [*NOISY, "--optimizer=adam", f"--data={idx_folder}", f"--logdir={tmp_path}"]
     with mock.patch.object(TrainingState, "run", breaking):
         outcome = programs.train(*flags)
     forks.assert_one_line(outcome, 1, f"train: {name} ", "replica 1")
@@ -748,7 +748,7 @@ def test_gpus_that_are_asked_for(tmp_path, idx_folder):
     if gpus > 1:
         chosen = strategy.extended._get_cross_device_ops(tf.constant(0.0))
         assert isinstance(chosen, tf.distribute.NcclAllReduce)
-    flags = [f"--data_dir={idx_folder}", f"--logdir={tmp_path / 'logs'}"]
+    flags = [f"--data={idx_folder}", f"--logdir={tmp_path / 'logs'}"]
     outcome = programs.train(*flags, f"--devices=gpu:{gpus + 1}")
     forks.assert_one_line(outcome, 1, f"--devices=gpu:{gpus + 1}:", f"GPU:{gpus - 1}")
 

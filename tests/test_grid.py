@@ -88,12 +88,12 @@ def test_a_line_may_hold_comments_quotes_and_any_space(tmp_path):
         tmp_path,
         "\n   \n#--optimizer=adam\n"
         "  --optimizer='adam'\t\"--learning_rate=0.5\"   # --seed=3\n"
-        "--data_dir='a folder, # and all' --epsilon_inside_root\n"
+        "--data='a folder, # and all' --epsilon_inside_root\n"
         "--noepsilon_inside_root --watch= --optimizer adagrad",
     )
     assert parse(mine) == [
         Config(optimizer="adam", learning_rate=0.5),
-        Config(data_dir="a folder, # and all", epsilon_inside_root=True),
+        Config(data="a folder, # and all", epsilon_inside_root=True),
         Config(watch=(), optimizer="adagrad"),
     ]
 
@@ -405,7 +405,7 @@ def test_a_terminal_gets_a_bar(stand_in):
 
 @pytest.fixture(scope="module")
 def examples(tmp_path_factory):
-    """A folder for --data_dir: five classes of 4 x 3 pixels, so noisy that none learns them all."""
+    """A folder for --data: five classes of 4 x 3 pixels, so noisy that none learns them all."""
     folder = tmp_path_factory.mktemp("data")
     random = np.random.default_rng(3)
     centres = random.integers(80, 176, (5, 4, 3))
@@ -422,7 +422,7 @@ class Grid:
 
     def __init__(self, cwd, examples):
         self.cwd, self.logdir = cwd, cwd / "logs"
-        self.line = [write(cwd, LINES), "--seeds=2", f"--data_dir={examples}", *SMALL]
+        self.line = [write(cwd, LINES), "--seeds=2", f"--data={examples}", *SMALL]
         self.names = [
             f"{config.run_name}" for config in parse(*self.line)
         ]  # of the run directories, in the grid's order
@@ -978,7 +978,7 @@ def test_tensorboards_hparams_page_has_a_row_for_each_trial(whole):
 
 def test_shlex_is_what_a_shell_would_do(tmp_path):
     """A line of a grid file can be pasted behind the program's name."""
-    line = "--optimizer='adam' \"--data_dir=a b\" --n_hidden_1=3\\2"
+    line = "--optimizer='adam' \"--data=a b\" --n_hidden_1=3\\2"
     words = subprocess.run(
         ["sh", "-c", f'printf "%s\\n" {line}'], capture_output=True, text=True, check=True
     ).stdout.splitlines()

@@ -259,7 +259,7 @@ def test_without_images_the_weights_still_answer(logdir, tmp_path):
     copy = shutil.copytree(logdir, tmp_path / "runs")
     for path in copy.glob("*/result.json"):
         result = json.loads(path.read_text())
-        result["config"]["data_dir"] = str(tmp_path / "gone")
+        result["config"]["data"] = str(tmp_path / "gone")
         path.write_text(json.dumps(result))
     found = make_story(read_runs(str(copy)))
     assert [one.slug for one in found.sections] == SLUGS

@@ -124,7 +124,7 @@ def test_data_that_are_gone_or_differ_are_told(copy, tmp_path):
     for folder, word in ((tmp_path / "gone", "gone"), (other, "not what runs here were trained")):
         for path in copy.glob("*/result.json"):
             config = json.loads(path.read_text())["config"]
-            _rewrite(path.parent, config={**config, "data_dir": str(folder)})
+            _rewrite(path.parent, config={**config, "data": str(folder)})
         found = read_runs(str(copy))
         assert len(found.groups) == 3 and found.folders == {}
         assert len(found.problems) == 1 and word in found.problems[0]
@@ -143,7 +143,7 @@ def test_a_folder_without_runs_and_no_folder(tmp_path):
         ("display_step", (20, 50), {"sgd 1 display_step=20", "sgd 1 display_step=50"}),
         ("watch", (["norms"], ["weights"]), {"sgd 1 watch=norms", "sgd 1 watch=weights"}),
         ("deterministic", (True, False), {"sgd 1", "sgd 1 nodeterministic"}),
-        ("data_dir", ("/a/mnist", "/b/mnist"), {"data_dir=/a/mnist", "data_dir=/b/mnist"}),
+        ("data", ("/a/mnist", "/b/mnist"), {"data=/a/mnist", "data=/b/mnist"}),
     ],
 )
 def test_labels_are_unique_whatever_differs(copy, field, values, names):
@@ -151,7 +151,7 @@ def test_labels_are_unique_whatever_differs(copy, field, values, names):
         result = json.loads(path.read_text())
         seed = result["config"]["seed"]
         config = result["config"] | {field: values[seed == 1]}
-        digest = str(seed == 1) if field == "data_dir" else result["data"]
+        digest = str(seed == 1) if field == "data" else result["data"]
         _rewrite(path.parent, config=config, data=digest)
     found = read_runs(str(copy))
     assert len(set(found.labels)) == len(found.labels) == 4

@@ -417,7 +417,7 @@ def test_not_a_number_is_no_figure():
 def mixed():
     return table(
         *readme_grid(2),
-        record(0, activation="relu", watch=["weights"], data_dir="a|b"),
+        record(0, activation="relu", watch=["weights"], data="a|b"),
         record(0, status="nonfinite", learning_rate=9.0),
     )
 

@@ -519,7 +519,7 @@ def test_every_difference_is_named(program, killed_at_24, tmp_path, tiny):
     arrays[3] = arrays[3][::-1]
     other = forks.write_idx(tmp_path / "other", arrays)
     flags = [*RUN, "--seed=10", "--optimizer=adagrad", *program.place(killed_at_24)]
-    outcome = train(*flags, f"--data_dir={other}")
+    outcome = train(*flags, f"--data={other}")
     assert_one_line(outcome, 1, "seed was 9, is 10", "optimizer was adam, is adagrad", "data was ")
 
 
@@ -529,7 +529,7 @@ def test_settings_that_decide_nothing_may_change(program, whole, killed_at_24, t
     directory = killed_at_24
     elsewhere = forks.write_idx(tmp_path / "elsewhere", tiny)
     flags = [*RUN, "--steps_per_loop=7", "--checkpoint_every=5"]
-    outcome = train(*flags, *program.place(directory), f"--data_dir={elsewhere}")
+    outcome = train(*flags, *program.place(directory), f"--data={elsewhere}")
     assert (outcome.status, outcome.err) == (0, "")
     assert forks.resumed_after(outcome.out) == 24
     assert max(forks.checkpoints(directory)) == STEPS
@@ -537,7 +537,7 @@ def test_settings_that_decide_nothing_may_change(program, whole, killed_at_24, t
         forks.checkpoints(whole)[STEPS]
     )
     assert_same_record(forks.record(directory), forks.record(whole))
-    config = {"data_dir": None}
+    config = {"data": None}
     found, wanted = forks.result(directory), forks.result(whole)
     assert found["config"] | config == wanted["config"] | config
     assert found | {"config": 0} == wanted | {"config": 0}
@@ -633,7 +633,7 @@ def test_the_cost_of_a_checkpoint_is_printed(program):
     """Of the reference model with Adam, whose slots make it three times as large: the time of 1000
     steps without any, and with twenty more than at the default interval (see pytest -rP)."""
     seconds = {}
-    flags = ["--training_steps=1000", "--display_step=1000", "--optimizer=adam", "--data_dir="]
+    flags = ["--training_steps=1000", "--display_step=1000", "--optimizer=adam"]
     for every in (1000, 50):
         directory = program.new()
         place = [f"--logdir={directory.parent}", f"--run_name={directory.name}"]

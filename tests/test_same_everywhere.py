@@ -170,7 +170,7 @@ def test_idle_cores_are_told(tmp_path, monkeypatch, idx_folder):
     for cores in (2, 6):
         monkeypatch.setattr(machine, "cores", lambda cores=cores: list(range(cores)))
         outcome = programs.train(
-            *("--training_steps=2", "--batch_size=8", f"--data_dir={idx_folder}", "--watch="),
+            *("--training_steps=2", "--batch_size=8", f"--data={idx_folder}", "--watch="),
             *(f"--logdir={tmp_path}", f"--run_name={cores}"),
         )
         assert outcome.status == 0, outcome.err

@@ -288,7 +288,7 @@ def test_the_command_is_right_for_every_folder_name(name):
 
 
 def test_a_bar_on_a_terminal_and_a_clean_end_on_ctrl_c(tmp_path, idx_folder):
-    arguments = [f"--data_dir={idx_folder}", "--training_steps=1000000", "--display_step=20"]
+    arguments = [f"--data={idx_folder}", "--training_steps=1000000", "--display_step=20"]
     arguments += ["--batch_size=16", "--steps_per_loop=10", "--watch="]
     master, slave = pty.openpty()
     fcntl.ioctl(slave, termios.TIOCSWINSZ, struct.pack("HHHH", 24, 120, 0, 0))
@@ -374,8 +374,8 @@ def test_help_and_wrong_flags_need_no_tensorflow_but_training_does(no_tensorflow
 def test_what_cannot_be_read_or_written_ends_in_one_line(tmp_path):
     empty = tmp_path / "empty"
     empty.mkdir()
-    assert_one_line(programs.train(f"--data_dir={empty}"), 1, str(empty), "--data_dir")
-    assert_one_line(programs.train(f"--data_dir={tmp_path / 'absent'}"), 1, "absent", "--data_dir")
+    assert_one_line(programs.train(f"--data={empty}"), 1, str(empty), "--data")
+    assert_one_line(programs.train(f"--data={tmp_path / 'absent'}"), 1, "absent", "--data")
     (tmp_path / "file").touch()
     for place in (tmp_path / "file", "/proc/logs", "/dev/null/logs"):
         outcome = programs.train(f"--logdir={place}", "--training_steps=1")
@@ -457,7 +457,7 @@ def after_each_loop(do):
 def test_a_signal_in_the_last_loop_does_not_unmake_the_run(tmp_path, idx_folder):
     with after_each_loop(lambda: signal.raise_signal(signal.SIGTERM)):
         outcome = programs.train(
-            *(f"--data_dir={idx_folder}", "--training_steps=1", "--watch="),
+            *(f"--data={idx_folder}", "--training_steps=1", "--watch="),
             *("--batch_size=16", f"--logdir={tmp_path}"),
         )
     assert signal.getsignal(signal.SIGTERM) is signal.SIG_DFL
@@ -471,7 +471,7 @@ def test_a_signal_in_the_last_loop_does_not_unmake_the_run(tmp_path, idx_folder)
 def test_a_run_directory_that_is_deleted_meanwhile_ends_in_one_line(tmp_path, idx_folder):
     with after_each_loop(lambda: shutil.rmtree(tmp_path / "logs", ignore_errors=True)):
         outcome = programs.train(
-            *(f"--data_dir={idx_folder}", "--training_steps=20", "--display_step=5", "--watch="),
+            *(f"--data={idx_folder}", "--training_steps=20", "--display_step=5", "--watch="),
             *("--batch_size=16", f"--logdir={tmp_path / 'logs'}"),
         )
     assert_one_line(outcome, 1, str(tmp_path / "logs"))
@@ -480,7 +480,7 @@ def test_a_run_directory_that_is_deleted_meanwhile_ends_in_one_line(tmp_path, id
 
 def test_nothing_watched_leaves_scalars_alone(tmp_path, idx_folder):
     outcome = programs.train(
-        *(f"--data_dir={idx_folder}", "--training_steps=20", "--display_step=10", "--watch="),
+        *(f"--data={idx_folder}", "--training_steps=20", "--display_step=10", "--watch="),
         *("--batch_size=16", f"--logdir={tmp_path}"),
     )
     assert outcome.status == 0
@@ -493,7 +493,7 @@ def test_nothing_watched_leaves_scalars_alone(tmp_path, idx_folder):
 @pytest.mark.slow
 def test_a_profile_when_asked_for(tmp_path, idx_folder):
     outcome = programs.train(
-        *(f"--data_dir={idx_folder}", "--training_steps=20", "--display_step=10", "--profile"),
+        *(f"--data={idx_folder}", "--training_steps=20", "--display_step=10", "--profile"),
         *("--batch_size=16", f"--logdir={tmp_path}"),
     )
     assert outcome.status == 0
@@ -554,7 +554,7 @@ def test_the_recipe_with_rmsprop_learns_as_the_readme_says(tmp_path):
 def test_one_program_serves_loops_of_all_lengths(idx_folder, tmp_path):
     """XLA writes down each program that it compiles: the loop's is there once."""
     outcome = forks.train(
-        *(f"--data_dir={idx_folder}", "--training_steps=23", "--display_step=9", "--watch="),
+        *(f"--data={idx_folder}", "--training_steps=23", "--display_step=9", "--watch="),
         *("--steps_per_loop=5", "--checkpoint_every=13", "--run_name=run"),
         cwd=tmp_path,
         environment={"XLA_FLAGS": f"--xla_dump_to={tmp_path}/programs"},

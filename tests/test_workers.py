@@ -127,7 +127,7 @@ def pair(start, tmp_path, idx_folder):
         workers = addresses(2)
         return [
             start(
-                [*programs.TRAIN, f"--data_dir={idx_folder}", *flags, *more[index]],
+                [*programs.TRAIN, f"--data={idx_folder}", *flags, *more[index]],
                 tmp_path / f"worker-{index}",
                 TF_CONFIG=tf_config(workers, index),
                 **environment,
@@ -139,7 +139,7 @@ def pair(start, tmp_path, idx_folder):
 
 
 def launched(start, idx_folder, flags, cwd, workers=2):
-    train = [*programs.TRAIN, f"--data_dir={idx_folder}", *flags]
+    train = [*programs.TRAIN, f"--data={idx_folder}", *flags]
     return start([*LAUNCH, f"--workers={workers}", "--", *train], cwd)
 
 
@@ -429,7 +429,7 @@ def twice(tmp_path_factory, tiny):
     folder = tmp_path_factory.mktemp("twice")
     data = forks.write_idx(folder / "idx", tiny)
     process = Process(
-        [*LAUNCH, "--workers=2", "--", *programs.TRAIN, f"--data_dir={data}", *RUN],
+        [*LAUNCH, "--workers=2", "--", *programs.TRAIN, f"--data={data}", *RUN],
         folder / "workers",
     )
     try:
@@ -438,7 +438,7 @@ def twice(tmp_path_factory, tiny):
     finally:
         process.kill()
     assert status == 0, output
-    flags = [f"--data_dir={data}", "--devices=cpu:2", f"--logdir={folder / 'devices'}", *RUN]
+    flags = [f"--data={data}", "--devices=cpu:2", f"--logdir={folder / 'devices'}", *RUN]
     assert programs.train(*flags).status == 0
     return folder / "workers" / "logs" / "x", folder / "devices" / "x", output
 
@@ -491,7 +491,7 @@ def test_two_workers_give_the_curve_of_one_device(start, tmp_path, idx_folder, o
     flags = ["--training_steps=200", *RUN[1:], f"--optimizer={optimizer}", "--reduction=mean"]
     flags += [f"--learning_rate={rate}", "--watch="]
     process = launched(start, idx_folder, flags, tmp_path / "two")
-    alone = [f"--data_dir={idx_folder}", f"--logdir={tmp_path / 'one'}", *flags, "--devices=cpu:1"]
+    alone = [f"--data={idx_folder}", f"--logdir={tmp_path / 'one'}", *flags, "--devices=cpu:1"]
     assert programs.train(*alone).status == 0
     assert process.wait() == 0, process.output
     two, one = (
@@ -509,7 +509,7 @@ def test_three_workers_and_folders_of_their_own(start, tmp_path, idx_folder):
     workers = addresses(3)
     processes = [
         start(
-            [*programs.TRAIN, f"--data_dir={idx_folder}", *RUN, f"--logdir=logs-{index}"],
+            [*programs.TRAIN, f"--data={idx_folder}", *RUN, f"--logdir=logs-{index}"],
             tmp_path / f"worker-{index}",
             TF_CONFIG=tf_config(workers, index),
         )
@@ -520,7 +520,7 @@ def test_three_workers_and_folders_of_their_own(start, tmp_path, idx_folder):
     for index in (1, 2):
         assert files_of(tmp_path / f"worker-{index}") == []
         assert processes[index].output == ""
-    flags = [f"--data_dir={idx_folder}", f"--logdir={tmp_path / 'devices'}", *RUN]
+    flags = [f"--data={idx_folder}", f"--logdir={tmp_path / 'devices'}", *RUN]
     assert programs.train(*flags, "--devices=cpu:3").status == 0
     one, other = (
         events.read(run)["loss"].values
@@ -578,7 +578,7 @@ def test_a_run_that_lost_a_worker_goes_on_to_the_same_result(
     again = pair(flags)
     assert [process.wait() for process in again] == [0, 0], again[0].output + again[1].output
     assert f"after step {reached}\n" in again[0].output
-    whole = [f"--data_dir={idx_folder}", f"--logdir={tmp_path / 'whole'}", *flags]
+    whole = [f"--data={idx_folder}", f"--logdir={tmp_path / 'whole'}", *flags]
     assert programs.train(*whole, "--devices=cpu:2").status == 0
     other = tmp_path / "whole" / "x"
     assert bits(run, 400) == bits(other, 400)
@@ -615,7 +615,7 @@ def test_a_signal_stops_all_at_one_step(start, pair, tmp_path, idx_folder, targe
 
 @pytest.mark.slow
 def test_a_signal_while_one_worker_evaluates_stops_all_at_one_step(start, tmp_path, idx_folder):
-    flags = [f"--data_dir={idx_folder}", f"--logdir={tmp_path}", *ENDLESS]
+    flags = [f"--data={idx_folder}", f"--logdir={tmp_path}", *ENDLESS]
     process = start([*LAUNCH, "--workers=2", "--", *worker("train_interrupted", *flags)])
     assert process.wait() == 128 + signal.SIGTERM, process.output
     assert programs.result(tmp_path / "x")["step"] == 20
@@ -656,7 +656,7 @@ def test_a_worker_that_came_but_does_not_start(start, tmp_path, idx_folder):
     """It met the other, and was gone before TensorFlow: there nothing else would end the wait."""
     workers = addresses(2)
     alone = start(
-        [*programs.TRAIN, f"--data_dir={idx_folder}", *RUN],
+        [*programs.TRAIN, f"--data={idx_folder}", *RUN],
         TF_CONFIG=tf_config(workers, 0),
         LAB_PATIENCE="10",
     )

@@ -24,7 +24,7 @@ from lab.compare.results import read_results
 from lab.errors import LabError
 from lab.record import event_reader, result_file
 from lab.record.directory import CONFIG, RESULT, checkpoint_paths, read_object
-from lab.settings.config import Config
+from lab.settings.config import Config, idx_folder
 
 _DEFAULTS: dict[str, Any] = json.loads(json.dumps(dataclasses.asdict(Config())))
 _IN_NO_LABEL = comparison.RECORDING_FIELDS | {"seed", "deterministic", "on_nonfinite"}
@@ -99,7 +99,7 @@ class Runs:
     Attributes:
       table: of all results.
       problems: a line for all that is left out.
-      folders: data_dir by digest, of the data that are still there as they were.
+      folders: the config's data by digest, of those that are still there as they were.
       labels: of the table's rows.
     """
 
@@ -129,7 +129,7 @@ def label(config: dict[str, Any], shown: Collection[str], always: Collection[str
         words.append(f"{config['n_hidden_1']}×{config['n_hidden_2']}")
     for name in sorted({*unlike} - set(comparison.README_FIELDS) - (_IN_NO_LABEL - {*always})):
         value = ",".join(config[name]) if isinstance(config[name], list) else config[name]
-        if name == "data_dir" and name not in always:
+        if name in ("data", "loss", "model") and name not in always:
             value = os.path.basename(value.rstrip("/"))
         flags = {True: name, False: f"no{name}"}
         words.append(flags[value] if isinstance(value, bool) else f"{name}={value}")
@@ -234,10 +234,11 @@ def _read_networks(folder: str) -> dict[int, Weights]:
 
 
 def _find_data(runs: list[Run]) -> tuple[dict[str, str], list[str]]:
-    """data_dir by digest, and a line for each that is gone or differs."""
+    """The config's data by digest, and a line for each that is gone or differs."""
     places: dict[str, str] = {}
     lost = []
-    for digest, folder in sorted({(run.result["data"], run.config["data_dir"]) for run in runs}):
+    for digest, given in sorted({(run.result["data"], run.config["data"]) for run in runs}):
+        folder = idx_folder(given)
         name = folder or "the embedded MNIST"
         try:
             if data.load(folder).digest == digest:
@@ -282,5 +283,5 @@ def _group(
 
 
 def _key(config: dict[str, Any], without: Sequence[str] = ()) -> str:
-    skip = comparison.RECORDING_FIELDS | {"seed", "data_dir", *without}
+    skip = comparison.RECORDING_FIELDS | {"seed", "data", *without}
     return json.dumps({k: v for k, v in config.items() if k not in skip}, sort_keys=True)

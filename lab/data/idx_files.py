@@ -26,7 +26,7 @@ def read_file(folder: str, name: str) -> tuple[str, bytes]:
     path, opener = (f"{plain}.gz", gzip.open) if os.path.exists(f"{plain}.gz") else (plain, open)
     if not os.path.exists(path):
         raise LabError(
-            f"no {name}.gz and no {name} in {folder}: --data_dir needs a folder with the four "
+            f"no {name}.gz and no {name} in {folder}: --data needs a folder with the four "
             f"files {', '.join(FILES)}"
         )
     try:

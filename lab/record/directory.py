@@ -13,6 +13,7 @@ import shutil
 from typing import Any
 
 from lab.errors import LabError
+from lab.settings.config import placeless, renamed
 
 CONFIG, RESULT, LOCK = "config.json", "result.json", "lock"
 EVENTS = "events.out.tfevents.*"
@@ -125,7 +126,7 @@ class RunDirectory:
         old, new = _flat(earlier), _flat(config)
         changes = [
             f"{name} was {old.get(name)}, is {new.get(name)}"
-            for name in sorted((old.keys() | new.keys()) - {"fingerprint", "data_dir"})
+            for name in sorted((old.keys() | new.keys()) - {"fingerprint"})
             if old.get(name) != new.get(name)
         ]
         raise LabError(
@@ -154,7 +155,8 @@ class RunDirectory:
 
 
 def _flat(config: dict[str, Any]) -> dict[str, Any]:
-    """The fields of the inner config beside the others, as JSON has them."""
+    """The fields of the inner config beside the others, as JSON has them. `data` is their digest,
+    not their place; of files with models and losses, too, the place is left out."""
     plain = json.loads(json.dumps(config))
-    inner = plain.pop("config", None)
-    return plain | inner if isinstance(inner, dict) else plain
+    inner = renamed(plain.pop("config", None))
+    return placeless(inner) | plain if isinstance(inner, dict) else plain

@@ -10,7 +10,7 @@ from typing import Any
 
 from lab.errors import LabError
 from lab.record.directory import FINISHED, RESULT, read_object
-from lab.settings.config import Config
+from lab.settings.config import Config, renamed
 from lab.settings.fields import Checked, from_json
 
 
@@ -70,10 +70,11 @@ def checked_result(values: Any, place: str) -> dict[str, Any]:
         )
     if correct is not None and (total is None or correct > total):
         raise LabError(f"{place}: test_correct is {correct}: must be at most test_total, {total}")
-    known = from_json(Config, values["config"], f"{place}: config.")
-    if "seed" not in values["config"]:
+    fields = renamed(values["config"])
+    known = from_json(Config, fields, f"{place}: config.")
+    if "seed" not in fields:
         raise LabError(f"{place}: config.seed is missing")
-    config = {name: known.get(name, _finite(v)) for name, v in values["config"].items()}
+    config = {name: known.get(name, _finite(value)) for name, value in fields.items()}
     return found | {"config": json.loads(json.dumps(config))}
 
 

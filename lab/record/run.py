@@ -12,6 +12,7 @@ from lab.errors import LabError
 from lab.record import event_reader
 from lab.record.directory import CONFIG, RESULT, checkpoint_paths, read_object
 from lab.record.event_reader import Series
+from lab.settings.config import renamed
 
 
 class Histograms(NamedTuple):
@@ -40,7 +41,7 @@ class RunReader:
 
     def __init__(self, path: str) -> None:
         self.path = path
-        self.config: Any = read_object(os.path.join(path, CONFIG)).get("config")
+        self.config: Any = renamed(read_object(os.path.join(path, CONFIG)).get("config"))
         if not isinstance(self.config, dict):
             raise LabError(f"{path} is no run: it has no {CONFIG} of one")
         self.result: dict[str, Any] | None = read_object(os.path.join(path, RESULT)) or None

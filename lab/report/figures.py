@@ -15,7 +15,7 @@ import numpy as np
 from lab.compare.statistics import LEVEL, t_interval, t_quantile
 from lab.compare.table import RECORDING_FIELDS
 from lab.report.section import Figure, Series
-from lab.settings.config import Config
+from lab.settings.source import defaults
 
 
 def _figure(
@@ -154,13 +154,13 @@ def command(logdir: str, config: Mapping[str, Any] | None = None, **more: Any) -
     """
     if os.path.exists(os.path.join(logdir, "config.json")):
         logdir = os.path.normpath(os.path.join(logdir, os.pardir))
-    words = ["bin/train"]
-    fields = {
-        field.name: field.default
-        for field in dataclasses.fields(Config)
-        if field.name not in RECORDING_FIELDS | {"seed"}
-    }
-    for name, setting in {**(config or {}), **more}.items():
+    config = config or {}
+    fields = defaults(config.get("model", "mlp")) | {"model": "mlp"}
+    for name in RECORDING_FIELDS | {"seed", "model_arguments"}:
+        del fields[name]
+    arguments = [shlex.quote(f"--model.{one}") for one in config.get("model_arguments", ())]
+    words = ["bin/train", *arguments]
+    for name, setting in {**config, **more}.items():
         if name in more or (name in fields and setting != fields[name]):
             flag = f"--{name}" if setting else f"--no{name}"
             plain = isinstance(setting, bool)

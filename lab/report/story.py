@@ -15,6 +15,7 @@ from lab.analysis.workers import Compute
 from lab.report.figures import plural
 from lab.report.questions import SECTIONS
 from lab.report.section import Story
+from lab.settings.config import idx_folder
 
 
 def make_story(runs: Runs, compute: Compute = workers.compute) -> Story:
@@ -47,7 +48,7 @@ def _made(evidence: Evidence) -> list[tuple[str, str]]:
     made = [("lab", f"Everystep {lab.__version__}{commit}")]
     if every:
         versions = [_named(run.result["versions"]) for run in every if run.result["versions"]]
-        folders = [os.path.basename(run.config["data_dir"]) or "MNIST" for run in every]
+        folders = [os.path.basename(idx_folder(run.config["data"])) or "MNIST" for run in every]
         gone = "" if runs.folders else ", no longer at hand: only what needs no images"
         made += [
             ("trained with", _different(versions) or "not on record"),

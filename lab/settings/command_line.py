@@ -7,17 +7,18 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
+import re
 import sys
 import textwrap
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 from absl import flags
 
 from lab.errors import LabError
-from lab.settings import grid_file
+from lab.settings import grid_file, source
 from lab.settings.config import Config, LaunchSettings, ReportSettings, Settings
-from lab.settings.fields import allowed, check, refusal
+from lab.settings.fields import REFERENCE, allowed, check, fits, refusal
 
 
 def parse(argv: Sequence[str]) -> tuple[list[Config], Settings]:
@@ -25,7 +26,8 @@ def parse(argv: Sequence[str]) -> tuple[list[Config], Settings]:
 
     A hyperparameter with several values, separated by commas, stands for as many trials, and
     several of them for their product. The lines of a grid file are read in the same way; a flag
-    on the command line overrides them all. Trials of one seed come before those of the next.
+    on the command line overrides them all. Trials of one seed come before those of the next. What
+    is not given has the default of the trial's model.
 
     Raises:
       LabError: a flag that does not exist, or a value that does not fit; says what is allowed.
@@ -33,15 +35,17 @@ def parse(argv: Sequence[str]) -> tuple[list[Config], Settings]:
     """
     values = _read(argv, _TRAIN, Config, Settings)
     settings = Settings(**_single(values, Settings))
-    lines = [_choices(values, Config)]
+    given = _given(values)
     if settings.grid:
-        given = {name: choices for name, choices in lines[0].items() if values[name].present}
-        lines = [_line(*line) | given for line in grid_file.read_lines(settings.grid)]
+        lines = grid_file.read_lines(settings.grid)
+        choices = [one for place, words in lines for one in _line(place, words, given)]
+    else:
+        choices = list(_choices(given))
     configs = [
-        Config(**dict(zip(line, values, strict=True)))
+        Config(**dict(zip(one, values, strict=True)))
         for seeds in _seeds(settings.seeds)
-        for line in lines
-        for values in itertools.product(*(line | seeds).values())
+        for one in choices
+        for values in itertools.product(*(one | seeds).values())
     ]
     configs = list(dict.fromkeys(configs))  # a product may hold what another line says, too
     if not configs:
@@ -70,12 +74,51 @@ def parse_launch(argv: Sequence[str]) -> tuple[int, list[str]]:
     return _single(values, LaunchSettings)["workers"], words[cut + 1 :]
 
 
-def _line(place: str, words: list[str]) -> dict[str, tuple]:
-    """The choices of a grid's line."""
+def _line(place: str, words: list[str], given: dict[str, Any]) -> list[dict[str, tuple]]:
+    """The choices of a grid's line, overridden by what was given beside it."""
     try:
-        return _choices(_read([place, *words], "", Config), Config)
+        return list(_choices(_given(_read([place, *words], "", Config)) | given))
     except LabError as error:
         raise LabError(f"{place}: {error}") from error
+
+
+def _given(values: flags.FlagValues) -> dict[str, Any]:
+    """What was given of Config: the choices by field, and texts by model.KEY."""
+    fields = {one.name for one in dataclasses.fields(Config)}
+    return {
+        name: values[name].value
+        for name in values
+        if (name in fields or name.startswith(_ARGUMENT)) and values[name].value is not None
+    }
+
+
+def _choices(given: dict[str, Any]) -> Iterator[dict[str, tuple]]:
+    """For each model, the values of every field to choose among.
+
+    Raises:
+      LabError: what was given does not fit the model; or a file that is referred to is not there,
+        or not as it should be.
+    """
+    fields = dataclasses.fields(Config)
+    for model in given.get("model", (Config.model,)):
+        found = source.read("model", model)
+        for one in fields:
+            if one.name in given and one.metadata.get("of", model) != model:
+                own = ", ".join(f"--model.{known.name}" for known in found.parameters)
+                raise LabError(
+                    f"--{one.name} belongs to --model={one.metadata['of']}; "
+                    f"--model={' '.join(model.split())} has {own or 'no parameters'}"
+                )
+        texts = {
+            name.removeprefix(_ARGUMENT): text
+            for name, text in given.items()
+            if name.startswith(_ARGUMENT)
+        }
+        choices = {name: given.get(name, (value,)) for name, value in found.defaults.items()}
+        for flag in ("loss", "data"):
+            for reference in filter(REFERENCE.fullmatch, choices[flag]):
+                source.read(flag, reference)
+        yield choices | {"model": (model,), "model_arguments": found.choices(texts)}
 
 
 def _seeds(text: str) -> list[dict[str, tuple]]:
@@ -101,7 +144,20 @@ class _Parser(flags.ArgumentParser):
         self._field, self._several = field, several
 
     def parse(self, argument: Any) -> tuple:
-        return tuple(map(self._value, argument.split(",") if self._several else [argument]))
+        return tuple(map(self._value, self._split(argument) if self._several else [argument]))
+
+    def _split(self, text: str) -> list[str]:
+        """At the commas; where files are named, at those after which a whole reference stands."""
+        parts = text.split(",")
+        if not self._field.metadata.get("file"):
+            return parts
+        found: list[str] = []
+        for part in parts:
+            if found and not fits(self._field, found[-1]):
+                found[-1] += f",{part}"
+            else:
+                found.append(part)
+        return found
 
     def _value(self, text: Any) -> Any:
         convert: Any = {
@@ -123,14 +179,18 @@ def _read(argv: Sequence[str], usage: str, *kinds: type) -> flags.FlagValues:
     """The flags of a command line: the fields of `kinds` and, with a `usage`, --help."""
     values = flags.FlagValues()
     for kind in kinds:
-        for field in dataclasses.fields(kind):
+        for field in _with_flags(kind):
             parser = _Parser(field, several=kind is Config and not field.metadata.get("single"))
             boolean = field.type == "bool"
             values[field.name] = flags.Flag(parser, None, field.name, None, "", boolean=boolean)
     if usage:
         flags.DEFINE_bool("help", False, "show this", short_name="h", flag_values=values)
     try:
-        rest = values(list(argv))[1:]
+        words = [argv[0], *values.read_flags_from_files(argv[1:], force_gnu=False)]
+        if Config in kinds:
+            for name in {m[1] for word in words[1:] if (m := _ARGUMENT_FLAG.match(word))}:
+                values[name] = flags.Flag(_TEXT, None, name, None, "")
+        rest = values(words)[1:]
     except flags.UnrecognizedFlagError as error:
         guess = str(error).partition("Did you mean: ")[2].rstrip(" ?")
         hint = f"did you mean --{guess}?" if guess else "--help lists the flags"
@@ -138,30 +198,37 @@ def _read(argv: Sequence[str], usage: str, *kinds: type) -> flags.FlagValues:
     except flags.Error as error:
         raise LabError(" ".join(str(error).removeprefix("ERROR:: ").split())) from error
     if usage and values.help:
-        print(_help(usage, [field for kind in kinds for field in dataclasses.fields(kind)]))
+        models = values["model"].value or (Config.model,) if Config in kinds else ()
+        shown = [source.read("model", model) for model in models[:1]]
+        print(_help(usage, [field for kind in kinds for field in _with_flags(kind)], *shown))
         sys.exit(0)
     if rest:
         raise LabError(f"{rest[0]!r} is not a flag: write --name=value (--help lists the flags)")
     return values
 
 
-def _choices(values: flags.FlagValues, kind: type) -> dict[str, tuple]:
-    """By field, the values to choose among: the default alone where the flag was not given."""
-    return {
-        field.name: (field.default,) if (found := values[field.name].value) is None else found
-        for field in dataclasses.fields(kind)
-    }
+def _with_flags(kind: type) -> list[dataclasses.Field]:
+    return [one for one in dataclasses.fields(kind) if one.metadata.get("flag", True)]
 
 
 def _single(values: flags.FlagValues, kind: type) -> dict[str, Any]:
-    return {name: choices[0] for name, choices in _choices(values, kind).items()}
+    given = {one: values[one.name].value for one in dataclasses.fields(kind)}
+    return {one.name: one.default if found is None else found[0] for one, found in given.items()}
 
+
+_TEXT: flags.ArgumentParser[str] = flags.ArgumentParser()
+_ARGUMENT = "model."  # before the name of a parameter of the model
+_ARGUMENT_FLAG = re.compile(r"--?(model\.[^=]*)", re.DOTALL)
 
 _TRAIN = f"""bin/train [--flag=value ...]
 
-Trains a network on MNIST and records every weight, bias and gradient at every step. The defaults
-are the reference recipe. Flags of the groups Model, Loss, Optimizer, Data and Training take lists
-too: --learning_rate=0.1,0.01 is two runs, and several lists are the grid of their products.
+Trains a network and records every weight, bias and gradient at every step. The defaults are the
+reference recipe, on MNIST; of another model, the RECIPE in its file (a dict of the flags below) or,
+for what that leaves open, these with --reduction=mean --loss=softmax_cross_entropy.
+--help --model=FILE.py:NAME shows them, and the model's parameters.
+
+Flags of the groups Model, Loss, Optimizer, Data and Training take lists too:
+--learning_rate=0.1,0.01 is two runs, and several lists are the grid of their products.
 Grids that come with the lab: {", ".join(grid_file.names())}."""
 
 _REPORT = """bin/report [LOGDIR] [--flag=value ...]
@@ -176,25 +243,53 @@ _LAUNCH = """bin/launch [--workers=N] -- bin/train [--flag=value ...]
 Starts so many workers on this machine that train together, as several machines would."""
 
 
-def _help(usage: str, fields: Sequence[dataclasses.Field]) -> str:
+def _help(
+    usage: str, fields: Sequence[dataclasses.Field], model: source.Source | None = None
+) -> str:
+    """The text of --help, with the parameters and the defaults of a model."""
+    defaults = model.defaults if model else {}
     lines = [usage]
     for field in fields:
         if "group" in field.metadata:
             lines += ["", f"{field.metadata['group']}:"]
-        lines += _entry(field)
+        if model and field.metadata.get("of", model.text) != model.text:
+            continue
+        default = defaults.get(field.name, field.default)
+        lines += _entry(field, model.text if model and field.name == "model" else default)
+        if model and field.name == "model":
+            lines += _parameters(model)
     lines += ["", "Also: --flagfile=FILE reads flags from a file, one a line; --help shows this."]
     return "\n".join(lines)
 
 
-def _entry(field: dataclasses.Field) -> list[str]:
-    default, about = field.default, field.metadata["help"]
+def _parameters(model: source.Source) -> list[str]:
+    """The rows of a model's parameters."""
+    if model.text == Config.model:
+        about = "a parameter of the model, if it is not mlp; --help --model=NAME lists them"
+        return _rows(f"  --{_ARGUMENT}KEY=VALUE", about)
+    return [
+        row
+        for one in model.parameters
+        if one.kind
+        for row in _rows(
+            f"  --{_ARGUMENT}{one.name}={one.shown}",
+            one.allowed + (", must be given" if one.required else ""),
+        )
+    ]
+
+
+def _entry(field: dataclasses.Field, default: Any) -> list[str]:
+    """The rows of a field."""
+    about = field.metadata["help"]
     if isinstance(default, bool):
         head, limits = f"  --[no]{field.name}", f"default {str(default).lower()}"
     else:
         head = f"  --{field.name}={','.join(default) if isinstance(default, tuple) else default}"
         limits = allowed(field)
-    if limits != "a text":
-        about += f" ({limits})"
+    return _rows(head, about if limits == "a text" else f"{about} ({limits})")
+
+
+def _rows(head: str, about: str) -> list[str]:
     body = textwrap.wrap(about, 62, break_on_hyphens=False)
     if len(head) > 35:
         return [head, *(f"{'':36}{row}" for row in body)]

@@ -10,18 +10,24 @@ import hashlib
 import json
 import os
 import re
+from collections.abc import Mapping
 from typing import Any
 
-from lab.settings.fields import Checked, choice, field
+from lab.errors import LabError
+from lab.settings.fields import REFERENCE, Checked, choice, field
 
 # Raised by one whenever a change of code changes the numbers of an unchanged config.
 NUMERICS = 4
 
 TABLE_FORMATS = ("text", "markdown", "csv", "json")
+READY_MADE = ("mlp", "convnet", "transformer")  # files of lab/models
 WATCHABLE = ("weights", "gradients", "norms", "updates", "activations", "replicas")
 
 # The README's columns stand in every run's name, the other fields only where they differ.
 _IN_EVERY_NAME = ("optimizer", "learning_rate", "n_hidden_1", "n_hidden_2", "seed")
+
+# What stands for the reference recipe's defaults in the runs of other models.
+_OF_OTHER_MODELS = {"loss": "softmax_cross_entropy", "reduction": "mean"}
 
 # Limits of numbers.
 _COUNT: dict[str, Any] = {"least": 1, "below": 2**31}
@@ -30,17 +36,38 @@ _SHARE: dict[str, Any] = {"least": 0, "below": 1}
 
 @dataclasses.dataclass(frozen=True)
 class Config(Checked):
-    """One run's hyperparameters and what it records. The defaults are the reference recipe."""
+    """One run's hyperparameters and what it records. The defaults are the reference recipe.
 
-    n_hidden_1: int = field(128, "units of the first hidden layer", group="Model", **_COUNT)
-    n_hidden_2: int = field(256, "units of the second hidden layer", **_COUNT)
-    activation: str = choice("of the hidden layers", ("sigmoid", "tanh", "relu"))
-    initializer: str = choice("of the weights; biases start at 0", ("normal", "glorot", "he"))
-    init_stddev: float = field(0.05, "standard deviation of --initializer=normal", least=0)
+    Attributes:
+      model_arguments: of the model's constructor, but for those at their defaults: KEY=VALUE texts
+        in the order of their keys, as `settings.source` writes them.
+    """
+
+    model: str = choice(
+        "the network: a class, or a function that makes it",
+        READY_MADE,
+        file=True,
+        group="Model",
+    )
+    model_arguments: tuple[str, ...] = field((), "", flag=False)
+    n_hidden_1: int = field(128, "units of the first hidden layer", of="mlp", **_COUNT)
+    n_hidden_2: int = field(256, "units of the second hidden layer", of="mlp", **_COUNT)
+    activation: str = choice("of the hidden layers", ("sigmoid", "tanh", "relu"), of="mlp")
+    initializer: str = choice(
+        "of the weights; biases start at 0", ("normal", "glorot", "he"), of="mlp"
+    )
+    init_stddev: float = field(
+        0.05, "standard deviation of --initializer=normal", of="mlp", least=0
+    )
 
     loss: str = choice(
-        "clipped: -log of the softmax in [1e-9, 1], the recipe's; softmax: from logits, stable",
-        ("clipped_cross_entropy", "softmax_cross_entropy"),
+        "of an example; clipped: -log of the softmax in [1e-9, 1], the recipe's; softmax: from "
+        "logits, stable",
+        (
+            *("clipped_cross_entropy", "softmax_cross_entropy", "mean_squared_error"),
+            *("mean_absolute_error", "sigmoid_cross_entropy"),
+        ),
+        file=True,
         group="Loss",
     )
     reduction: str = choice(
@@ -79,9 +106,10 @@ class Config(Checked):
     adagrad_initial_accumulator: float = field(0.1, "first sum of squared gradients", least=0)
     adadelta_rho: float = field(0.95, "decay of both accumulators", **_SHARE)
 
-    data_dir: str = field(
-        "",
-        "folder with four IDX files named as MNIST's, gzipped or not; empty: MNIST",
+    data: str = field(
+        "mnist",
+        "mnist; a folder with four IDX files named as MNIST's, gzipped or not; FILE.npz; or "
+        "FILE.py:NAME",
         group="Data",
         single=True,
     )
@@ -101,6 +129,9 @@ class Config(Checked):
     deterministic: bool = field(
         True, "the same bits on the same devices; a GPU may be faster without", single=True
     )
+    xla: str = choice(
+        "whether XLA compiles the step; auto: where that is faster", ("auto", "on", "off")
+    )
 
     display_step: int = field(
         100, "steps between evaluations on the test set", single=True, group="Record", **_COUNT
@@ -118,14 +149,49 @@ class Config(Checked):
         single=True,
     )
 
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not self.data:
+            raise LabError("--data=: must be mnist, a folder, FILE.npz or FILE.py:NAME")
+        keys = [argument.partition("=")[::2] for argument in self.model_arguments]
+        names = [key for key, _ in keys]
+        if names != sorted({*names}) or not all(map(str.isidentifier, names)):
+            raise LabError(
+                f"model_arguments={self.model_arguments!r}: must be KEY=VALUE texts, in the order "
+                "of their keys, each once"
+            )
+        if self.model == "mlp":
+            foreign = [f"model.{name}" for name in names]
+        else:
+            own = [one for one in dataclasses.fields(self) if one.metadata.get("of")]
+            foreign = [one.name for one in own if getattr(self, one.name) != one.default]
+        if foreign:
+            raise LabError(f"--{foreign[0]} is not for --model={' '.join(self.model.split())}")
+
+    @property
+    def _unlike(self) -> dict[str, Any]:
+        """What is in every name, and what is not the model's default; not the model itself."""
+        shown = {}
+        for one in dataclasses.fields(self):
+            value = getattr(self, one.name)
+            if one.name in ("model", "model_arguments") or one.metadata.get("of", self.model) != (
+                self.model
+            ):
+                continue
+            if one.name in _IN_EVERY_NAME or value != default(one, self.model):
+                shown[one.name] = value
+        return shown
+
     @property
     def hparams(self) -> dict[str, int | float | str]:
         """For the HParams page, which shows few columns: the README's, and what is not default."""
-        shown = {
-            one.name: getattr(self, one.name)
-            for one in dataclasses.fields(self)
-            if one.name in _IN_EVERY_NAME or getattr(self, one.name) != one.default
-        }
+        shown: dict[str, Any] = {}
+        if self.model != "mlp":
+            shown["model"] = _short(self.model)
+        for argument in self.model_arguments:
+            key, _, value = argument.partition("=")
+            shown[f"model.{key}"] = _number(value)
+        shown |= self._unlike
         return {k: ",".join(v) if isinstance(v, tuple) else v for k, v in shown.items()}
 
     @property
@@ -133,16 +199,20 @@ class Config(Checked):
         """The name of the run's directory: one config, one name; two configs, two names."""
         short = f"{self.learning_rate:g}"
         rate = short if float(short) == self.learning_rate else repr(self.learning_rate)
-        parts = [self.optimizer, f"lr={rate}", f"{self.n_hidden_1}x{self.n_hidden_2}"]
-        for name, value in self.hparams.items():
+        parts = [self.optimizer, f"lr={rate}"]
+        if self.model == "mlp":
+            parts.append(f"{self.n_hidden_1}x{self.n_hidden_2}")
+        else:
+            name = self.model if self.model in READY_MADE else _place(self.model)
+            parts = [name, *map(_safe, self.model_arguments), *parts]
+        for name, value in self._unlike.items():
             if name in _IN_EVERY_NAME:
                 continue
-            if name == "data_dir":
-                path = os.path.abspath(self.data_dir)
-                value = f"{os.path.basename(path)}-{_digest(path)[:6]}"
+            if name == "data" or (name == "loss" and REFERENCE.fullmatch(value)):
+                value = _place(value)
             if name == "watch":
                 value = "+".join(self.watch) or "none"
-            parts.append(f"{name}={re.sub(r'[^A-Za-z0-9._+-]', '_', str(value))}")
+            parts.append(f"{name}={value}")
         name = ",".join([*parts, f"seed={self.seed}"])
         # File systems take 255 bytes a name; a digest keeps a longer one unique.
         return name if len(name) <= 200 else f"{name[:180]},{_digest(name)[:12]}"
@@ -150,10 +220,11 @@ class Config(Checked):
     def fingerprint(self, **circumstances: Any) -> str:
         """64 hex digits, equal only where the numbers and the record must be equal.
 
-        `circumstances` are what else decides the numbers: the digest of the data (it stands for
-        `data_dir`, which is only a place), replicas, version of TensorFlow.
+        `circumstances` are what else decides the numbers: the digests of the data and of the files
+        that model and loss are read from (they stand for the places of these, see `placeless`),
+        replicas, version of TensorFlow.
         """
-        fields = dataclasses.asdict(self) | {"data_dir": None}
+        fields = placeless(dataclasses.asdict(self))
         return _digest(json.dumps([NUMERICS, fields, circumstances], sort_keys=True))
 
 
@@ -207,5 +278,70 @@ class LaunchSettings(Checked):
     )
 
 
+def default(one: dataclasses.Field, model: str) -> Any:
+    """What a field of Config is in a run of that model unless something is said of it. Clipped
+    loss and sum belong to the reference recipe, and so to mlp."""
+    return one.default if model == "mlp" else _OF_OTHER_MODELS.get(one.name, one.default)
+
+
+def placeless(fields: Mapping[str, Any]) -> dict[str, Any]:
+    """A config's fields without the places of files: of FILE.py:NAME the NAME is left, of other
+    data nothing. What lies there is told by digests."""
+    found = dict(fields)
+    for name in {"model", "loss", "data"} & found.keys():
+        if isinstance(found[name], str) and (match := REFERENCE.fullmatch(found[name])):
+            found[name] = f"FILE.py:{match['name']}"
+        elif name == "data":
+            found[name] = None
+    return found
+
+
+def renamed(fields: Any) -> Any:
+    """A config's fields as they are called today: `data` was `data_dir`, and MNIST was ""."""
+    if not isinstance(fields, dict) or "data_dir" not in fields or "data" in fields:
+        return fields
+    folder = fields["data_dir"]
+    rest = {name: value for name, value in fields.items() if name != "data_dir"}
+    return rest | {"data": "mnist" if folder == "" else folder}
+
+
+def idx_folder(data: str) -> str:
+    """What lab.data.load takes for a config's `data`."""
+    return "" if data == "mnist" else data
+
+
+def _place(text: str) -> str:
+    """A name for a file, a folder or FILE.py:NAME, different for each place."""
+    path = os.path.abspath(text)
+    match = REFERENCE.fullmatch(path)
+    return f"{_clean(match['name'] if match else os.path.basename(path))}-{_digest(path)[:6]}"
+
+
+def _short(text: str) -> str:
+    """Of FILE.py:NAME what stands behind the last slash."""
+    return os.path.basename(text) if REFERENCE.fullmatch(text) else text
+
+
+def _safe(text: str) -> str:
+    """A text as a part of a file's name; different texts stay different, where case is folded,
+    too."""
+    if re.fullmatch(r"[a-z0-9._+=-]*", text):
+        return text
+    return f"{_clean(text)}-{_digest(text)[:6]}"
+
+
+def _clean(text: str) -> str:
+    return re.sub(r"[^A-Za-z0-9._+=-]", "_", text)
+
+
+def _number(text: str) -> int | float | str:
+    """The number that a text is, if it is one that a column of numbers can hold."""
+    try:
+        value = json.loads(text)
+    except (ValueError, RecursionError):
+        return text
+    return value if type(value) in (int, float) and abs(value) < 1e300 else text
+
+
 def _digest(text: str) -> str:
-    return hashlib.sha256(text.encode()).hexdigest()
+    return hashlib.sha256(text.encode("utf-8", "surrogateescape")).hexdigest()

@@ -10,12 +10,16 @@ from typing import Any
 
 from lab.errors import LabError
 
+# FILE.py:NAME, a class, function or value in a file of the user's.
+REFERENCE = re.compile(r"(?P<path>.*\.py):(?P<name>[^\W\d]\w*)", re.DOTALL)
+
 
 def field(default: Any, help: str, **limits: Any) -> Any:
     """A dataclass field with what flags, --help and the checks need to know of it.
 
-    Limits: `choices`, `least` (inclusive), `below` (exclusive). `single`: the flag takes no list.
-    `group`: of --help, which begins with this field.
+    Limits: `choices`, `least` (inclusive), `below` (exclusive); `file`: besides its choices it
+    takes FILE.py:NAME. `single`: the flag takes no list. `flag`: False where it has no flag of that
+    name. `of`: the one model that it belongs to. `group`: of --help, which begins with this field.
     """
     return dataclasses.field(default=default, metadata={"help": help, **limits})
 
@@ -42,7 +46,7 @@ class Checked:
 
 def check(one: dataclasses.Field, value: Any) -> None:
     """Raises LabError, naming flag, value and what is allowed, where `value` does not fit."""
-    if not _fits(one, value):
+    if not fits(one, value):
         raise refusal(one, value)
 
 
@@ -69,7 +73,7 @@ def from_json(kind: type[Checked], values: Any, place: str) -> dict[str, Any]:
     for one in dataclasses.fields(kind):  # type: ignore[arg-type]
         given = values.get(one.name, one.default)
         value = _tuples(given)
-        if not _fits(one, value):
+        if not fits(one, value):
             raise LabError(f"{place}{one.name} is {_short(given)}: must be {allowed(one)}")
         found[one.name] = float(value) if one.type == "float" else value
     return found
@@ -80,7 +84,9 @@ def allowed(one: dataclasses.Field) -> str:
     limits, kind = one.metadata, str(one.type)
     if "choices" in limits:
         names = ", ".join(limits["choices"])
-        return f"none or some of {names}, each once" if "tuple" in kind else f"one of {names}"
+        if "tuple" in kind:
+            return f"none or some of {names}, each once"
+        return f"one of {names}" + (", or FILE.py:NAME" if limits.get("file") else "")
     words = {"int": "an integer", "float": "a number", "bool": "true or false", "str": "a text"}
     words |= {"tuple": "a list", "dict": "an object"}
     text = words[re.split(r"\W", kind)[0]]
@@ -93,12 +99,14 @@ def allowed(one: dataclasses.Field) -> str:
     return f"{text}, or null" if kind.endswith(" | None") else text
 
 
-def _fits(one: dataclasses.Field, value: Any) -> bool:
+def fits(one: dataclasses.Field, value: Any) -> bool:
     """Whether a value has the type of a field, and lies within its limits."""
     limits = one.metadata
     if not _has_type(str(one.type), value):
         return False
     if "choices" in limits:
+        if limits.get("file") and REFERENCE.fullmatch(value):
+            return True
         chosen = value if isinstance(value, tuple) else (value,)
         return all(one in limits["choices"] for one in chosen) and len(set(chosen)) == len(chosen)
     if isinstance(value, (int, float)):

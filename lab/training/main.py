@@ -19,7 +19,7 @@ from lab.processes import cluster, pool
 from lab.processes.stop import Stop
 from lab.record.directory import FINISHED, RESULT
 from lab.settings import command_line
-from lab.settings.config import Config, Settings
+from lab.settings.config import Config, Settings, idx_folder
 from lab.terminal import quiet_stderr
 from lab.training.progress import Console, Reporter, conclusion
 
@@ -57,7 +57,7 @@ def _train_here(config: Config, settings: Settings) -> int:
         from lab import data
 
         # Unpacking the data and loading TensorFlow take about a second each.
-        loading = thread.submit(data.load, config.data_dir)
+        loading = thread.submit(data.load, idx_folder(config.data))
         with quiet_stderr():
             from lab.step.placement import slurm_cluster
             from lab.training import trial

@@ -22,7 +22,7 @@ from lab.data import Data
 from lab.errors import LabError
 from lab.processes.cluster import Cluster
 from lab.processes.stop import Stop
-from lab.settings.config import Config, Settings
+from lab.settings.config import Config, Settings, placeless
 from lab.step.agreement import Group
 from lab.training import build
 from lab.training.periodic import Checkpointing, Evaluation, LoopLength, Profile
@@ -103,9 +103,8 @@ def _opened(
 ) -> closing[Session]:
     """The session of a run, to be closed, after all workers have agreed on what is run."""
     fields = dataclasses.asdict(config)
-    alike = fields | facts
+    alike = placeless(fields) | facts
     alike |= {name: getattr(settings, name) for name in ("steps_per_loop", "checkpoint_every")}
-    del alike["data_dir"]  # a place; the digest tells what lies there
     group.check_alike(alike)
     path, identity = settings.directory(config), {"config": fields, **facts}
     fingerprint, overwrite = config.fingerprint(**facts), settings.overwrite

@@ -23,7 +23,8 @@ from typing import Any, TextIO
 
 from lab.errors import LabError
 from lab.processes.stop import Stop
-from lab.settings.config import Config, Settings
+from lab.settings.config import Config, Settings, idx_folder
+from lab.settings.fields import from_json
 from lab.training.progress import Reporter
 
 
@@ -64,10 +65,10 @@ def main() -> None:
         threading.Thread(target=_read, args=(orders, stop), daemon=True).start()
         while not stop.signal and (order := orders.get()) is not None:
             fields, pipe = json.loads(order), _Pipe(out)
-            config = Config(**fields["config"] | {"watch": tuple(fields["config"]["watch"])})
+            config = Config(**from_json(Config, fields["config"], "config."))
             settings = Settings(**fields["settings"])
             try:
-                dataset, started = load(config.data_dir), time.monotonic()
+                dataset, started = load(idx_folder(config.data)), time.monotonic()
                 result = trial.run(config, settings, dataset, pipe, stop, started)
                 pipe.answer(result=result, ran=pipe.ran)
             except LabError as error:
