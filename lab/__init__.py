@@ -4,12 +4,27 @@ import importlib
 from typing import Any
 
 __version__ = "0.1.0"
-__all__ = ["open_run"]
+__all__ = [
+    *("train", "open_run", "probe", "Data", "load", "layers", "models", "LabError"),
+    *("SGD", "Adam", "RMSProp", "Adagrad", "Adadelta"),
+]
 
-_PLACES = {"open_run": "lab.record.run"}  # loaded when they are first used
+# Loaded when they are first used.
+_PLACES = {
+    "train": "lab.training.api",
+    "open_run": "lab.training.moment",
+    "probe": "lab.kernels.probes",
+    "Data": "lab.data",
+    "load": "lab.data",
+    "LabError": "lab.errors",
+    **dict.fromkeys(("SGD", "Adam", "RMSProp", "Adagrad", "Adadelta"), "lab.models.optimizers"),
+}
+_MODULES = {"layers": "lab.models.layers", "models": "lab.models"}
 
 
 def __getattr__(name: str) -> Any:
     if name in _PLACES:
         return getattr(importlib.import_module(_PLACES[name]), name)
+    if name in _MODULES:
+        return importlib.import_module(_MODULES[name])
     raise AttributeError(f"module 'lab' has no attribute {name!r}")

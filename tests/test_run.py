@@ -29,10 +29,10 @@ def test_every_value_is_tensorboards(run):
     for tag in shown:
         one = theirs[tag]
         if one.plugin == "scalars":
-            steps, values = reader.scalars(tag)
+            steps, values = reader.scalar(tag)
             np.testing.assert_array_equal(values, one.values)
         else:
-            steps, edges, counts = reader.histograms(tag)
+            steps, edges, counts = reader.histogram(tag)
             np.testing.assert_array_equal(edges[:, :-1], one.values[:, :, 0])
             np.testing.assert_array_equal(edges[:, 1:], one.values[:, :, 1])
             np.testing.assert_array_equal(counts, one.values[:, :, 2])
@@ -82,7 +82,7 @@ def test_a_run_that_has_not_ended(run, tmp_path):
     copy = shutil.copytree(run, tmp_path / "run")
     (copy / "result.json").unlink()
     reader = lab.open_run(copy)
-    assert reader.result is None and reader.scalars("loss").steps[-1] == forks.STEPS
+    assert reader.result is None and reader.scalar("loss").steps[-1] == forks.STEPS
     with pytest.raises(LabError, match=str(tmp_path)):
         lab.open_run(tmp_path)
 

@@ -115,7 +115,7 @@ def test_the_number_of_threads_belongs_to_the_run(recipe):
 
 def assert_equal_within_rounding(run, wanted, atol=2e-3):
     """The losses, sums over 256 examples of about 2 nats, of all steps."""
-    (steps, found), (_, expected) = (lab.open_run(one).scalars("loss") for one in (run, wanted))
+    (steps, found), (_, expected) = (lab.open_run(one).scalar("loss") for one in (run, wanted))
     assert len(steps) == 40
     np.testing.assert_allclose(found, expected, rtol=1e-4, atol=atol)
 
@@ -147,7 +147,7 @@ def test_a_run_that_goes_on_on_another_kind_of_cpu_says_so(program, whole, kille
     assert result["cpus"] == [{"first_step": 1, "cpu": here}, {"first_step": 25, "cpu": there}]
     assert result["fingerprint"] == wanted["fingerprint"]
     (steps, loss), (_, expected) = (
-        lab.open_run(run).scalars("loss") for run in (killed_at_24, whole)
+        lab.open_run(run).scalar("loss") for run in (killed_at_24, whole)
     )
     np.testing.assert_array_equal(steps, range(1, STEPS + 1))
     np.testing.assert_array_equal(loss[:24], expected[:24])

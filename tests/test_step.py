@@ -1,7 +1,6 @@
 """The compiled loop against a plain eager loop with foreign optimizers; replicas; the evaluator."""
 
 import functools
-import types
 
 import keras
 import numpy as np
@@ -63,7 +62,12 @@ class Under:
             self.model = make_model()
             self.optimizer = Optimizer(rule or RULES["sgd"](), self.model.trainable_variables)
         self.training = Training(
-            Network(self.model), self.optimizer, LOSSES[loss], batch, self.scale, {"accuracy": accuracy}
+            Network(self.model),
+            self.optimizer,
+            LOSSES[loss],
+            batch,
+            self.scale,
+            {"accuracy": accuracy},
         )
         self.loop = TrainLoop(
             self.strategy,

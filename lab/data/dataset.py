@@ -37,6 +37,9 @@ class Data:
       image_shape: (rows, columns), where x are flattened images.
       digest: of the contents, where it is known already.
 
+    Attributes:
+      source: the name by which `load` has read them as they are; "" for other data.
+
     Raises:
       LabError: the arrays do not fit together.
     """
@@ -59,11 +62,13 @@ class Data:
             raise LabError("data: give either x (and y) or batch, a function from a step to (x, y)")
         if test is not None:
             x_test, y_test = test
-        self.name, self.prepare, self.image_shape = name, prepare, image_shape
+        self.name, self.prepare = name, prepare
+        self.image_shape: Any = image_shape
         self._function, self._digest = batch, digest
+        self.source = ""
         self.x, self.y = self.batch(1) if batch else _pair(name, "training", x, y)
-        self.x_test: np.ndarray | None = None
-        self.y_test: np.ndarray | None = None
+        self.x_test: Any = None
+        self.y_test: Any = None
         if x_test is not None:
             self.x_test, self.y_test = _pair(name, "test", x_test, y_test)
             for what, one, other in (("x", self.x, self.x_test), ("y", self.y, self.y_test)):
@@ -171,7 +176,9 @@ def load(name: str = "mnist", shape: Sequence[int] = ()) -> Data:
     """
     folder = "" if name == "mnist" else name
     data = _load_npz(name) if name.endswith(".npz") else _load_idx(folder)
-    if shape:
+    if not shape:
+        data.source = name
+    else:
         size = int(np.prod(data.x.shape[1:]))
         if int(np.prod(shape)) != size:
             raise LabError(f"{name}: an x has {size} entries, which shape={tuple(shape)} cannot be")

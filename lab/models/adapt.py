@@ -44,9 +44,7 @@ class Network:
         tags = _tags(model)
         trainable = _distinct(model.trainable_variables)
         known = {id(variable) for variable in trainable}
-        others = getattr(model, "variables", None)
-        if others is None:
-            others = getattr(model, "non_trainable_variables", ())
+        others = getattr(model, "variables", getattr(model, "non_trainable_variables", ()))
         rest = [v for v in _distinct(others) if id(v) not in known]
         named = _named([*trainable, *rest], tags)
         self.variables = dict(itertools.islice(named.items(), len(trainable)))
@@ -88,7 +86,7 @@ def _accepted(model: Any) -> tuple[str, ...]:
 
 def _distinct(variables: Iterable[Any]) -> list[tf.Variable]:
     """The tf.Variables of some, each once: a Keras variable holds one as `value`."""
-    found = {}
+    found: dict[int, tf.Variable] = {}
     for variable in variables:
         plain = getattr(variable, "_value", variable)
         found.setdefault(id(plain), plain)
@@ -138,5 +136,5 @@ def _walk(value: Any, path: tuple[str, ...], above: set[int]) -> Iterator[tuple[
             yield from _walk(inner, (*path, str(number)), above)
     elif not path or isinstance(value, tf.Module) or hasattr(value, "trainable_variables"):
         for name, inner in getattr(value, "__dict__", {}).items():
-            if not name.startswith("_self_") and name != "_name_scope":
+            if not name.startswith("_self_") and not name.endswith("_variables"):
                 yield from _walk(inner, (*path, name.lstrip("_")), above)

@@ -30,6 +30,7 @@ class StoredResult(Checked):
     test_accuracy: float | None = _limited(below=1.0000001)
     readme_accuracy: float | None = _limited(below=1.0000001)
     test_loss: float | None = None
+    test_metrics: dict[str, float | None] | None = None
     collapsed: int | None = _limited(below=2**31)
     frozen: tuple[str, ...] | None = None
     effective_learning_rate: float | None = _limited()
@@ -64,9 +65,9 @@ def checked_result(values: Any, place: str) -> dict[str, Any]:
         raise LabError(f"{place}: not a run's result: it needs a 'config' and a 'status'")
     found = from_json(StoredResult, values, f"{place}: ")
     correct, total = found["test_correct"], found["test_total"]
-    if found["status"] in ("completed", "collapsed") and (correct is None or total is None):
+    if found["status"] == "collapsed" and (correct is None or total is None):
         raise LabError(
-            f"{place}: {found['status']}, but test_correct of test_total is {correct} of {total}"
+            f"{place}: collapsed, but test_correct of test_total is {correct} of {total}"
         )
     if correct is not None and (total is None or correct > total):
         raise LabError(f"{place}: test_correct is {correct}: must be at most test_total, {total}")

@@ -59,11 +59,11 @@ class RunReader:
         """All tags with scalars or histograms, sorted."""
         return sorted({*self._scalars, *self._histograms})
 
-    def scalars(self, tag: str) -> Series:
+    def scalar(self, tag: str) -> Series:
         """The steps and values of a scalar. Raises KeyError for a tag without any."""
         return self._scalars[tag]
 
-    def histograms(self, tag: str) -> Histograms:
+    def histogram(self, tag: str) -> Histograms:
         """The histograms of a tensor. Raises KeyError for a tag without any."""
         steps, rows = self._histograms[tag]
         edges = np.concatenate([rows[:, :, 0], rows[:, -1:, 1]], axis=1)
@@ -87,12 +87,3 @@ class RunReader:
             there = ", ".join(map(str, found)) or "none"
             raise LabError(f"{self.path} has no checkpoint of step {step}; there are: {there}")
         return read_tensors(found[step])
-
-
-def open_run(path: str | os.PathLike) -> RunReader:
-    """Reads a run directory, also one that is still being written: open it again for what is new.
-
-    Raises:
-      LabError: it is none.
-    """
-    return RunReader(os.fspath(path))

@@ -42,6 +42,7 @@ class TrainLoop:
       watch: the rows and columns of the record.
       function: the tf.function that `run` calls. Several replicas exchange their gradients between
         programs, and on a GPU an addition in the wrong order would make runs differ.
+      one_program: whether that is one program of XLA's.
       replicas: how many there are, on all workers.
 
     Raises:
@@ -53,8 +54,8 @@ class TrainLoop:
         self,
         strategy: tf.distribute.Strategy,
         training: Training,
-        x: np.ndarray | list[tf.Variable] | tf.TensorSpec,
-        y: np.ndarray | list[tf.Variable] | tf.TensorSpec,
+        x: Any,
+        y: Any,
         watch: Sequence[str] = (),
         histogram_every: int = 1,
         steps_per_loop: int = 100,
@@ -69,8 +70,8 @@ class TrainLoop:
         self._strategy, self._training = strategy, training
         self._every, self._most, self._observe = histogram_every, steps_per_loop, observe
         self._fed = isinstance(x, tf.TensorSpec)
-        self._x = x if self._fed else resident(strategy, x)
-        self._y = y if self._fed else resident(strategy, y)
+        self._x: Any = x if self._fed else resident(strategy, x)
+        self._y: Any = y if self._fed else resident(strategy, y)
         self.replicas = strategy.num_replicas_in_sync
         size = training.batch_size
         if size < self.replicas:
@@ -80,14 +81,14 @@ class TrainLoop:
         self._bounds = [size * r // self.replicas for r in range(self.replicas + 1)]
         self._device = devices(strategy)[0]
         self.on_gpu = on_gpu(strategy)
-        self._one_program = one_program(strategy) if xla is None else xla
+        self.one_program = one_program(strategy) if xla is None else xla
         self._kinds = watch
         self.watch = self._make_watch()
         step, count = tf.TensorSpec([], tf.int64, "step"), tf.TensorSpec([], tf.int32)
         self.function = tf.function(
             self._run,
             input_signature=[self._rows_spec([steps_per_loop, size]), count, step],
-            jit_compile=self._one_program or None,
+            jit_compile=self.one_program or None,
             autograph=False,
         )
         self._step = tf.function(
@@ -104,7 +105,7 @@ class TrainLoop:
         )
 
     def _make_watch(self) -> Watch:
-        kinds, sizes = self._kinds, []
+        kinds = self._kinds
         parts: list[dict[str, tf.TensorSpec]] = [{}, {}]
         if "activations" in kinds or "probes" in kinds:
             x, y = (
@@ -113,9 +114,10 @@ class TrainLoop:
             )
             traced = trace(self._strategy, self._training, x, y, "activations" in kinds)
             parts = [traced.activations, traced.probes]
-        for part in parts:
-            sizes.append({name: spec.shape.num_elements() for name, spec in part.items()})
-        watch = Watch(kinds, self._training, *sizes, self.replicas)
+        activations, probes = (
+            {name: spec.shape.num_elements() for name, spec in part.items()} for part in parts
+        )
+        watch = Watch(kinds, self._training, activations, probes, self.replicas)
         if len({*watch.tags}) < len(watch.tags):
             twice = max(watch.tags, key=watch.tags.count)
             raise ValueError(f"{twice} is the tag of two tensors: give the probe another name")
@@ -130,7 +132,7 @@ class TrainLoop:
         return self._like(self._kinds, steps_per_loop=1, observe=True)
 
     def _like(self, watch: Sequence[str], **options: Any) -> TrainLoop:
-        options |= {"xla": self._one_program}
+        options |= {"xla": self.one_program}
         return TrainLoop(self._strategy, self._training, self._x, self._y, watch, **options)
 
     def largest_gradient(self, rows: Any) -> float:
@@ -179,7 +181,7 @@ class TrainLoop:
             whole[:steps] = one
         given = tuple(padded) if self._fed else padded[0]
         # A program of XLA's sees the variables of the device that it runs on, and no others.
-        with tf.device(self._device if self._one_program else None):
+        with tf.device(self._device if self.one_program else None):
             recorded = self.function(given, tf.constant(steps), tf.constant(first_step, tf.int64))
         return {name: tensor[:steps] for name, tensor in recorded.items()}
 

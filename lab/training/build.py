@@ -2,26 +2,33 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import itertools
+import random
+from collections.abc import Callable, Iterator
 from typing import Any
 
+import numpy as np
 import tensorflow as tf
 
 from lab import machine
 from lab.data import Data
 from lab.errors import LabError
-from lab.kernels import xla
-from lab.models import layers, losses, mlp, optimizers
+from lab.models import optimizers
+from lab.models.adapt import Network
 from lab.processes.cluster import Cluster
 from lab.settings.config import Config
 from lab.step import placement
 from lab.step.placement import one_program
 from lab.step.replica import Training
+from lab.step.trace import SLOW_UNDER_XLA, Traced
+from lab.training.checks import checked, explained
+from lab.training.problem import Problem, sizes
 
 
 def make_strategy(
-    config: Config, devices: str, dataset: Data, cluster: Cluster | None
+    config: Config, devices: str, problem: Problem, cluster: Cluster | None
 ) -> tf.distribute.Strategy:
     """The strategy over the devices that are asked for, see placement.make_strategy.
 
@@ -37,16 +44,16 @@ def make_strategy(
             f"--batch_size={config.batch_size}: must be at least the number of replicas, "
             f"{strategy.num_replicas_in_sync}"
         )
-    _check_memory(config, dataset, strategy)
+    if config.model == "mlp" and "model" not in problem.given:
+        _check_memory(config, sizes(config, problem.data), strategy)
     return strategy
 
 
-def _check_memory(config: Config, dataset: Data, strategy: tf.distribute.Strategy) -> None:
+def _check_memory(config: Config, units: list[int], strategy: tf.distribute.Strategy) -> None:
     """Raises LabError where this machine's main memory cannot hold a step of this size."""
     devices_here = strategy.extended.worker_devices
     if "GPU" in devices_here[0]:
         return  # TensorFlow says so, when it allocates
-    units = sizes(config, dataset)
     examples = -(-config.batch_size * len(devices_here) // strategy.num_replicas_in_sync)
     # As measured: inputs as bytes and as float32; of a unit its output, its gradient, and one more.
     one = 5 * units[0] + 12 * sum(units[1:])
@@ -64,21 +71,76 @@ def _check_memory(config: Config, dataset: Data, strategy: tf.distribute.Strateg
         )
 
 
-def make_training(config: Config, dataset: Data, strategy: tf.distribute.Strategy) -> Training:
-    """Model, optimizer and loss of a config."""
-    with strategy.scope():
-        model = mlp.MLP(
-            sizes(config, dataset),
-            layers.ACTIVATIONS[config.activation],
-            layers.INITIALIZERS[config.initializer](config.init_stddev),
-            config.seed,
-            xla.matmul if one_program(strategy) else tf.matmul,
-        )
-        optimizer = optimizers.Optimizer(
-            make_rule(config), model.trainable_variables, config.training_steps
-        )
-    scale = 1 / config.batch_size if config.reduction == "mean" else 1.0
-    return Training(model, optimizer, losses.LOSSES[config.loss], config.batch_size, scale)
+def make_training(
+    config: Config, problem: Problem, strategy: tf.distribute.Strategy
+) -> tuple[Training, Traced]:
+    """Model, optimizer, loss and metrics of a run, checked on its data.
+
+    Raises:
+      LabError: the model cannot train on them, see checks.checked_trace.
+    """
+    data = problem.data
+    with strategy.scope(), _seeded(config.seed):
+        model = problem.make_model(strategy)
+        _build(model, data, problem.prepare)
+        network = Network(model)
+        _check_mirrored(network, strategy)
+        rule = problem.rule or make_rule(config)
+        variables = list(network.variables.values())
+        optimizer = optimizers.Optimizer(rule, variables, config.training_steps)
+    size = config.batch_size
+    scale = 1 / size if config.reduction == "mean" else 1.0
+    training = Training(
+        network, optimizer, problem.loss, size, scale, prepare=problem.prepare, seed=config.seed
+    )
+    return checked(strategy, training, data, problem.metrics)
+
+
+def choose_xla(config: Config, strategy: tf.distribute.Strategy, traced: Traced) -> bool:
+    """Whether XLA compiles a run's loop: unless told otherwise where it can, but for networks with
+    operations of which XLA has only slow versions.
+
+    Raises:
+      LabError: it is told to, and cannot.
+    """
+    if config.xla == "on" and not one_program(strategy):
+        raise LabError("--xla=on: XLA compiles the loop only for one replica on a CPU")
+    if config.xla == "auto":
+        return one_program(strategy) and not traced.operations & SLOW_UNDER_XLA
+    return config.xla == "on"
+
+
+@contextlib.contextmanager
+def _seeded(seed: int) -> Iterator[None]:
+    """Has models that draw from global generators, as Keras does, begin the same way each time."""
+    before = random.getstate(), np.random.get_state()
+    random.seed(seed)
+    np.random.seed(seed % 2**32)
+    tf.random.set_seed(seed)
+    try:
+        yield
+    finally:
+        random.setstate(before[0])
+        np.random.set_state(before[1])
+
+
+def _build(model: Any, data: Data, prepare: Callable[[tf.Tensor], tf.Tensor]) -> None:
+    """Has a Keras model that does not know the shape of its input yet make its variables."""
+    if getattr(model, "built", True) is False:
+        with explained(f"the model cannot be called on x of {data.name}", variables=True):
+            model(prepare(tf.constant(data.x[:1])))
+
+
+def _check_mirrored(network: Network, strategy: tf.distribute.Strategy) -> None:
+    if strategy.num_replicas_in_sync > 1:
+        for tag, variable in (network.variables | network.state).items():
+            if len(strategy.experimental_local_results(variable)) < len(
+                strategy.extended.worker_devices
+            ):
+                raise LabError(
+                    f"{tag} was made for one device, and there are several replicas: give a "
+                    "function that makes the model"
+                )
 
 
 def make_rule(config: Config) -> optimizers.Rule:
@@ -114,9 +176,3 @@ def _field_of(kind: type[optimizers.Rule], name: str) -> str:
     own = f"{kind.__name__.lower()}_{name}"
     shared = {"warmup": "warmup_steps", "decay": "learning_rate_decay"}.get(name, name)
     return own if own in Config.__dataclass_fields__ else shared
-
-
-def sizes(config: Config, dataset: Data) -> list[int]:
-    """Inputs, units of each hidden layer, classes."""
-    inputs = dataset.x.shape[1]
-    return [inputs, config.n_hidden_1, config.n_hidden_2, dataset.num_classes]

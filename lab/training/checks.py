@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import traceback
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import numpy as np
@@ -12,16 +13,25 @@ import tensorflow as tf
 
 from lab.data import Data
 from lab.errors import LabError
+from lab.kernels.metrics import accuracy
 from lab.models import losses
-from lab.models.adapt import Network
-from lab.step.replica import Training
+from lab.step.replica import PerExample, Training
 from lab.step.trace import Traced, trace
 
 _OF_CLASSES = (losses.clipped_cross_entropy, losses.softmax_cross_entropy)
 
 
-def checked_trace(strategy: tf.distribute.Strategy, training: Training, data: Data) -> Traced:
-    """Traces a model on a batch of the data, after which it is known to train on them.
+def checked(
+    strategy: tf.distribute.Strategy,
+    training: Training,
+    data: Data,
+    metrics: Mapping[str, PerExample] | None,
+) -> tuple[Training, Traced]:
+    """The training with its metrics, after its model was traced on a batch of the data: it is then
+    known to train on them.
+
+    Args:
+      metrics: None for accuracy, where the model gives logits of the classes of integer labels.
 
     Raises:
       LabError: what was expected, and what came: the model cannot be called on such a batch, makes
@@ -30,35 +40,34 @@ def checked_trace(strategy: tf.distribute.Strategy, training: Training, data: Da
     """
     size = training.batch_size
     x, y = (tf.TensorSpec([size, *array.shape[1:]], array.dtype) for array in (data.x, data.y))
-    bare = Training(training.model, None, _nothing, size, prepare=training.prepare)
-    what = f"the model cannot be called on a batch of x, {_form(x)}"
-    with _explained(what), tf.variable_creator_scope(_no_variables):
+    bare = dataclasses.replace(training, loss=lambda y, output: tf.zeros([1]))
+    with explained(f"the model cannot be called on a batch of x, {_form(x)}"):
         output = trace(strategy, bare, x, y).output
     if not isinstance(output, tf.TensorSpec):
-        raise LabError(
-            f"the model returns {type(output).__name__}: must be one tensor, [batch, ...]"
-        )
+        kind = type(output).__name__
+        raise LabError(f"the model returns a {kind}: must be one tensor, [batch, ...]")
     if training.loss in _OF_CLASSES:
         _check_classes(data, output, training.loss.__name__)
-    with _explained(f"the loss cannot be computed of y {_form(y)} and output {_form(output)}"):
+    if metrics is None:
+        classes = is_classifier(data, output)
+        metrics = {"accuracy": accuracy} if classes else {}
+    training = dataclasses.replace(training, metrics=metrics)
+    with explained(f"the loss cannot be computed of y {_form(y)} and output {_form(output)}"):
         traced = trace(strategy, training, x, y)
     for name, spec in {"loss": traced.loss, **traced.metrics}.items():
         if not spec.shape.rank or spec.shape[0] != size or not spec.dtype.is_floating:
             raise LabError(
                 f"the {name} is {_form(spec)}: must be one floating value for each example, or "
-                f"more: [{size}, ...]"
+                f"several: [{size}, ...]"
             )
-    return traced
+    return training, traced
 
 
 def is_classifier(data: Data, output: tf.TensorSpec) -> bool:
     """Whether an output has a logit for each class of integer labels y."""
-    y = list(data.y.shape[1:])
-    return data.y.dtype.kind in "iu" and output.shape.rank and output.shape[1:-1] == y
-
-
-def output_of(strategy: tf.distribute.Strategy, network: Network, data: Data, size: int) -> Any:
-    raise NotImplementedError
+    if data.y.dtype.kind not in "iu" or not output.shape.rank:
+        return False
+    return output.shape.rank > data.y.ndim and output.shape[1:-1] == data.y.shape[1:]
 
 
 def _check_classes(data: Data, output: tf.TensorSpec, loss: str) -> None:
@@ -85,10 +94,6 @@ def _check_classes(data: Data, output: tf.TensorSpec, loss: str) -> None:
             )
 
 
-def _nothing(y: tf.Tensor, output: tf.Tensor) -> tf.Tensor:
-    return tf.zeros([1])
-
-
 def _no_variables(make: Any, **options: Any) -> Any:
     raise LabError(
         f"the model makes a variable in its call ({options.get('name') or 'without a name'}): make "
@@ -97,10 +102,15 @@ def _no_variables(make: Any, **options: Any) -> Any:
 
 
 @contextlib.contextmanager
-def _explained(what: str) -> Iterator[None]:
-    """Turns what a user's code raises into one line, which says where it came from."""
+def explained(what: str, variables: bool = False) -> Iterator[None]:
+    """Turns what a user's code raises into one line, which says where it came from.
+
+    Args:
+      variables: whether it may make variables.
+    """
     try:
-        yield
+        with contextlib.nullcontext() if variables else tf.variable_creator_scope(_no_variables):
+            yield
     except LabError:
         raise
     except Exception as error:

@@ -19,7 +19,8 @@ from lab.processes import cluster, pool
 from lab.processes.stop import Stop
 from lab.record.directory import FINISHED, RESULT
 from lab.settings import command_line
-from lab.settings.config import Config, Settings, idx_folder
+from lab.settings.config import Config, Settings
+from lab.settings.fields import REFERENCE
 from lab.terminal import quiet_stderr
 from lab.training.progress import Console, Reporter, conclusion
 
@@ -57,19 +58,22 @@ def _train_here(config: Config, settings: Settings) -> int:
         from lab import data
 
         # Unpacking the data and loading TensorFlow take about a second each.
-        loading = thread.submit(data.load, idx_folder(config.data))
+        loading = None
+        if not REFERENCE.fullmatch(config.data):
+            loading = thread.submit(data.load, config.data)
         with quiet_stderr():
             from lab.step.placement import slurm_cluster
             from lab.training import trial
-        dataset = loading.result()
+            from lab.training.problem import problem_of
+        problem = problem_of(config, loading.result() if loading else None)
     if not workers and (workers := slurm_cluster()):
         cluster.meet(workers)
     chief = not workers or workers.index == 0
     reporter = Console() if chief else Reporter()
     with Stop(f"train: {trial.CUT_SHORT}") as stop:
-        result = trial.run(config, settings, dataset, reporter, stop, _STARTED, workers)
+        path, result = trial.run(config, settings, problem, reporter, stop, _STARTED, workers)
     if chief:
-        print(conclusion(result, settings.directory(config)))
+        print(conclusion(result, path))
     return FINISHED.get(result["status"], stop.status)
 
 

@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 import tensorflow as tf
 
+from lab.data import Data
 from lab.models import losses
 from lab.settings.config import Config, Settings
 from lab.step import gradient_noise
@@ -22,11 +23,10 @@ from lab.step.agreement import Group
 from lab.step.loop import Recorded
 from lab.training.progress import Reporter
 from lab.training.session import AnyRecorder, Session
-from lab.training.state import TrainingState
+from lab.training.state import FIGURES, TrainingState, most_steps
 
 README_BATCH = 256  # the README's accuracy is a mean over test batches of this size
 LOOP_MILLISECONDS = 4000  # a loop takes no longer, but for its first step: a signal waits for it
-LOOP_INDICES = 2**24  # a loop holds the indices of no more examples than that
 
 
 class LoopLength:
@@ -34,10 +34,10 @@ class LoopLength:
     checkpoints. No loop is longer than `most`; `milliseconds` is how long a step of the last took.
     """
 
-    def __init__(self, config: Config, settings: Settings) -> None:
+    def __init__(self, config: Config, settings: Settings, data: Data) -> None:
         self._last = config.training_steps
         self._every = (config.display_step, settings.checkpoint_every)
-        most = max(LOOP_INDICES // config.batch_size, 1)
+        most = most_steps(data, config.batch_size)
         self.most = min(most, settings.steps_per_loop, self._last, *self._every)
         self.milliseconds = 2**31 - 1  # so the first loop has one step, which is timed
 
@@ -82,28 +82,33 @@ class Evaluation:
         return step == config.training_steps or step % config.display_step == 0
 
     def __call__(self, recorded: Recorded) -> None:
-        """Evaluates; the loss and accuracy of the last batch are reported with it."""
+        """Evaluates; the loss and metrics of the last batch are reported with it."""
         state, config, saved = self._state, self._state.config, self._state.saved
-        loss, predicted = (tensor.numpy() for tensor in state.evaluate())
+        found = state.evaluator.run() if state.evaluator else {}
         weights = state.weights()
-        figures = _figures(loss, predicted, state.dataset.y_test)
+        figures = dict.fromkeys(FIGURES) | _figures(found, state.data.y_test)
         digests = state.digests()
         figures["frozen"] = [tag for tag in digests if digests[tag] == saved["digests"][tag]]
         earlier = saved["figures"]
         saved |= {"figures": figures, "digests": digests}
-        for key, course in saved["evaluations"].items():
-            course.append(state.step if key == "step" else figures[key])
+        names = ["loss", *state.training.metrics]
+        test = {f"test-{name}": _mean(found[name]) for name in names if name in found}
+        if found:
+            saved["evaluations"]["step"].append(state.step)
+            for name in names:
+                value = test[f"test-{name}"]
+                course = saved["evaluations"][f"test_{name}"]
+                course.append(value if math.isfinite(value) else None)
         if (figures["frozen"] and not earlier["frozen"]) or (
             figures["collapsed"] is not None and earlier["collapsed"] is None
         ):
+            loss = found.get("loss", np.zeros(1))
             self._reporter.notify(f"step {state.step}: {self._standstill(figures, loss)}")
-        test = {"test-loss": float(loss.mean(dtype=np.float64))}
-        test["test-accuracy"] = figures["test_accuracy"]
         self._recorder.scalars(state.step, test | self._distances(weights) | self._noise_scales())
         self._recorder.flush()
-        batch_loss, accuracy = recorded["scalars"][-1, :2].numpy()
-        examples = config.batch_size if config.reduction == "sum" else 1
-        batch = {"loss": batch_loss / examples, "accuracy": accuracy}
+        values = recorded["scalars"][-1, : len(names)].numpy()
+        batch = dict(zip(names, map(float, values), strict=True))
+        batch["loss"] /= config.batch_size if config.reduction == "sum" else 1
         self._reporter.evaluated(state.step, batch | test)
 
     def _standstill(self, figures: dict[str, Any], loss: np.ndarray) -> str:
@@ -140,25 +145,35 @@ class Evaluation:
         }
 
 
-def _figures(loss: np.ndarray, predicted: np.ndarray, labels: np.ndarray) -> dict[str, Any]:
-    """What result.json says of an evaluation with these losses, in nats, and classes: [examples].
+def _mean(values: np.ndarray) -> float:
+    return float(values.mean(dtype=np.float64))
 
-    readme_accuracy is the unweighted mean of the accuracies of batches, the last of which may be
-    short; test_loss None if it is not finite; collapsed the class that every example is taken
-    for, if there is only one.
+
+def _figures(found: dict[str, np.ndarray], labels: np.ndarray | None) -> dict[str, Any]:
+    """What result.json says of an evaluation, see Evaluator.run.
+
+    test_loss, in nats, and test_metrics: None if not finite. For classes, readme_accuracy: the
+    unweighted mean of the accuracies of batches, the last of which may be short; collapsed: the
+    class that every example is taken for, if there is only one.
     """
-    correct = predicted == labels
-    batches = np.split(correct, range(README_BATCH, len(correct), README_BATCH))
-    mean = float(loss.mean(dtype=np.float64))
-    classes = np.unique(predicted)
-    return {
-        "test_correct": int(correct.sum()),
-        "test_total": len(correct),
-        "test_accuracy": float(correct.mean()),
-        "readme_accuracy": float(np.mean([batch.mean() for batch in batches])),
-        "test_loss": mean if math.isfinite(mean) else None,
-        "collapsed": int(classes[0]) if len(classes) == 1 and math.isfinite(mean) else None,
-    }
+    if not found:
+        return {}
+    means = {n: _mean(values) for n, values in found.items() if n != "predicted"}
+    finite = {name: mean if math.isfinite(mean) else None for name, mean in means.items()}
+    loss = finite.pop("loss")
+    figures = {"test_total": len(found["loss"]), "test_loss": loss, "test_metrics": finite}
+    if "accuracy" in finite:
+        figures["test_accuracy"] = finite["accuracy"]
+    if "predicted" in found:
+        correct, classes = found["predicted"] == labels, np.unique(found["predicted"])
+        batches = np.split(correct, range(README_BATCH, len(correct), README_BATCH))
+        figures |= {
+            "test_correct": int(correct.sum()),
+            "test_accuracy": float(correct.mean()),
+            "readme_accuracy": float(np.mean([batch.mean() for batch in batches])),
+            "collapsed": int(classes[0]) if len(classes) == 1 and loss is not None else None,
+        }
+    return figures
 
 
 class Checkpointing:

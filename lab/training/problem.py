@@ -20,7 +20,7 @@ from lab.settings import source
 from lab.settings.config import Config
 from lab.settings.fields import REFERENCE
 from lab.step.placement import one_program
-from lab.step.replica import PerExample
+from lab.step.replica import PerExample, prepare
 from lab.training import user_code
 
 
@@ -46,17 +46,22 @@ class Problem:
     given: tuple[str, ...] = ()
     files: Mapping[str, str] = dataclasses.field(default_factory=dict)
 
+    @property
+    def prepare(self) -> Callable[[tf.Tensor], tf.Tensor]:
+        """A batch of x -> what the model is given."""
+        return self.data.prepare or prepare
 
-def problem_of(config: Config, data: Data | None = None) -> Problem:
+
+def problem_of(config: Config, data: Data | None = None, data_files: str = "") -> Problem:
     """The problem that a config names.
 
     Args:
-      data: the config's, where they are read already.
+      data, data_files: what `load_data` gives, where that is known already.
 
     Raises:
       LabError: a file cannot be read, or what it holds is no model, data or loss.
     """
-    files = {}
+    files = {"data": data_files}
     if data is None:
         data, files["data"] = load_data(config.data)
     loss = losses.LOSSES.get(config.loss)

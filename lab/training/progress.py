@@ -21,7 +21,8 @@ class Reporter:
         """Steps up to this one are done."""
 
     def evaluated(self, step: int, figures: dict[str, float]) -> None:
-        """The figures of an evaluation: loss, accuracy, test-loss and test-accuracy."""
+        """The figures of an evaluation: loss and metrics of the last batch, then those of the test
+        set, as test-loss, ..."""
 
     def notify(self, text: str) -> None:
         """Something that the user should know now."""
@@ -47,7 +48,8 @@ class Console(Reporter):
             words = (f"{name} {value:.4f}" for name, value in figures.items())
             print(f"step {step:>6}", *words, sep="  ", flush=True)
         else:
-            self._bar.set_postfix_str(f"test-accuracy {figures['test-accuracy']:.4f}")
+            name, value = list(figures.items())[-1]
+            self._bar.set_postfix_str(f"{name} {value:.4f}")
 
     def notify(self, text: str) -> None:
         tqdm.tqdm.write(text, file=sys.stdout)
@@ -70,8 +72,11 @@ def conclusion(result: dict[str, Any], directory: str) -> str:
 
 def _figures(result: dict[str, Any]) -> str:
     correct, total = result["test_correct"], result["test_total"]
+    if correct is None and result["test_loss"] is not None:
+        metrics = (f"test {n} {v:.4f}" for n, v in result["test_metrics"].items() if v is not None)
+        return ", ".join([f"test loss {result['test_loss']:.4f}", *metrics])
     if correct is None:
-        return "no evaluation yet"
+        return "no evaluation"
     low, high = wilson_interval(correct, total)
     text = (
         f"test accuracy {correct / total:.4f} ({correct:,} of {total:,}; 95% interval "

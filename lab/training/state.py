@@ -2,63 +2,86 @@
 
 from __future__ import annotations
 
+import functools
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import numpy as np
 import tensorflow as tf
 
-from lab import data, machine
-from lab.data import Data
+from lab import machine
+from lab.data import Batches, Data, shuffled
 from lab.record.checkpoints import Checkpoint
 from lab.settings.config import Config
 from lab.step import gradient_noise
 from lab.step.evaluate import Evaluator
 from lab.step.loop import Recorded, TrainLoop
-from lab.training import build
+from lab.step.replica import Training
+from lab.step.watch import GRADIENT_NORM
 from lab.training.session import Notify
 
 # What result.json says of the last evaluation.
 FIGURES = (
     *("test_correct", "test_total", "test_accuracy", "readme_accuracy", "test_loss"),
-    *("collapsed", "frozen"),
+    *("test_metrics", "collapsed", "frozen"),
 )
+_RESIDENT = 2**30  # bytes of examples at most that lie on the devices
+_INDICES = 2**24  # numbers of examples at most that a loop is given
+_FED = 2**26  # bytes of examples at most that a loop is given, if they do not
 
 
 class TrainingState:
-    """A run's variables and compiled loop, of at most `max_steps`, and how far it is trained.
+    """A run's variables and compiled loop, and how far it is trained.
+
+    Args:
+      use_xla: whether XLA compiles the loop. Where it cannot, TensorFlow's own kernels do it.
+      max_steps: of a loop.
 
     Attributes:
       step: the last step that is done.
       initial: the weights before the first step, by tag.
       broken: whether NaN or infinity has ended the run.
+      evaluator: of the test set; None without one.
       saved: what a checkpoint holds beside the tensors, so that a run that is resumed ends with
         the same result.json: plain JSON values.
     """
 
     def __init__(
-        self, config: Config, dataset: Data, strategy: tf.distribute.Strategy, max_steps: int
+        self,
+        config: Config,
+        data: Data,
+        strategy: tf.distribute.Strategy,
+        training: Training,
+        use_xla: bool,
+        max_steps: int,
     ) -> None:
-        self.config, self.dataset, self.strategy = config, dataset, strategy
-        self.training = build.make_training(config, dataset, strategy)
-        images, labels = dataset.x, dataset.y
+        self.config, self.data, self.strategy, self.training = config, data, strategy, training
+        x, y = data.x, data.y
         if config.shuffle_labels:
-            labels = data.shuffled(labels, config.seed)
-        kinds, every = config.watch, config.histogram_every
-        self.loop = TrainLoop(strategy, self.training, images, labels, kinds, every, max_steps)
-        model, loss = self.training.model, self.training.loss
-        test = Evaluator(strategy, model, loss, dataset.x_test, dataset.y_test)
-        self.evaluate = test.run
-        # Compiled here, so that a run's `seconds` are training alone.
-        self.loop.run(np.zeros([0, config.batch_size], np.int32), 1)
-        self.evaluate.get_concrete_function()
-        self._batches = data.Batches(config.seed, len(images), config.batch_size)
+            y = shuffled(y, config.seed)
+        self._x, self._y = x, y
+        self._fed = is_fed(data)
+        if self._fed:
+            x, y = (tf.TensorSpec(one.shape[1:], one.dtype) for one in (x, y))
+        kinds = (*config.watch, GRADIENT_NORM)
+        make = functools.partial(
+            TrainLoop, strategy, training, x, y, kinds, config.histogram_every, max_steps
+        )
+        self._batches = Batches(config.seed, len(data.x), config.batch_size)
+        self.loop = self._compiled(make, use_xla)
+        self.classes = "accuracy" in training.metrics and data.y.ndim == 1
+        self.evaluator = None
+        if data.x_test is not None and data.y_test is not None:
+            test = data.x_test, data.y_test
+            self.evaluator = Evaluator(strategy, training, *test, self.classes)
+            self.evaluator.compile()
         self.initial = self.weights()
         self.step, self.broken = 0, False
+        courses = ["step", "test_loss", *(f"test_{name}" for name in training.metrics)]
         self.saved: dict[str, Any] = {
             "figures": dict.fromkeys(FIGURES),
-            "evaluations": {"step": [], "test_loss": [], "test_accuracy": []},
+            "evaluations": {name: [] for name in courses},
             "digests": self.digests(),
             "nonfinite": {},
             # By prefix, the sums of S and G2 over the steps since the last evaluation.
@@ -66,6 +89,18 @@ class TrainingState:
             "cpus": [{"first_step": 1, "cpu": machine.cpu()}],
             "seconds": 0.0,
         }
+
+    def _compiled(self, make: Callable[..., TrainLoop], use_xla: bool) -> TrainLoop:
+        """The loop, compiled here so that a run's `seconds` are training alone."""
+        loop = make(xla=use_xla)
+        try:
+            loop.run(self.rows(1, 0), 1)
+        except (tf.errors.InvalidArgumentError, tf.errors.UnimplementedError, ValueError):
+            if not use_xla or self.config.xla == "on":
+                raise
+            loop = make(xla=False)
+            loop.run(self.rows(1, 0), 1)
+        return loop
 
     @property
     def status(self) -> str:
@@ -99,7 +134,7 @@ class TrainingState:
         named = dict(self.training.variables)
         for tag, slots in zip(list(named), optimizer.slots, strict=True):
             named |= {f"{tag}/{n}": s for n, s in zip(optimizer.rule.slots, slots, strict=True)}
-        return named
+        return named | self.training.model.state
 
     def tensors(self) -> dict[str, tf.Tensor]:
         """The values of `variables`, which later steps leave as they are."""
@@ -129,7 +164,7 @@ class TrainingState:
           notify: is called with a message at the first NaN or infinity.
         """
         first = self.step + 1
-        arguments = self._batches.indices(first, steps), first
+        arguments = self.rows(first, steps), first
         before = self.tensors()
         recorded = self.loop.run(*arguments)
         loss, notes = recorded["scalars"][:, 0].numpy(), self.saved["nonfinite"]
@@ -150,7 +185,7 @@ class TrainingState:
         return recorded
 
     def _first_nonfinite(
-        self, before: dict[str, tf.Tensor], arguments: tuple[np.ndarray, int], loss: np.ndarray
+        self, before: dict[str, tf.Tensor], arguments: tuple[Any, int], loss: np.ndarray
     ) -> tuple[int, dict[str, int]]:
         """Runs the same steps once more and watches everything.
 
@@ -159,7 +194,7 @@ class TrainingState:
         """
         after = self.tensors()
         self.assign(before)
-        watching = self.loop.watching(("weights", "gradients"))
+        watching = self.loop.watching(("weights", "gradients", "probes"))
         counts = watching.run(*arguments)["nonfinite"].numpy()
         self.assign(after)
         bad = counts.any(axis=1) | ~np.isfinite(loss)
@@ -172,7 +207,39 @@ class TrainingState:
 
     def largest_gradient(self) -> float:
         """The largest absolute value of the gradient on the last batch."""
-        return self.loop.largest_gradient(self._batches.indices(self.step, 1)[0])
+        rows = tf.nest.map_structure(lambda array: array[0], self.rows(self.step, 1))
+        return self.loop.largest_gradient(rows)
+
+    def examples(self, step: int) -> np.ndarray | None:
+        """Which training examples make up a step: int32 [batch_size]; None where a function gives
+        the batches."""
+        return None if self.data.is_function else self._batches.indices(step, 1)[0]
+
+    def rows(self, first: int, steps: int) -> Any:
+        """What chooses the examples of so many steps, see TrainLoop.run."""
+        if self.data.is_function:
+            batches = [self.data.batch(step) for step in range(first, first + steps)]
+            if not batches:
+                return self._x[None][:0], self._y[None][:0]
+            return tuple(np.stack(part) for part in zip(*batches, strict=True))
+        if not steps:
+            indices = np.zeros([0, self.config.batch_size], np.int32)
+        else:
+            indices = self._batches.indices(first, steps)
+        return (self._x[indices], self._y[indices]) if self._fed else indices
 
     def _noise_columns(self) -> list[tuple[str, list[int]]]:
         return gradient_noise.noise_columns(self.loop.watch.scalar_tags)
+
+
+def is_fed(data: Data) -> bool:
+    """Whether the training examples are given to the loop, rather than lie on its devices."""
+    return data.is_function or data.x.nbytes + data.y.nbytes > _RESIDENT
+
+
+def most_steps(data: Data, batch_size: int) -> int:
+    """The most steps for which a loop can be given the examples, or their numbers."""
+    if not is_fed(data):
+        return max(_INDICES // batch_size, 1)
+    one = batch_size * (data.x[:1].nbytes + data.y[:1].nbytes)
+    return max(_FED // max(one, 1), 1)

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import hashlib
+import json
 import os
 import platform
 import re
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import closing
 from typing import Any
 
@@ -18,14 +20,16 @@ import tensorflow as tf
 
 import lab
 from lab import machine
-from lab.data import Data
 from lab.errors import LabError
 from lab.processes.cluster import Cluster
 from lab.processes.stop import Stop
 from lab.settings.config import Config, Settings, placeless
 from lab.step.agreement import Group
+from lab.step.replica import Training
+from lab.step.trace import Traced
 from lab.training import build
 from lab.training.periodic import Checkpointing, Evaluation, LoopLength, Profile
+from lab.training.problem import Problem, sizes
 from lab.training.progress import Reporter
 from lab.training.session import AnyRecorder, Session, open_session
 from lab.training.state import TrainingState
@@ -39,33 +43,39 @@ CUT_SHORT = (
 def run(
     config: Config,
     settings: Settings,
-    dataset: Data,
+    problem: Problem,
     reporter: Reporter,
     stop: Stop,
     started: float,
     cluster: Cluster | None = None,
-) -> dict[str, Any]:
-    """Trains, records and writes result.json, unless that was done before; returns it.
+) -> tuple[str, dict[str, Any]]:
+    """Trains, records and writes result.json, unless that was done before.
 
     A run that was interrupted is resumed from its newest checkpoint, to exactly the result that it
     would have had. `started` is the time of the program's start on time.monotonic's clock,
     `cluster` the workers that train together, after they have met: the first, the chief, alone
     reads and writes the run directory.
 
+    Returns:
+      The run directory, and what its result.json holds.
+
     Raises:
       LabError: the run directory is another run's, is in use or cannot be written; or another
         worker was lost.
     """
-    path, last = settings.directory(config), config.training_steps
-    strategy = build.make_strategy(config, settings.devices, dataset, cluster)
-    group = Group(strategy, cluster)
-    facts = _circumstances(dataset, strategy, cluster)
-    with _explained(path, cluster), _opened(config, settings, facts, group, reporter) as session:
+    strategy = build.make_strategy(config, settings.devices, problem, cluster)
+    training, traced = build.make_training(config, problem, strategy)
+    group, last = Group(strategy, cluster), config.training_steps
+    facts = circumstances(problem, training, traced, strategy, cluster)
+    path = _directory(config, settings, problem, facts)
+    opened = _opened(config, settings, path, facts, group, reporter)
+    with _explained(path, cluster), opened as session:
         if session.result:
             reporter.notify(f"{path} is there already; --overwrite trains it again")
-            return session.result
-        length = LoopLength(config, settings)
-        state = TrainingState(config, dataset, strategy, length.most)
+            return path, session.result
+        length = LoopLength(config, settings, problem.data)
+        use_xla = build.choose_xla(config, strategy, traced)
+        state = TrainingState(config, problem.data, strategy, training, use_xla, length.most)
         with closing(_begin(state, session, group, reporter, path)) as recorder:
             evaluate = Evaluation(state, recorder, reporter)
             save = Checkpointing(state, session, recorder, group, settings.checkpoint_every)
@@ -95,20 +105,36 @@ def run(
             recorder.finish(succeeded=state.status in ("completed", "collapsed"))
         result = session.finish(_result(state, facts, startup))
         group.largest(0)  # the chief would miss a worker that ends before it
-        return result
+        return path, result
+
+
+def _directory(
+    config: Config, settings: Settings, problem: Problem, facts: Mapping[str, Any]
+) -> str:
+    """The run directory. Its name tells networks and data apart that no config can name."""
+    path = settings.directory(config)
+    if problem.given and not settings.run_name:
+        path += f",{digest(facts)[:8]}"
+    return path
 
 
 def _opened(
-    config: Config, settings: Settings, facts: dict[str, Any], group: Group, reporter: Reporter
+    config: Config,
+    settings: Settings,
+    path: str,
+    facts: dict[str, Any],
+    group: Group,
+    reporter: Reporter,
 ) -> closing[Session]:
     """The session of a run, to be closed, after all workers have agreed on what is run."""
     fields = dataclasses.asdict(config)
     alike = placeless(fields) | facts
     alike |= {name: getattr(settings, name) for name in ("steps_per_loop", "checkpoint_every")}
     group.check_alike(alike)
-    path, identity = settings.directory(config), {"config": fields, **facts}
-    fingerprint, overwrite = config.fingerprint(**facts), settings.overwrite
-    return closing(open_session(group, path, identity, fingerprint, overwrite, reporter.notify))
+    identity, fingerprint = {"config": fields, **facts}, config.fingerprint(**facts)
+    return closing(
+        open_session(group, path, identity, fingerprint, settings.overwrite, reporter.notify)
+    )
 
 
 def _begin(
@@ -130,7 +156,7 @@ def _begin(
             state.loop.step_graph,
             dataclasses.asdict(config) | {"effective_learning_rate": state.effective_learning_rate},
             config.hparams,
-            "test-accuracy",
+            f"test-{next(iter(state.training.metrics), 'loss')}",
             os.path.basename(path),
         )
     return recorder
@@ -138,17 +164,22 @@ def _begin(
 
 def _about(state: TrainingState) -> list[str]:
     """What is trained, and how, one line each."""
-    config, dataset, replicas = state.config, state.dataset, state.loop.replicas
+    config, data, replicas = state.config, state.data, state.loop.replicas
     why = ""
     if config.reduction == "sum" and state.training.optimizer.rule.degree:
         why = f" (the loss is summed over {config.batch_size} examples)"
     elif config.reduction == "sum":
         why = f" ({config.optimizer} divides that scale out, but for its constants)"
-    sizes = "-".join(map(str, build.sizes(config, dataset)))
+    if config.model == "mlp":
+        network = f"{'-'.join(map(str, sizes(config, data)))} {config.activation}"
+    else:
+        weights = sum(v.shape.num_elements() for v in state.training.variables.values())
+        network = f"{config.model}, {weights:,} weights in {len(state.training.variables)} tensors"
+    examples = f"{len(data.x):,} examples"
     lines = [
-        f"{sizes} {config.activation}, {config.optimizer} at {config.learning_rate:g}, "
-        f"batch {config.batch_size}, seed {config.seed}: "
-        f"{config.training_steps:,} steps on {len(dataset.x):,} examples"
+        f"{network}, {config.optimizer} at {config.learning_rate:g}, "
+        f"batch {config.batch_size}, seed {config.seed}: {config.training_steps:,} steps on "
+        + (f"batches of {data.name}" if data.is_function else examples)
         + (f", {replicas} replicas" if replicas > 1 else ""),
         f"effective learning rate on the mean loss: {state.effective_learning_rate:g}{why}",
     ]
@@ -161,17 +192,31 @@ def _about(state: TrainingState) -> list[str]:
     return lines
 
 
-def _circumstances(
-    dataset: Data, strategy: tf.distribute.Strategy, cluster: Cluster | None
+def circumstances(
+    problem: Problem,
+    training: Training,
+    traced: Traced,
+    strategy: tf.distribute.Strategy,
+    cluster: Cluster | None,
 ) -> dict[str, Any]:
     """What decides the numbers beside the config."""
+    variables = training.variables | training.model.state
+    shapes = {tag: [v.dtype.name, *v.shape.as_list()] for tag, v in variables.items()}
     return {
-        "data": dataset.digest,
+        "data": problem.data.digest,
+        "network": digest([traced.digest, shapes]),
+        **{f"{flag}_files": one for flag, one in problem.files.items()},
+        **({"given": list(problem.given)} if problem.given else {}),
         "replicas": strategy.num_replicas_in_sync,
         "workers": len(cluster.workers) if cluster else 1,
         "device": strategy.extended.worker_devices[0].rpartition("device:")[2].partition(":")[0],
         "tensorflow": tf.__version__,
     }
+
+
+def digest(value: Any) -> str:
+    """64 hex digits over a JSON value."""
+    return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()
 
 
 def _result(state: TrainingState, facts: dict[str, Any], startup: float) -> dict[str, Any]:
@@ -187,6 +232,7 @@ def _result(state: TrainingState, facts: dict[str, Any], startup: float) -> dict
         "nonfinite": dict(sorted(saved["nonfinite"].items())),
         "evaluations": saved["evaluations"],
         "seconds": round(saved["seconds"], 3),
+        "xla": state.loop.one_program,
         "startup_seconds": round(startup, 3),
         "devices": sorted(state.strategy.extended.worker_devices),
         **facts,

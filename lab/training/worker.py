@@ -23,7 +23,7 @@ from typing import Any, TextIO
 
 from lab.errors import LabError
 from lab.processes.stop import Stop
-from lab.settings.config import Config, Settings, idx_folder
+from lab.settings.config import Config, Settings
 from lab.settings.fields import from_json
 from lab.training.progress import Reporter
 
@@ -57,10 +57,10 @@ def main() -> None:
     out = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)  # nothing else may answer, native code neither
     with Stop("stopped in the midst of a step") as stop:
-        from lab import data
         from lab.training import trial
+        from lab.training.problem import load_data, problem_of
 
-        load = functools.lru_cache(maxsize=2)(data.load)
+        load = functools.lru_cache(maxsize=2)(load_data)
         orders: queue.Queue[str | None] = queue.Queue()
         threading.Thread(target=_read, args=(orders, stop), daemon=True).start()
         while not stop.signal and (order := orders.get()) is not None:
@@ -68,8 +68,9 @@ def main() -> None:
             config = Config(**from_json(Config, fields["config"], "config."))
             settings = Settings(**fields["settings"])
             try:
-                dataset, started = load(idx_folder(config.data)), time.monotonic()
-                result = trial.run(config, settings, dataset, pipe, stop, started)
+                data, files = load(config.data)
+                problem, started = problem_of(config, data, files), time.monotonic()
+                _, result = trial.run(config, settings, problem, pipe, stop, started)
                 pipe.answer(result=result, ran=pipe.ran)
             except LabError as error:
                 pipe.answer(error=str(error))

@@ -1,0 +1,195 @@
+"""`lab.train`: a run from a script or a notebook."""
+
+from __future__ import annotations
+
+import dataclasses
+import inspect
+import os
+import signal
+import threading
+import time
+from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any
+
+import tensorflow as tf
+
+from lab import machine
+from lab.data import Data
+from lab.errors import LabError
+from lab.models.optimizers import Rule
+from lab.processes.stop import Stop
+from lab.settings import source
+from lab.settings.config import Config, Settings
+from lab.step.replica import PerExample
+from lab.training import build, trial
+from lab.training.moment import Run
+from lab.training.problem import Problem, load_data, problem_of, seeded
+from lab.training.progress import Console, Reporter
+
+# Names of lab.train's that are called otherwise on the command line.
+_RENAMED = {"steps": "training_steps", "name": "run_name"}
+
+
+def train(
+    model: Any = "mlp",
+    data: Data | str = "mnist",
+    loss: str | PerExample | None = None,
+    metrics: Mapping[str, PerExample] | None = None,
+    optimizer: Rule | str | None = None,
+    *,
+    verbose: bool = True,
+    **flags: Any,
+) -> Run:
+    """Trains a model and records every step, as `bin/train` does; returns the run.
+
+    A run that was interrupted, by Ctrl-C or the end of the process, is resumed by the same call;
+    one that is finished is opened.
+
+    Args:
+      model: a callable with `trainable_variables`, such as a tf.Module or a Keras model; a function
+        or class that makes it, which is given `seed` if it accepts that, and which several
+        devices need; or what --model takes: "mlp", "convnet", "transformer", "FILE.py:NAME". Its
+        call is given `training`, `seed` (int64 [2], another at each step) and `step` if it accepts
+        them.
+      data: a `lab.Data`, or what --data takes.
+      loss: (y, output) -> floating [batch, ...], or what --loss takes. The loss of an example is
+        its mean over all axes but the first. Default: the model's recipe, or
+        "softmax_cross_entropy".
+      metrics: by name, functions like the loss. Default: the accuracy, where y are the labels of
+        classes.
+      optimizer: such as `lab.Adam(1e-3)`, or what --optimizer takes.
+      verbose: print the progress.
+      **flags: any other flag of bin/train (see its --help), with `steps` for --training_steps and
+        `name` for --run_name: batch_size, seed, devices, logdir, overwrite, watch, ...
+
+    Raises:
+      LabError: in one line, what does not fit, and what would.
+      KeyboardInterrupt: after Ctrl-C, once the run is saved.
+    """
+    started = time.monotonic()
+    given = {
+        name
+        for name, value in (("model", model), ("data", data), ("loss", loss), ("metrics", metrics))
+        if value is not None and not isinstance(value, str)
+    }
+    config, settings = _configured(model, data, loss, optimizer, dict(flags))
+    problem = problem_with(config, model=model, data=data, loss=loss, metrics=metrics)
+    if isinstance(optimizer, Rule):
+        problem = dataclasses.replace(problem, rule=optimizer)
+        if config.optimizer != type(optimizer).__name__.lower():
+            given.add("optimizer")
+    problem = dataclasses.replace(problem, given=tuple(sorted(given)))
+    with _stop() as stop:
+        reporter = Console() if verbose else Reporter()
+        path, _ = trial.run(config, settings, problem, reporter, stop, started)
+    if stop.signal:
+        if stop.signal == signal.SIGINT:
+            raise KeyboardInterrupt(f"{path} is saved; the same call resumes it")
+        raise SystemExit(stop.status)
+    return Run(path, problem)
+
+
+def problem_with(
+    config: Config, model: Any = None, data: Any = None, loss: Any = None, metrics: Any = None
+) -> Problem:
+    """The problem of a config, but for what is given as objects; see `train`."""
+    if data is None or isinstance(data, str):
+        data, data_files = load_data(config.data)
+    elif isinstance(data, Data):
+        data_files = ""
+    else:
+        raise LabError(f"data is {type(data).__name__}: must be a lab.Data, or what --data takes")
+    known = Config() if callable(model) else config  # a config names no model of the caller's
+    if callable(loss):
+        known = dataclasses.replace(known, loss=Config().loss)
+    elif callable(model):
+        known = dataclasses.replace(known, loss=config.loss)
+    problem = problem_of(known, data, data_files)
+    if callable(model):
+        problem = dataclasses.replace(problem, make_model=_maker(model, config.seed))
+    elif model is not None and not isinstance(model, str):
+        raise LabError(f"model is {type(model).__name__}: must be callable, or what --model takes")
+    if callable(loss):
+        problem = dataclasses.replace(problem, loss=loss)
+    return dataclasses.replace(problem, metrics=metrics)
+
+
+def _maker(model: Any, seed: int) -> Callable[[Any], Any]:
+    if hasattr(model, "trainable_variables") and not isinstance(model, type):
+        return lambda strategy: model
+    make = seeded(model, seed)
+    return lambda strategy: make()
+
+
+def _configured(
+    model: Any, data: Any, loss: Any, optimizer: Any, flags: dict[str, Any]
+) -> tuple[Config, Settings]:
+    """The config and settings that arguments stand for.
+
+    Raises:
+      LabError: names the argument, and what it may be.
+    """
+    flags = {_RENAMED.get(name, name): value for name, value in flags.items()}
+    of_config = {one.name for one in dataclasses.fields(Config)}
+    of_settings = {one.name for one in dataclasses.fields(Settings)} - {"grid", "seeds", "shard"}
+    for name in flags:
+        if name not in of_config | of_settings:
+            raise LabError(f"{name} is no argument of lab.train, and no flag of bin/train")
+    named = _name_of(model)
+    values = source.defaults(named)
+    values |= {"model": named, "data": _data_name(data)}
+    if loss is not None:
+        values["loss"] = loss if isinstance(loss, str) else _name_of(loss)
+    if isinstance(optimizer, Rule):
+        values |= build.fields_of(optimizer)
+    elif optimizer is not None:
+        values["optimizer"] = optimizer
+    values |= {name: value for name, value in flags.items() if name in of_config}
+    if isinstance(data, Data) and data.is_function:
+        values["batch_size"] = len(data.x)
+    if "watch" in flags:
+        values["watch"] = tuple(flags["watch"])
+    if "threads" not in flags and (threads := _threads_in_use()):
+        values["threads"] = threads
+    settings = Settings(**{name: value for name, value in flags.items() if name in of_settings})
+    return Config(**values), settings
+
+
+def _name_of(value: Any) -> str:
+    """What a config calls a model or a loss: FILE.py:NAME for what is no text."""
+    if isinstance(value, str):
+        return value
+    named = value if hasattr(value, "__name__") else type(value)
+    try:
+        file = os.path.basename(inspect.getsourcefile(named) or "")
+    except (OSError, TypeError):
+        file = ""
+    name = "".join(c for c in named.__name__ if c.isidentifier() or c.isdecimal()) or "made"
+    file = file if file.endswith(".py") else "notebook.py"
+    return f"{file}:{name}"
+
+
+def _data_name(data: Any) -> str:
+    """What a config calls some data."""
+    if isinstance(data, str):
+        return data
+    name = getattr(data, "name", "data")
+    word = "".join(c if c.isalnum() else "_" for c in name)
+    return getattr(data, "source", "") or f"data.py:data_{word}"
+
+
+def _threads_in_use() -> int:
+    """The threads that an operation of TensorFlow's takes in this process; 0 before its start."""
+    from tensorflow.python.eager import context
+
+    if not context.context()._initialized:
+        return 0
+    return tf.config.threading.get_intra_op_parallelism_threads() or len(machine.cores())
+
+
+def _stop() -> AbstractContextManager[Any]:
+    """Notes signals, where that can be done: in the main thread."""
+    if threading.current_thread() is threading.main_thread():
+        return Stop(f"train: {trial.CUT_SHORT}")
+    return nullcontext(Stop())

@@ -1,0 +1,151 @@
+"""A step of a run, trained again from the checkpoint before it."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+from typing import Any
+
+import numpy as np
+
+from lab.data import Batches
+from lab.errors import LabError
+from lab.models.optimizers import Rule
+from lab.record.checkpoints import Checkpoint, read_tensors
+from lab.record.directory import read_object
+from lab.settings.config import Config
+from lab.training import build, trial
+from lab.training.api import problem_with
+from lab.training.moment import Moment, Run
+from lab.training.problem import Problem, load_data, problem_of
+from lab.training.state import TrainingState
+
+_LOOP = 100  # steps of a call of the compiled loop
+
+
+def replay(run: Run, step: int, problem: Problem | None) -> Moment:
+    """See Run.at."""
+    config = run.checked_config
+    last = (run.result or {}).get("step", config.training_steps)
+    if not 1 <= step <= last:
+        raise LabError(f"{run.path} has no step {step}: it has the steps 1 to {last}")
+    problem = problem or _named(run, config)
+    state = _restored(run, config, problem, step)
+    while state.step < step - 1:
+        state.run(min(_LOOP, step - 1 - state.step), _ignore)
+    before = state.tensors()
+    names = list(state.training.variables)
+    observed = state.loop.observing().run(state.rows(step, 1), step)
+    state.assign(before)
+    recorded = state.run(1, _ignore)
+    after = {name: tensor.numpy() for name, tensor in state.tensors().items()}
+    slots = [n for n in after if n not in names and n not in state.training.model.state]
+    part = {
+        kind: {
+            name.partition("/")[2]: tensor[0].numpy()
+            for name, tensor in observed.items()
+            if name.startswith(f"{kind}/")
+        }
+        for kind in ("gradients", "updates", "activations", "probes")
+    }
+    scalars = recorded["scalars"][0].numpy().tolist()
+    return Moment(
+        step=step,
+        weights={name: after[name] for name in names},
+        before={name: before[name].numpy() for name in names},
+        slots={name: after[name] for name in slots},
+        state={name: after[name] for name in state.training.model.state},
+        gradients=part["gradients"],
+        updates=part["updates"],
+        examples=state.examples(step),
+        losses=observed["losses"][0].numpy(),
+        activations=part["activations"] | part["probes"],
+        scalars=dict(zip(state.loop.watch.scalar_tags, scalars, strict=True)),
+        differing=_differing(run, step, state, recorded),
+    )
+
+
+def examples_of(run: Run, step: int, problem: Problem | None) -> np.ndarray:
+    """See Run.batch."""
+    config = run.checked_config
+    data = problem.data if problem else _named_data(run, config)
+    if data.is_function:
+        raise LabError(f"{run.path}: a function gave its batches: call it with the step")
+    return Batches(config.seed, len(data.x), config.batch_size).indices(step, 1)[0]
+
+
+def problem_with_objects(config: Config, objects: dict[str, Any]) -> Problem:
+    """The problem of a run that `lab.train` was given as objects."""
+    rule = objects.pop("optimizer", None)
+    unknown = sorted(objects.keys() - {"model", "data", "loss", "metrics"})
+    if unknown:
+        raise LabError(f"open_run takes model, data, loss, metrics and optimizer, not {unknown[0]}")
+    problem = problem_with(config, **objects)
+    if isinstance(rule, Rule):
+        problem = dataclasses.replace(problem, rule=rule)
+    return problem
+
+
+def _named(run: Run, config: Config) -> Problem:
+    """The problem that a run's config names."""
+    if given := run.circumstances.get("given"):
+        names = ", ".join(f"{name}=..." for name in given)
+        raise LabError(
+            f"{run.path} was given its {', '.join(given)} as objects: open it by "
+            f"lab.open_run(path, {names})"
+        )
+    return problem_of(config)
+
+
+def _named_data(run: Run, config: Config) -> Any:
+    if "data" in run.circumstances.get("given", ()):
+        raise LabError(f"{run.path} was given its data as an object: lab.open_run(path, data=...)")
+    return load_data(config.data)[0]
+
+
+def _restored(run: Run, config: Config, problem: Problem, step: int) -> TrainingState:
+    """The state of a run before a step, or at the newest checkpoint before that.
+
+    Raises:
+      LabError: what is at hand is not what the run trained.
+    """
+    facts = run.circumstances
+    devices = (
+        "auto"
+        if facts.get("replicas") == 1
+        else f"{facts.get('device', '').lower()}:{facts.get('replicas')}"
+    )
+    strategy = build.make_strategy(config, devices, problem, None)
+    training, traced = build.make_training(config, problem, strategy)
+    now = trial.circumstances(problem, training, traced, strategy, None)
+    differ = [name for name in now if name in facts and now[name] != facts[name]]
+    if differ:
+        name = differ[0]
+        raise LabError(
+            f"{run.path} cannot be trained again: its {name} was {facts[name]}, and is {now[name]}"
+        )
+    use_xla = build.choose_xla(config, strategy, traced)
+    state = TrainingState(config, problem.data, strategy, training, use_xla, _LOOP)
+    number, path = run.checkpoint_before(step)
+    manifest = read_object(os.path.join(path, "manifest.json"))
+    state.restore(Checkpoint(number, read_tensors(path), manifest["state"], {}), _ignore)
+    return state
+
+
+def _differing(run: Run, step: int, state: TrainingState, recorded: Any) -> tuple[str, ...]:
+    """The tags whose histogram of this step is not the recorded one, count for count."""
+    found = []
+    for column, tag in enumerate(state.loop.watch.tags):
+        try:
+            steps, _, counts = run.histogram(tag)
+        except KeyError:
+            continue
+        place = np.flatnonzero(steps == step)
+        if len(place) and not np.array_equal(
+            counts[place[0]], recorded["counts"][0, column].numpy()
+        ):
+            found.append(tag)
+    return tuple(found)
+
+
+def _ignore(text: str) -> None: ...
