@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import faulthandler
+import functools
 import json
 import os
 import signal
@@ -64,10 +65,16 @@ def make_strategy(devices: str = "auto", cluster: Cluster | None = None) -> tf.d
         tf.config.set_visible_devices([gpu for i, gpu in gpus if f"GPU:{i}" in names], "GPU")
         with _not_for_ever(cluster):
             return tf.distribute.MultiWorkerMirroredStrategy()
+    return _mirrored(tuple(names))
+
+
+@functools.cache
+def _mirrored(names: tuple[str, ...]) -> tf.distribute.Strategy:
+    """One for the same devices, or the variables of a model could not be trained twice."""
     reduction = None
     if names[0].startswith("CPU") and len(names) > 1:
         reduction = tf.distribute.ReductionToOneDevice()
-    return tf.distribute.MirroredStrategy(names, cross_device_ops=reduction)
+    return tf.distribute.MirroredStrategy(list(names), cross_device_ops=reduction)
 
 
 @contextlib.contextmanager

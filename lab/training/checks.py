@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import os
+import re
+import sysconfig
 import traceback
 from collections.abc import Iterator, Mapping
 from typing import Any
@@ -18,6 +21,11 @@ from lab.models import losses
 from lab.step.replica import PerExample, Training
 from lab.step.trace import Traced, trace
 
+# Folders of code that is not the user's: the standard library, packages, the lab.
+_NOT_OF_USER = (
+    *{sysconfig.get_path(name) for name in ("stdlib", "purelib", "platlib")},
+    os.path.dirname(os.path.dirname(os.path.abspath(__file__))),
+)
 _OF_CLASSES = (losses.clipped_cross_entropy, losses.softmax_cross_entropy)
 
 
@@ -116,9 +124,9 @@ def explained(what: str, variables: bool = False) -> Iterator[None]:
     except Exception as error:
         place = ""
         for frame in traceback.extract_tb(error.__traceback__):
-            if not any(part in frame.filename for part in ("site-packages", "/lab/")):
+            if not frame.filename.startswith(_NOT_OF_USER):
                 place = f" ({frame.filename}, line {frame.lineno})"
-        text = " ".join(str(error).split())
+        text = " ".join(re.sub(r"\x1b\[\d*m", "", str(error)).split())
         short = text if len(text) <= 300 else f"{text[:297]}..."
         raise LabError(f"{what}: {type(error).__name__}: {short}{place}") from error
 

@@ -30,7 +30,15 @@ def replay(run: Run, step: int, problem: Problem | None) -> Moment:
     if not 1 <= step <= last:
         raise LabError(f"{run.path} has no step {step}: it has the steps 1 to {last}")
     problem = problem or _named(run, config)
-    state = _restored(run, config, problem, step)
+    state, untouched = _restored(run, config, problem, step)
+    try:
+        return _moment(run, state, step)
+    finally:  # the model may be the caller's
+        state.assign(untouched)
+
+
+def _moment(run: Run, state: TrainingState, step: int) -> Moment:
+    """Trains up to a step, and observes it."""
     while state.step < step - 1:
         state.run(min(_LOOP, step - 1 - state.step), _ignore)
     before = state.tensors()
@@ -103,8 +111,11 @@ def _named_data(run: Run, config: Config) -> Any:
     return load_data(config.data)[0]
 
 
-def _restored(run: Run, config: Config, problem: Problem, step: int) -> TrainingState:
-    """The state of a run before a step, or at the newest checkpoint before that.
+def _restored(
+    run: Run, config: Config, problem: Problem, step: int
+) -> tuple[TrainingState, dict[str, Any]]:
+    """The state of a run at the newest checkpoint before a step, and the values of the variables
+    before they were given those.
 
     Raises:
       LabError: what is at hand is not what the run trained.
@@ -126,10 +137,11 @@ def _restored(run: Run, config: Config, problem: Problem, step: int) -> Training
         )
     use_xla = build.choose_xla(config, strategy, traced)
     state = TrainingState(config, problem.data, strategy, training, use_xla, _LOOP)
+    untouched = state.tensors()
     number, path = run.checkpoint_before(step)
     manifest = read_object(os.path.join(path, "manifest.json"))
     state.restore(Checkpoint(number, read_tensors(path), manifest["state"], {}), _ignore)
-    return state
+    return state, untouched
 
 
 def _differing(run: Run, step: int, state: TrainingState, recorded: Any) -> tuple[str, ...]:
@@ -137,12 +149,17 @@ def _differing(run: Run, step: int, state: TrainingState, recorded: Any) -> tupl
     found = []
     for column, tag in enumerate(state.loop.watch.tags):
         try:
-            steps, _, counts = run.histogram(tag)
+            steps, edges, counts = run.histogram(tag)
         except KeyError:
             continue
         place = np.flatnonzero(steps == step)
-        if len(place) and not np.array_equal(
-            counts[place[0]], recorded["counts"][0, column].numpy()
+        own = {name: recorded[name][0, column].numpy() for name in ("counts", "low", "high")}
+        if own["low"] == own["high"]:  # then all are on record as in the last bucket
+            own["counts"] = np.eye(len(own["counts"]))[-1] * own["counts"].sum()
+        ends = own["low"], own["high"]
+        if len(place) and not (
+            np.array_equal(counts[place[0]], own["counts"])
+            and np.array_equal(edges[place[0], [0, -1]], ends)
         ):
             found.append(tag)
     return tuple(found)
