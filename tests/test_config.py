@@ -8,8 +8,8 @@ import re
 import pytest
 
 from lab.errors import LabError
-from lab.settings.config import WATCHABLE, Config, Settings
-from lab.settings.fields import allowed
+from lab.settings.config import WATCHABLE, Config, Settings, renamed
+from lab.settings.fields import allowed, from_json
 
 FIELDS = {field.name: field for kind in (Config, Settings) for field in dataclasses.fields(kind)}
 OWNER = {field.name: kind for kind in (Config, Settings) for field in dataclasses.fields(kind)}
@@ -19,6 +19,8 @@ def other(field):
     """A value that fits the field and is not its default."""
     if field.name == "watch":
         return ("weights",)
+    if field.name == "model_arguments":
+        return ("units=3",)
     if "choices" in field.metadata:
         return next(c for c in field.metadata["choices"] if c != field.default)
     return {
@@ -36,17 +38,23 @@ def bad_values():
         "float": ["0.1", None, False, math.nan, math.inf, -math.inf, [0.1]],
         "bool": [0, 1, "true", None],
         "str": [None, 3, b"x", ("sgd",)],
-        "tuple[str, ...]": ["weights", ["weights"], None, ("weight",), ("weights", "weights")],
+        "tuple[str, ...]": ["weights", ["weights"], None, (3,)],
     }
     for name, field in FIELDS.items():
         for value in wrong_type[str(field.type)]:
             yield name, value
         limits = field.metadata
+        if "choices" in limits and field.type != "str":
+            yield from ((name, value) for value in [("weight",), ("weights", "weights")])
         if "choices" in limits and field.type == "str":
             for choice in limits["choices"]:
                 yield name, choice.upper()
                 yield name, f" {choice}"
             yield name, ""
+            yield name, "net.py"
+            yield name, "net.py:3x"
+            if not limits.get("file"):
+                yield name, "net.py:Net"
         if "least" in limits:
             yield name, limits["least"] - 1
             if field.type == "float":
@@ -81,8 +89,11 @@ def test_bounds_themselves_fit(name):
         values.append(math.nextafter(limits["below"], 0) if down is None else down)
     if name == "watch":
         values = [FIELDS[name].default, (), WATCHABLE, WATCHABLE[::-1], *((w,) for w in WATCHABLE)]
+    if limits.get("file"):
+        values += ["net.py:Net", "/a b/c,d/tä.py:_x1", "../.py:N"]
     for value in values:
-        assert getattr(OWNER[name](**{name: value}), name) == value
+        rest = {"model": "net.py:Net"} if name == "model_arguments" else {}
+        assert getattr(OWNER[name](**rest | {name: value}), name) == value
 
 
 @pytest.mark.parametrize(
@@ -93,7 +104,9 @@ def test_bounds_themselves_fit(name):
         ("adam_beta_1", "a number, at least 0 and below 1"),
         ("epsilon_inside_root", "true or false"),
         ("watch", f"none or some of {', '.join(WATCHABLE)}, each once"),
-        ("data_dir", "a text"),
+        ("data", "a text"),
+        ("model", "one of mlp, convnet, transformer, or FILE.py:NAME"),
+        ("model_arguments", "a list"),
     ],
 )
 def test_what_is_allowed_in_words(name, words):
@@ -134,20 +147,40 @@ def test_the_defaults_are_the_recipe():
         "display_step": 100,
         "histogram_every": 1,
         "watch": ("weights", "gradients", "norms"),
-        "data_dir": "",
+        "model": "mlp",
+        "model_arguments": (),
+        "data": "mnist",
+        "xla": "auto",
     }
     assert {name: getattr(config, name) for name in recipe} == recipe
 
 
 def test_config_survives_json():
-    config = Config(learning_rate=0.1, watch=("updates",), seed=2**63 - 1)
+    config = Config(**NET, model_arguments=("a=1",), watch=("updates",), seed=2**63 - 1)
     loaded = json.loads(json.dumps(dataclasses.asdict(config), allow_nan=False))
-    assert Config(**loaded | {"watch": tuple(loaded["watch"])}) == config
+    assert Config(**from_json(Config, loaded, "")) == config
+
+
+def test_a_config_of_an_earlier_version():
+    """`data` was `data_dir`, and MNIST the empty text."""
+    assert renamed({"data_dir": "", "seed": 3}) == {"data": "mnist", "seed": 3}
+    assert renamed({"data_dir": "/a"}) == {"data": "/a"}
+    assert renamed({"data_dir": [1]}) == {"data": [1]}  # for the check to refuse
+    for other in ({"data": "x"}, {"data": "x", "data_dir": "y"}, {}, None, 3):
+        assert renamed(other) == other
 
 
 # The name of a run.
 
-VARIED = [Config(), *(Config(**{f.name: other(f)}) for f in dataclasses.fields(Config))]
+NET = {"model": "net.py:Net"}
+
+
+def varied(field):
+    """A config that differs from the default in one field, and where it must in the model."""
+    return Config(**(NET if field.name == "model_arguments" else {}) | {field.name: other(field)})
+
+
+VARIED = [Config(), *map(varied, dataclasses.fields(Config))]
 
 
 def awkward():
@@ -163,23 +196,45 @@ def awkward():
     yield Config(adam_beta_1=0.6, rmsprop_rho=0.5)
     yield from (Config(watch=()), Config(watch=WATCHABLE), Config(watch=WATCHABLE[1:]))
     for folder in ("/", "/a/b", "/a_b", "/a b", "/a/../c", "/x,seed=1", "/täst", "/t\u0301st"):
-        yield Config(data_dir=folder)
-    yield from (Config(data_dir=f"/{'d' * n}") for n in (60, 200, 250, 251))
-    yield from (Config(data_dir=f"/{parent}/same") for parent in "pq")
+        yield Config(data=folder)
+    yield from (Config(data=f"/{'d' * n}") for n in (60, 200, 250, 251))
+    yield from (Config(data=f"/{parent}/same") for parent in "pq")
+    yield from (Config(data=name) for name in ("Mnist", "mlp", "x.npz", "x.py:make", "x.py:Make"))
+    yield from (Config(loss=f"{place}:loss") for place in ("a.py", "A.py", "b/a.py", "a,b.py"))
     changed = {f.name: other(f) for f in dataclasses.fields(Config)}
+    own = [f.name for f in dataclasses.fields(Config) if f.metadata.get("of")]
     for seed in (0, 1, 10, 2**63 - 1):
-        yield Config(**changed | {"seed": seed, "data_dir": "/" + "ü" * 120})
+        last = {"seed": seed, "data": "/" + "ü" * 120}
+        yield Config(**changed | last | {"model": "mlp", "model_arguments": ()})
+        yield Config(**{k: v for k, v in changed.items() if k not in own} | last)
+
+
+def models():
+    """Configs of other models, some nearly the same."""
+    for place in ("net.py", "Net.py", "a/net.py", "täg ,.py", "/net.py", "sgd,lr=0.01.py"):
+        yield from (Config(model=f"{place}:{name}") for name in ("Net", "net", "mlp", "convnet"))
+    yield from (Config(model=name) for name in ("convnet", "transformer"))
+    texts = ["a b", "a_b", "A b", "a-b", "", "true", "True", "ü", "a=b", "x" * 300, "x" * 301, "\n"]
+    yield from (Config(**NET, model_arguments=(f"a={text}",)) for text in texts)
+    yield Config(**NET, model_arguments=("A=",))
+    yield Config(**NET, model_arguments=("a=1", "b=2"))
+    yield Config(**NET, model_arguments=("batch_size=1",))
+    yield Config(**NET, batch_size=1)
+    yield Config(**NET, loss="softmax_cross_entropy")
+    yield Config(**NET, reduction="mean")
+    yield Config(**NET, loss="softmax_cross_entropy", reduction="mean")
 
 
 def test_names_are_distinct():
-    configs = [*VARIED, *awkward()]
-    assert len({*configs}) == len(configs)
+    configs = [*VARIED, *awkward(), *models()]
+    configs = list(dict.fromkeys(configs))
+    assert len(configs) > 100
     names = [config.run_name for config in configs]
     assert len({name.casefold() for name in names}) == len(names)  # also where case is folded
 
 
 def test_names_are_fit_for_a_file_system():
-    for config in [*VARIED, *awkward()]:
+    for config in [*VARIED, *awkward(), *models()]:
         name = config.run_name
         assert len(name.encode()) <= 255
         assert re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._+=,-]*", name), name
@@ -192,10 +247,60 @@ def test_names_are_stable(tmp_path, monkeypatch):
         Config(optimizer="adagrad", n_hidden_2=64, watch=(), reduction="mean", seed=3).run_name
         == "adagrad,lr=0.01,128x64,reduction=mean,watch=none,seed=3"
     )
-    absolute = Config(data_dir=str(tmp_path / "set")).run_name
+    absolute = Config(data=str(tmp_path / "set")).run_name
+    net = Config(model=f"{tmp_path}/net.py:Net", loss=f"{tmp_path}/net.py:loss").run_name
     monkeypatch.chdir(tmp_path)
-    assert Config(data_dir="set").run_name == absolute
-    assert Config(data_dir="./set/").run_name == absolute
+    assert Config(data="set").run_name == absolute
+    assert Config(data="./set/").run_name == absolute
+    assert Config(model="net.py:Net", loss="./net.py:loss").run_name == net
+
+
+def test_the_name_holds_the_model_and_what_is_not_its_default():
+    rest = {"loss": "softmax_cross_entropy", "reduction": "mean"}
+    name = Config(**NET, **rest, model_arguments=("channels=8", "kernel=3x3")).run_name
+    assert re.fullmatch(r"Net-[0-9a-f]{6},channels=8,kernel=3x3,sgd,lr=0.01,seed=0", name)
+    assert Config(model="convnet", **rest).run_name == "convnet,sgd,lr=0.01,seed=0"
+    summed = Config(model="convnet", loss="softmax_cross_entropy").run_name
+    assert summed == "convnet,sgd,lr=0.01,reduction=sum,seed=0"
+
+
+def test_hparams():
+    """The README's columns; of another model its name and arguments, numbers as numbers."""
+    readme = {"n_hidden_1": 128, "n_hidden_2": 256, "optimizer": "sgd", "learning_rate": 0.01}
+    assert Config().hparams == readme | {"seed": 0}
+    given = ("a=8", "b=0.5", "c=3x3", "d=true", "e=NaN", "f=1e999", f"g={'9' * 400}", "h={}")
+    rest = {"loss": "softmax_cross_entropy", "reduction": "mean"}
+    found = Config(model="/x/net.py:Net", model_arguments=given, **rest).hparams
+    texts = {f"model.{key}": text for key, _, text in (one.partition("=") for one in given[2:])}
+    assert found == {
+        "model": "net.py:Net",
+        "model.a": 8,
+        "model.b": 0.5,
+        **texts,
+        "optimizer": "sgd",
+        "learning_rate": 0.01,
+        "seed": 0,
+    }
+
+
+@pytest.mark.parametrize(
+    ("fields", "words"),
+    [
+        ({"data": ""}, "--data="),
+        (NET | {"model_arguments": ("b=1", "a=1")}, "order"),
+        (NET | {"model_arguments": ("a=1", "a=1")}, "each once"),
+        (NET | {"model_arguments": ("a",)}, "KEY=VALUE"),
+        (NET | {"model_arguments": ("=1",)}, "KEY=VALUE"),
+        (NET | {"model_arguments": ("a b=1",)}, "KEY=VALUE"),
+        (NET | {"n_hidden_1": 3}, "--n_hidden_1"),
+        ({"model": "convnet", "activation": "relu"}, "--activation"),
+        ({"model_arguments": ("units=3",)}, "--model.units"),
+    ],
+)
+def test_fields_that_do_not_go_together(fields, words):
+    with pytest.raises(LabError, match=re.escape(words)) as error:
+        Config(**fields)
+    assert len(str(error.value).splitlines()) == 1
 
 
 # The fingerprint.
@@ -205,9 +310,18 @@ def test_fingerprints_change_with_every_field_but_the_place_of_the_data():
     plain = Config().fingerprint()
     assert re.fullmatch("[0-9a-f]{64}", plain)
     for config, field in zip(VARIED[1:], dataclasses.fields(Config), strict=True):
-        assert (config.fingerprint() == plain) == (field.name == "data_dir"), field.name
-    changed = [config.fingerprint() for config in VARIED if not config.data_dir]
+        assert (config.fingerprint() == plain) == (field.name == "data"), field.name
+    changed = [config.fingerprint() for config in VARIED if config.data == "mnist"]
     assert len(set(changed)) == len(changed)
+
+
+def test_fingerprints_hold_the_name_of_what_a_file_has_but_not_its_place():
+    here, there = "net.py", "/a/b c/other.py"
+    for flag in ("model", "loss", "data"):
+        same = {Config(**{flag: f"{place}:one"}).fingerprint() for place in (here, there)}
+        assert len(same) == 1
+        assert Config(**{flag: f"{here}:two"}).fingerprint() not in same
+    assert Config(model="x.py:convnet").fingerprint() != Config(model="convnet").fingerprint()
 
 
 def test_fingerprints_change_with_circumstances():

@@ -10,7 +10,12 @@ from lab.settings import command_line
 from lab.settings.config import WATCHABLE, Config, Settings
 from lab.settings.fields import allowed
 
-FIELDS = {field.name: field for kind in (Config, Settings) for field in dataclasses.fields(kind)}
+FIELDS = {
+    field.name: field
+    for kind in (Config, Settings)
+    for field in dataclasses.fields(kind)
+    if field.name != "model_arguments"  # see test_source.py
+}
 
 
 def parse(*arguments):
@@ -40,12 +45,16 @@ def good_values():
         limits = field.metadata
         if field.type == "tuple[str, ...]":
             yield from ((name, value) for value in [(), WATCHABLE, *((w,) for w in WATCHABLE)])
+        elif name == "model":
+            yield name, "mlp"  # see test_source.py
         elif "choices" in limits:
             yield from ((name, value) for value in limits["choices"])
         elif field.type == "bool":
             yield from ((name, True), (name, False))
-        elif name in ("logdir", "run_name", "data_dir"):
-            yield from ((name, "a b/c,d=e"), (name, ""))
+        elif name in ("logdir", "run_name", "data"):
+            yield name, "a b/c,d=e"
+            if name != "data":
+                yield name, ""
         elif field.type == "str":
             continue  # these have a form of their own: see below
         else:
@@ -244,6 +253,7 @@ def test_help(flag, capsys):
         if line.startswith("  --"):
             head, _, _ = line.strip().partition(" ")
             shown[head] = group
+    assert shown.pop("--model.KEY=VALUE") == "Model"
     for name, field in FIELDS.items():
         group = field.metadata.get("group", group)
         head = f"--[no]{name}" if field.type == "bool" else f"--{name}={as_text(field.default)}"

@@ -153,9 +153,9 @@ class Config(Checked):
         super().__post_init__()
         if not self.data:
             raise LabError("--data=: must be mnist, a folder, FILE.npz or FILE.py:NAME")
-        keys = [argument.partition("=")[::2] for argument in self.model_arguments]
-        names = [key for key, _ in keys]
-        if names != sorted({*names}) or not all(map(str.isidentifier, names)):
+        names = [argument.partition("=")[0] for argument in self.model_arguments]
+        written = all(map(re.compile(r"[^\W\d]\w*=").match, self.model_arguments))
+        if names != sorted({*names}) or not written:
             raise LabError(
                 f"model_arguments={self.model_arguments!r}: must be KEY=VALUE texts, in the order "
                 "of their keys, each once"

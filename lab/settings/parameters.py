@@ -132,7 +132,7 @@ def _parameter(arg: ast.arg, default: ast.expr | None) -> Parameter:
         words = annotation.value
     else:
         words = ast.unparse(annotation) if annotation else ""
-    words = re.sub(r"\b(typing|collections\.abc|t)\.|\s*\|\s*None\b|\bNone\s*\|\s*", "", words)
+    words = re.sub(r"(\w+\.)+(?=\w)|\s*\|\s*None\b|\bNone\s*\|\s*", "", words)
     kind = _KINDS.get(re.sub(r"^Optional\[(.*)\]$", r"\1", words), "")
     if default is None:
         return Parameter(arg.arg, kind, required=True)

@@ -51,7 +51,10 @@ class Source:
     def defaults(self) -> dict[str, Any]:
         """Config's fields in a run of this model, unless something else is said of them."""
         fields = dataclasses.fields(Config)
-        return {one.name: default(one, self.text) for one in fields} | dict(self.recipe)
+        return {one.name: default(one, self.text) for one in fields} | {
+            **self.recipe,
+            "model": self.text,
+        }
 
     def choices(self, texts: Mapping[str, str]) -> tuple[tuple[str, ...], ...]:
         """Every value for `Config.model_arguments`.
