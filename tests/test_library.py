@@ -1,0 +1,459 @@
+"""lab.train: programs that a user writes, and what they end with where something does not fit."""
+
+import threading
+
+import keras
+import numpy as np
+import pytest
+import tensorflow as tf
+from keras import layers as keras_layers
+
+import lab
+from lab.errors import LabError
+from lab.models.mlp import MLP
+from lab.training import state as training_state
+
+pytestmark = pytest.mark.numbers
+
+
+@pytest.fixture
+def train(tmp_path):
+    """lab.train into a folder of its own, and without a word."""
+
+    def call(**arguments):
+        options = {"logdir": str(tmp_path), "verbose": False, "batch_size": 16, "steps": 12}
+        return lab.train(**options | {"display_step": 5} | arguments)
+
+    return call
+
+
+@pytest.fixture(scope="module")
+def images(tiny):
+    x, y, x_test, y_test = tiny
+    return lab.Data(x, y.astype(np.int32), x_test, y_test.astype(np.int32), name="tiny")
+
+
+@pytest.fixture(scope="module")
+def tokens():
+    """Sequences in which each token is the one before plus 1, modulo 11; to be predicted."""
+    starts = np.random.default_rng(0).integers(0, 11, 120)
+    rows = (starts[:, None] + np.arange(9)) % 11
+    x, y = rows[:, :-1].astype(np.int32), rows[:, 1:].astype(np.int32)
+    return lab.Data(x[:90], y[:90], x[90:], y[90:], name="tokens")
+
+
+class Net(tf.Module):
+    """Uses all that a model may be given."""
+
+    def __init__(self, units=6, classes=5, seed=0):
+        super().__init__()
+        self.blocks = [Block(12, units, seed), Block(units, classes, seed + 1)]
+        self.calls = tf.Variable(0, trainable=False, dtype=tf.int64)
+
+    def __call__(self, x, training=False, seed=None, step=None):
+        if training:
+            self.calls.assign(step)
+        x = tf.nn.relu(self.blocks[0](tf.reshape(x, [-1, 12])))
+        lab.probe("hidden", x)
+        if training:
+            keep = tf.random.stateless_uniform(tf.shape(x), seed, alg="philox") > 0.25
+            x = tf.where(keep, x / 0.75, 0.0)
+        return self.blocks[1](x)
+
+
+class Block(tf.Module):
+    def __init__(self, n_in, n_out, seed):
+        super().__init__()
+        self.w = tf.Variable(
+            tf.random.stateless_normal([n_in, n_out], [seed, 0], stddev=0.3, alg="philox")
+        )
+        self.b = tf.Variable(tf.zeros([n_out]))
+
+    def __call__(self, x):
+        return x @ self.w + self.b
+
+
+def same(one, other):
+    """Whether two dicts of arrays hold the same bits."""
+    return one.keys() == other.keys() and all(one[n].tobytes() == other[n].tobytes() for n in one)
+
+
+def test_the_readmes_network(tmp_path):
+    run = lab.train(
+        optimizer=lab.Adagrad(0.01), n_hidden_2=64, steps=30, logdir=str(tmp_path), verbose=False
+    )
+    assert run.result["config"]["n_hidden_2"] == 64 and run.result["status"] == "completed"
+    steps, loss = run.scalar("loss")
+    assert steps.dtype == np.int64 and steps.tolist() == list(range(1, 31)) and loss.shape == (30,)
+    steps, edges, counts = run.histogram("h1/weights")
+    assert (steps.shape, edges.shape, counts.shape) == ((30,), (30, 31), (30, 30))
+    assert (counts.sum(axis=1) == 784 * 128).all()
+
+
+def test_a_network_of_ones_own(train, images):
+    """Its tags are attribute paths; training, seed and step reach it; the record has its probe."""
+    run = train(model=Net, data=images, optimizer=lab.Adam(0.01), name="net", seed=3)
+    tags = [f"blocks/{i}/{name}" for i in (0, 1) for name in ("b", "w")]
+    for tag in tags:
+        assert {tag, f"{tag}/gradient", f"{tag}/norm", f"{tag}/update/ratio"} <= {*run.tags}
+    steps, _, counts = run.histogram("hidden")
+    assert steps.tolist() == list(range(1, 13)) and (counts.sum(axis=1) == 16 * 6).all()
+    assert len(run.scalar("hidden/largest").values) == len(run.scalar("gradient/norm").values) == 12
+    weights = run.weights(12)
+    assert weights["calls"] == 12  # the step reached the call, and its state the checkpoint
+    assert weights.keys() == {*tags, "calls", *(f"{t}/{slot}" for t in tags for slot in "mv")}
+    assert run.path.endswith("net")
+    # The same call opens the run; another seed is another run.
+    again = train(model=Net, data=images, optimizer=lab.Adam(0.01), name="net", seed=3)
+    assert again.result == run.result
+    with pytest.raises(LabError, match="seed was 3, is 4"):
+        train(model=Net, data=images, optimizer=lab.Adam(0.01), name="net", seed=4)
+
+
+def test_against_a_plain_loop(train):
+    """A float model with a loss of its own, against NumPy's gradient descent."""
+    random = np.random.default_rng(5)
+    x = random.normal(size=(64, 3)).astype(np.float32)
+    y = (x @ [[1.0], [-2.0], [0.5]]).astype(np.float32)
+
+    class Linear(tf.Module):
+        def __init__(self):
+            super().__init__()
+            self.w = tf.Variable(tf.zeros([3, 1]))
+
+        def __call__(self, x):
+            return x @ self.w
+
+    run = train(
+        model=Linear,
+        data=lab.Data(x, y, x, y),
+        loss=lambda y, out: (y - out) ** 2,
+        metrics={"mae": lambda y, out: abs(y - out)},
+        optimizer=lab.SGD(0.1),
+    )
+    w = np.zeros([3, 1])
+    for step in range(1, 13):
+        own = run.batch(step)
+        error = x[own] @ w - y[own]
+        np.testing.assert_allclose(run.scalar("loss").values[step - 1], (error**2).mean(), 1e-4)
+        np.testing.assert_allclose(run.scalar("mae").values[step - 1], abs(error).mean(), 1e-4)
+        w -= 0.1 * 2 * x[own].T @ error / 16
+    np.testing.assert_allclose(run.weights(12)["w"], w, 1e-4, 1e-6)
+    np.testing.assert_allclose(run.result["test_loss"], ((x @ w - y) ** 2).mean(), 1e-3)
+    assert run.result["test_metrics"].keys() == {"mae"} and run.result["test_accuracy"] is None
+
+
+def test_a_function_as_data(train):
+    def batch(step):
+        x = np.random.default_rng([7, step]).normal(size=(32, 8)).astype(np.float32)
+        return x, np.sin(x).sum(1, keepdims=True).astype(np.float32)
+
+    run = train(
+        model=lambda: MLP([8, 16, 1]),
+        data=lab.Data(batch=batch, test=batch(1000)),
+        loss=lambda y, out: tf.reduce_mean((y - out) ** 2, axis=-1),
+        steps=40,
+    )
+    assert run.result["config"]["batch_size"] == 32
+    _, loss = run.scalar("loss")
+    assert loss[-5:].mean() < loss[:5].mean()
+    moment = run.at(17)
+    x, y = batch(17)
+    hidden = 1 / (1 + np.exp(-(x @ moment.before["h1/weights"] + moment.before["h1/bias"])))
+    out = hidden @ moment.before["logits/weights"] + moment.before["logits/bias"]
+    np.testing.assert_allclose(moment.losses, ((out - y) ** 2)[:, 0], 1e-3, 1e-5)
+    assert moment.examples is None and moment.differing == ()
+
+
+@pytest.mark.parametrize("kind", ["own", "gru"])
+def test_tokens(train, tokens, kind):
+    """Loss and accuracy are per token; a Keras GRU on them, too."""
+    model = keras.Sequential(
+        [
+            keras_layers.Embedding(11, 8),
+            keras_layers.GRU(12, return_sequences=True),
+            keras_layers.Dense(11),
+        ]
+    )
+    if kind == "own":
+
+        def model():
+            return lab.models.Transformer(
+                vocabulary=11, length=8, width=16, heads=2, depth=1, causal=True
+            )
+
+    run = train(model=model, data=tokens, optimizer=lab.Adam(0.03), steps=60)
+    assert run.scalar("accuracy").values[-1] > 0.9 and run.result["test_accuracy"] > 0.9
+    assert run.result["test_correct"] is None and run.result["test_total"] == 30
+
+
+def functional():
+    x = keras.Input([4, 3])
+    h = keras_layers.Dense(8, activation="relu", name="wide")(keras_layers.Flatten()(x))
+    h = keras_layers.Dropout(0.3)(keras_layers.BatchNormalization(name="norm")(h))
+    return keras.Model(x, keras_layers.Dense(5, name="head")(h))
+
+
+@pytest.mark.parametrize("devices", ["cpu:1", "cpu:2"])
+def test_keras(train, images, devices):
+    """A functional model with BatchNorm and dropout: tags are its paths, its state is in the
+    checkpoints, training is told from evaluation, and it repeats bit for bit."""
+    arguments = {"model": functional, "data": images, "optimizer": lab.SGD(0.05, momentum=0.9)}
+    runs = [train(**arguments, devices=devices, name=name) for name in ("one", "two")]
+    found, again = (run.weights(12) for run in runs)
+    assert same(found, again)
+    assert {"wide/kernel", "norm/gamma", "norm/moving_mean", "head/bias/velocity"} <= found.keys()
+    assert np.abs(found["norm/moving_mean"]).max() > 0
+    # The evaluation is what the model itself gives in inference.
+    model = functional()
+    for variable in model.variables:
+        tag = variable.path.removeprefix(f"{model.name}/")
+        if "seed_generator" not in tag:
+            variable.assign(found[tag])
+    logits = model(images.x_test / np.float32(255), training=False).numpy()
+    assert runs[0].result["test_correct"] == (logits.argmax(1) == images.y_test).sum()
+
+
+def test_an_autoencoder_with_tied_weights(train, images):
+    """The target is the input; a variable that is used twice is there once."""
+
+    class Tied(tf.Module):
+        def __init__(self, seed):
+            super().__init__()
+            self.encode = Block(12, 4, seed)
+            self.decode = self.encode
+            self.bias = tf.Variable(tf.zeros([12]))
+
+        def __call__(self, x):
+            return tf.tanh(self.encode(x)) @ tf.transpose(self.decode.w) + self.bias
+
+    x = images.x.reshape(-1, 12) / np.float32(255)
+    run = train(model=Tied, data=lab.Data(x), loss="mean_squared_error", steps=30)
+    assert {t for t in run.tags if t.endswith("/gradient")} == {
+        *("encode/w/gradient", "encode/b/gradient", "bias/gradient")
+    }
+    assert run.scalar("loss").values[-1] < run.scalar("loss").values[0]
+    assert run.result["test_loss"] is None and run.result["status"] == "completed"
+
+
+def test_float64_and_integers_of_rank_one(train):
+    """float64 is trained as float64: against NumPy, to 12 digits."""
+    x = np.random.default_rng(1).integers(0, 7, 50).astype(np.int16)
+    y = np.sin(x.astype(np.float64))
+
+    class Table(tf.Module):
+        def __init__(self):
+            super().__init__()
+            self.rows = tf.Variable(tf.zeros([7], tf.float64))
+
+        def __call__(self, x):
+            return tf.gather(self.rows, tf.cast(x, tf.int32))
+
+    run = train(
+        model=Table, data=lab.Data(x, y), loss=lambda y, out: (y - out) ** 2, optimizer=lab.SGD(0.3)
+    )
+    rows = np.zeros(7)
+    for step in range(1, 13):
+        own = run.batch(step)
+        change = np.zeros(7)
+        np.add.at(change, x[own], 2 * (rows[x[own]] - y[own]) / 16)
+        rows -= 0.3 * change
+    found = run.weights(12)["rows"]
+    assert found.dtype == np.float64
+    np.testing.assert_allclose(found, rows, rtol=1e-7)  # the rate is a float32
+
+
+def test_two_hundred_variables(train, images):
+    class Deep(tf.Module):
+        def __init__(self):
+            super().__init__()
+            self.layers = [Block(12, 12, seed) for seed in range(99)] + [Block(12, 5, 99)]
+
+        def __call__(self, x):
+            x = tf.reshape(x, [-1, 12])
+            for layer in self.layers[:-1]:
+                x += 0.1 * tf.tanh(layer(x))
+            return self.layers[-1](x)
+
+    run = train(model=Deep, data=images, steps=3)
+    assert len([t for t in run.tags if t.endswith("/gradient")]) == 200
+    assert run.histogram("layers/98/w").steps.tolist() == [1, 2, 3]
+
+
+def test_data_larger_than_what_the_devices_may_hold(train, images, tmp_path, monkeypatch):
+    """A np.memmap is read batch by batch, and gives the same run."""
+    path = tmp_path / "x"
+    images.x.tofile(path)
+    mapped = np.memmap(path, np.uint8, "r", shape=images.x.shape)
+    data = lab.Data(mapped, images.y, images.x_test, images.y_test, name="tiny")
+    inside = train(model=Net, data=images, name="inside")
+    monkeypatch.setattr(training_state, "_RESIDENT", 100)
+    outside = train(model=Net, data=data, name="outside")
+    assert same(inside.weights(12), outside.weights(12))
+    assert inside.result["test_loss"] == outside.result["test_loss"]
+
+
+# ------------------------------------------------------------------ any step again
+
+
+def test_any_step_again(train, images):
+    """Weights, slots and state are those of an uninterrupted run that ends at that step, bit for
+    bit; the rest is what was recorded, and what the update rule makes of it."""
+    arguments = {"model": Net, "data": images, "optimizer": lab.Adam(0.01), "batch_size": 16}
+    run = train(**arguments, checkpoint_every=5, steps_per_loop=3)
+    for step in (1, 4, 5, 6, 11, 12):
+        moment = run.at(step)
+        short = train(**arguments, steps=step, name=f"until{step}")
+        assert same(moment.weights | moment.slots | moment.state, short.weights(step))
+        assert moment.differing == ()
+        np.testing.assert_array_equal(moment.examples, run.batch(step))
+        loss = run.scalar("loss").values[step - 1]
+        assert moment.scalars["loss"] == loss
+        np.testing.assert_allclose(moment.losses.mean(), loss, 1e-5)
+        assert moment.activations["hidden"].shape == (16, 6)
+        for tag, update in moment.updates.items():
+            np.testing.assert_allclose(moment.before[tag] - update, moment.weights[tag], 1e-5, 1e-7)
+            norm = np.linalg.norm(moment.gradients[tag])
+            recorded = run.scalar(f"{tag}/gradient/norm").values[step - 1]
+            np.testing.assert_allclose(norm, recorded, 1e-4)
+    for step in (0, 13):
+        with pytest.raises(LabError, match=f"no step {step}: it has the steps 1 to 12"):
+            run.at(step)
+
+
+def test_a_run_that_was_given_objects_is_told_them_again(train, images):
+    run = train(model=Net, data=images)
+    with pytest.raises(LabError, match=r"data, model as objects: open it by .*model=\.\.\."):
+        lab.open_run(run.path).at(3)
+    opened = lab.open_run(run.path, model=Net, data=images)
+    assert same(opened.at(3).weights, run.at(3).weights)
+    other = lab.open_run(run.path, model=lambda seed: Net(7, seed=seed), data=images)
+    with pytest.raises(LabError, match="cannot be trained again: its network was"):
+        other.at(3)
+
+
+def test_a_model_that_was_made_already_keeps_its_weights(train, images):
+    """It is trained in place, and a replay leaves it as it was."""
+    model = Net(seed=4)
+    run = train(model=model, data=images)
+    trained = model.blocks[0].w.numpy()
+    assert same(run.weights(12), run.weights(12) | {"blocks/0/w": trained})
+    run.at(2)
+    np.testing.assert_array_equal(model.blocks[0].w.numpy(), trained)
+    # Called again, under another name, it goes on from there.
+    more = train(model=model, data=images, name="more")
+    np.testing.assert_array_equal(more.weights(0)["blocks/0/w"], trained)
+
+
+def test_in_another_thread(train, images):
+    """Where no signal can be noted."""
+    found = []
+    thread = threading.Thread(target=lambda: found.append(train(model=Net, data=images)))
+    thread.start()
+    thread.join()
+    assert found[0].result["status"] == "completed"
+
+
+# ------------------------------------------------------------------ networks never share a run
+
+
+@pytest.mark.parametrize(
+    "other",
+    [
+        lambda seed: Net(7, seed=seed),
+        lambda seed: MLP([12, 6, 5], seed=seed),
+        lambda seed: Scaled(Net(seed=seed), 2.0),
+    ],
+)
+def test_two_networks_never_share_a_run(train, images, other):
+    train(model=lambda seed: Scaled(Net(seed=seed), 1.0), data=images, name="mine")
+    flat = lab.Data(images.x.reshape(-1, 12), images.y, name="tiny")
+    with pytest.raises(LabError, match="holds another run"):
+        train(model=other, data=flat if other(0).name == "mlp" else images, name="mine")
+
+
+class Scaled(tf.Module):
+    """Differs from another in a constant alone."""
+
+    def __init__(self, inner, factor):
+        super().__init__()
+        self.inner, self._factor = inner, factor
+
+    def __call__(self, x):
+        return self.inner(x) * self._factor
+
+
+# ------------------------------------------------------------------ what does not fit
+
+
+class Pair(Net):
+    def __call__(self, x):
+        return super().__call__(x), x
+
+
+class Careless(Net):
+    def __call__(self, x):
+        return super().__call__(x) + tf.Variable(1.0, name="offset")
+
+
+class Wrong(Net):
+    def __call__(self, x):
+        return tf.matmul(x, self.blocks[0].w)
+
+
+def numbers(*shape, dtype=np.float32):
+    return np.ones(shape, dtype)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "expected"),
+    [
+        ({"model": Pair}, r"the model returns a tuple: must be one tensor, \[batch, \.\.\.\]"),
+        ({"model": Careless}, r"makes a variable in its call \(offset\).*in its constructor"),
+        ({"model": Wrong}, r"cannot be called on a batch of x, uint8 \[16, 4, 3\].*library\.py"),
+        ({"model": 3}, "model is int: must be callable"),
+        ({"model": lambda: 3}, "the model is int: must be a callable with trainable_variables"),
+        ({"model": lambda: MLP([12, 4])}, r"cannot be called"),
+        ({"model": lambda seed: Net(classes=4)}, "labels y go from 0 to 4.*4 classes.* 0 to 3"),
+        ({"loss": lambda y, out: 0.0}, r"the loss is float32 \[\]: must be one floating value"),
+        ({"loss": lambda y, out: y}, "the loss is int32"),
+        ({"loss": "mean_squared_error"}, "the loss cannot be computed of y int32"),
+        ({"loss": "hinge"}, "--loss=hinge: must be one of"),
+        ({"metrics": {"odd": lambda y, out: tf.reduce_mean(out)}}, r"the odd is float32 \[\]"),
+        ({"optimizer": "lion"}, "--optimizer=lion: must be one of"),
+        ({"optimizer": lab.SGD(-1.0)}, "--learning_rate=-1.0: must be a number, at least 0"),
+        ({"stepz": 3}, "stepz is no argument of lab.train"),
+        ({"data": [1, 2]}, "data is list: must be a lab.Data"),
+        ({"data": "nowhere"}, "nowhere"),
+        ({"devices": "gpu:3"}, "--devices=gpu:3: must be"),
+        ({"batch_size": 0}, "--batch_size=0: must be"),
+    ],
+)
+def test_what_does_not_fit_is_told_in_one_line(train, images, tmp_path, arguments, expected):
+    with pytest.raises(LabError, match=expected) as error:
+        train(**{"model": Net, "data": images} | arguments)
+    assert "\n" not in str(error.value)
+    assert not list(tmp_path.iterdir()), "before the first step nothing is written"
+
+
+@pytest.mark.parametrize(
+    ("make", "expected"),
+    [
+        (lambda: lab.Data(numbers(5, 3), numbers(4)), "5 training x but 4 y"),
+        (lambda: lab.Data(numbers(0, 3), numbers(0)), "examples are empty"),
+        (lambda: lab.Data(numbers(5), numbers(5), numbers(5, 2), numbers(5)), "same shape"),
+        (lambda: lab.Data(np.array(["a"]), numbers(1)), "dtype <U1: must be an array of numbers"),
+        (lambda: lab.Data(), "either x .* or batch"),
+        (lambda: lab.Data(numbers(3) / 0, numbers(3)).digest, r"x\[0\] holds NaN or infinity"),
+        (lambda: lab.Data(batch=lambda step: 3), r"batch\(1\) must return \(x, y\)"),
+        (
+            lambda: lab.Data(batch=lambda step: (numbers(step), numbers(step))).batch(2),
+            r"batch\(2\) gives x as float32 \[2\], batch\(1\) as float32 \[1\]",
+        ),
+    ],
+)
+@pytest.mark.filterwarnings("ignore::RuntimeWarning")
+def test_data_that_do_not_fit(make, expected):
+    with pytest.raises(LabError, match=expected) as error:
+        make()
+    assert "\n" not in str(error.value)
