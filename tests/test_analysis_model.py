@@ -1,5 +1,6 @@
 """The model with a run's weights, its derivatives and its collapse: against NumPy and scipy."""
 
+import dataclasses
 import itertools
 
 import numpy as np
@@ -15,9 +16,11 @@ from lab.analysis.resets import reset_layers
 from lab.analysis.sameness import barrier, match, symmetry
 from lab.analysis.sharpness import hessian_product, sharpness
 from lab.analysis.spectrum import low_rank_changes, shuffle_test
+from lab.analysis.study import plain_sgd
 from lab.analysis.weights import Weights, not_dense
 from lab.models.layers import ACTIVATIONS
 from lab.models.losses import softmax_cross_entropy
+from lab.settings.config import Config
 
 pytestmark = pytest.mark.numbers
 
@@ -274,3 +277,22 @@ def test_any_network_can_be_measured():
     np.testing.assert_allclose(full, full.T, atol=1e-5)
     top = sharpness(model, end, x, labels, rng)
     assert top.value == pytest.approx(np.linalg.eigvalsh(full)[-1], rel=1e-4)
+
+
+@pytest.mark.parametrize(
+    "given",
+    [
+        {"optimizer": "adam"},
+        {"sgd_momentum": 0.9},
+        {"weight_decay": 0.1},
+        {"clip_norm": 1.0},
+        {"warmup_steps": 5},
+        {"learning_rate_decay": "cosine"},
+    ],
+    ids=str,
+)
+def test_the_autopsy_takes_plain_steps_only(given):
+    """It repeats a run's steps as W - rate dL/dW."""
+    assert plain_sgd(dataclasses.asdict(Config()))
+    assert not plain_sgd(dataclasses.asdict(Config(**given)))
+    assert plain_sgd({})  # a run from before there were such fields

@@ -424,6 +424,13 @@ def test_a_decay_needs_a_name_and_the_number_of_steps():
         Optimizer(optimizers.SGD(decay="cosine"), variables)
 
 
+def test_the_norm_that_runs_are_clipped_by():
+    """In float32, folded: within rounding of float64."""
+    for g in tensors()[1][:3]:
+        expected = np.linalg.norm(np.concatenate([np.float64(x).ravel() for x in g]))
+        assert build._norm([tf.constant(x) for x in g]).numpy() == pytest.approx(expected, rel=1e-6)
+
+
 @pytest.mark.parametrize("bad", [np.nan, np.inf])
 def test_a_norm_that_is_not_finite_makes_nan(bad):
     """As in Keras: clipping must not hide it."""

@@ -255,6 +255,22 @@ def compare_ten_steps(tiny, strategy, name, tolerance):
     assert recorded["counts"].sum(axis=2).tolist() == [under.loop.watch.sizes] * 10
 
 
+def test_the_gradient_on_record_is_the_one_before_clipping(tiny):
+    """And the update on record is the one that was made."""
+    under = Under(tiny, optimizers.SGD(0.05, clip_norm=0.01), watch=("norms",))
+    recorded = under.run(5)["scalars"]
+    tags = under.loop.watch.scalar_tags
+    names = [f"{layer.name}/{t}" for layer in under.model.layers for t in ("weights", "bias")]
+    clipped = functools.partial(KERAS.SGD, 0.05, global_clipnorm=0.01)
+    reference = Keras(in_order(under, under.start), clipped)
+    for t, (*_, gradients, _) in enumerate(plain(tiny, under, reference, 5)):
+        norms = [recorded[t, tags.index(f"{name}/gradient/norm")] for name in names]
+        np.testing.assert_allclose(norms, [np.linalg.norm(g) for g in gradients], rtol=TOLERANCE)
+        updates = [recorded[t, tags.index(f"{name}/update/norm")] for name in names]
+        assert np.linalg.norm(updates) == pytest.approx(0.05 * 0.01, rel=1e-5)
+        assert np.linalg.norm(norms) > 1
+
+
 def test_what_was_recorded_is_what_happened(tiny):
     """Tags, sizes, and each step's histograms of weights (after the update), gradients, updates
     and activations (before it): against the tensors of the plain loop. These differ from the

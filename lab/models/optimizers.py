@@ -224,6 +224,7 @@ class Optimizer(tf.Module):
 
     Args:
       total_steps: of the whole run, over which the rule's decay goes; only a decay needs it.
+      norm: of a list of tensors together, as one vector: what clipping goes by.
 
     Attributes:
       slots: for each variable, one variable of its shape and dtype for each of the rule's slots.
@@ -233,14 +234,18 @@ class Optimizer(tf.Module):
     """
 
     def __init__(
-        self, rule: Rule, variables: Sequence[tf.Variable], total_steps: int | None = None
+        self,
+        rule: Rule,
+        variables: Sequence[tf.Variable],
+        total_steps: int | None = None,
+        norm: Callable[[Sequence[tf.Tensor]], tf.Tensor] = tf.linalg.global_norm,
     ) -> None:
         super().__init__("optimizer")
         if rule.decay not in ("none", *DECAYS):
             raise ValueError(f"decay={rule.decay!r}: must be one of none, {', '.join(DECAYS)}")
         if rule.decay != "none" and total_steps is None:
             raise ValueError(f"decay={rule.decay!r}: needs the number of steps of the run")
-        self.rule, self._total_steps = rule, total_steps or 1
+        self.rule, self._total_steps, self._norm = rule, total_steps or 1, norm
         self.slots = [
             [
                 tf.Variable(
@@ -268,7 +273,8 @@ class Optimizer(tf.Module):
           step: number of this step, from 1, integer scalar.
         """
         if self.rule.clip_norm:
-            gradients, _ = tf.clip_by_global_norm(gradients, self.rule.clip_norm)
+            norm = self._norm(gradients)
+            gradients, _ = tf.clip_by_global_norm(gradients, self.rule.clip_norm, norm)
         deltas, news = [], []
         for w, own, g in zip(weights, slots, gradients, strict=True):
             delta, new = self._delta(w, own, g, tf.cast(step, g.dtype))

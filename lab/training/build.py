@@ -6,7 +6,7 @@ import contextlib
 import dataclasses
 import itertools
 import random
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -15,6 +15,7 @@ import tensorflow as tf
 from lab import machine
 from lab.data import Data
 from lab.errors import LabError
+from lab.kernels import xla
 from lab.models import optimizers
 from lab.models.adapt import Network
 from lab.processes.cluster import Cluster
@@ -87,7 +88,8 @@ def make_training(
         _check_mirrored(network, strategy)
         rule = problem.rule or make_rule(config)
         variables = list(network.variables.values())
-        optimizer = optimizers.Optimizer(rule, variables, config.training_steps)
+        norm = _norm if one_program(strategy) else tf.linalg.global_norm
+        optimizer = optimizers.Optimizer(rule, variables, config.training_steps, norm)
     size = config.batch_size
     scale = 1 / size if config.reduction == "mean" else 1.0
     training = Training(
@@ -141,6 +143,11 @@ def _check_mirrored(network: Network, strategy: tf.distribute.Strategy) -> None:
                     f"{tag} was made for one device, and there are several replicas: give a "
                     "function that makes the model"
                 )
+
+
+def _norm(tensors: Sequence[tf.Tensor]) -> tf.Tensor:
+    """As the record's norms are made, so that XLA adds up the squares once for both."""
+    return tf.sqrt(tf.reduce_sum(xla.squares(tensors)))
 
 
 def make_rule(config: Config) -> optimizers.Rule:
