@@ -389,6 +389,21 @@ def test_a_bad_file_is_named_and_hides_nothing(tmp_path, content, complaint):
     assert any(problem in note for note in shown.notes)
 
 
+def test_runs_of_an_earlier_version_are_read():
+    """Their config had `data_dir`, "" for MNIST, where `data` is now; and no model."""
+
+    def rows(*records):
+        return r.make_table([results.parse_result(json.dumps(one), "it") for one in records]).rows
+
+    old = [record(seed, data_dir="") for seed in (0, 1)]
+    (row,) = rows(*old, record(2, data="mnist", model="mlp", model_arguments=[], xla="auto"))
+    assert row.runs == 3 and row.config["data"] == "mnist" and "data_dir" not in row.config
+    found = rows(*old, record(0, data_dir="/a/set"), record(1, data="/a/set"))
+    assert [(row.config["data"], row.runs) for row in found] == [("mnist", 2), ("/a/set", 2)]
+    with pytest.raises(LabError, match=r"config\.data is \[\]: must be a text"):
+        rows(record(data_dir=[]))
+
+
 def test_no_directory_and_no_results(tmp_path):
     with pytest.raises(LabError, match="no such directory"):
         results.read_results(tmp_path / "nothing")

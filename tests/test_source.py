@@ -3,11 +3,13 @@ the file is never run."""
 
 import dataclasses
 import json
+import re
 import shlex
 
 import pytest
 
 from lab.errors import LabError
+from lab.record.directory import RunDirectory
 from lab.report import figures
 from lab.settings import command_line, source
 from lab.settings.config import Config
@@ -177,6 +179,11 @@ def test_several_models_each_with_its_defaults():
     assert found[0] == Config()
     assert found[1] == net(model="net.py:make")
     assert found[2] == one("--model=recipe.py:make")
+
+
+def test_two_references_to_one_file_are_one_model(folder):
+    found = configs(f"--model=net.py:Net,./net.py:Net,{folder}/net.py:Net,net.py:Sub")
+    assert found == [net(), net(model="net.py:Sub")]
 
 
 def test_a_recipe():
@@ -409,3 +416,22 @@ def test_the_command_of_a_config(model, monkeypatch):
     assert dataclasses.replace(one(*words[1:]), watch=()) == dataclasses.replace(config, watch=())
     plain = json.loads(json.dumps(dataclasses.asdict(Config())))
     assert figures.command("logs", plain) == "bin/train --logdir=logs"
+
+
+def test_a_moved_file_is_the_same_run_and_another_name_in_it_is_not(tmp_path):
+    def take(config, digest):
+        """Makes the run directory, or looks into the one that is there, as training does."""
+        facts = {"data": digest, "model_source": "c0de"}
+        identity = {"config": dataclasses.asdict(config), **facts}
+        RunDirectory(str(tmp_path / "run"), identity, config.fingerprint(**facts)).close()
+
+    take(net(data="here"), "d1")
+    take(net(data="there", model="moved/net.py:Net"), "d1")
+    with pytest.raises(LabError) as error:
+        take(net(data="here", model="moved/net.py:Sub", loss="x/net.py:loss"), "d2")
+    told = re.findall(r"(\w+) was (\S+), is ([^\s;)]+)", str(error.value))
+    assert told == [
+        ("data", "d1", "d2"),
+        ("loss", "softmax_cross_entropy", "FILE.py:loss"),
+        ("model", "FILE.py:Net", "FILE.py:Sub"),
+    ]

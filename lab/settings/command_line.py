@@ -47,7 +47,8 @@ def parse(argv: Sequence[str]) -> tuple[list[Config], Settings]:
         for one in choices
         for values in itertools.product(*(one | seeds).values())
     ]
-    configs = list(dict.fromkeys(configs))  # a product may hold what another line says, too
+    # A product may hold what another line says, too, and two references be the same file.
+    configs = list({config.run_name: config for config in reversed(configs)}.values())[::-1]
     if not configs:
         raise LabError(f"--grid={settings.grid}: has no run in it, write the flags of one a line")
     if settings.run_name and len(configs) > 1:
