@@ -152,6 +152,7 @@ def test_a_function_as_data(train):
         model=lambda: MLP([8, 16, 1]),
         data=lab.Data(batch=batch, test=batch(1000)),
         loss=lambda y, out: tf.reduce_mean((y - out) ** 2, axis=-1),
+        optimizer=lab.Adam(0.01),
         steps=40,
     )
     assert run.result["config"]["batch_size"] == 32
@@ -411,7 +412,7 @@ def numbers(*shape, dtype=np.float32):
         ({"model": Pair}, r"the model returns a tuple: must be one tensor, \[batch, \.\.\.\]"),
         ({"model": Careless}, r"makes a variable in its call \(offset\).*in its constructor"),
         ({"model": Wrong}, r"cannot be called on a batch of x, uint8 \[16, 4, 3\].*library\.py"),
-        ({"model": 3}, "model is int: must be callable"),
+        ({"model": 3}, "3 is no model and no loss: must be callable"),
         ({"model": lambda: 3}, "the model is int: must be a callable with trainable_variables"),
         ({"model": lambda: MLP([12, 4])}, r"cannot be called"),
         ({"model": lambda seed: Net(classes=4)}, "labels y go from 0 to 4.*4 classes.* 0 to 3"),

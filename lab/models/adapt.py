@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import inspect
 import itertools
+import re
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
@@ -125,9 +126,10 @@ def _walk(value: Any, path: tuple[str, ...], above: set[int]) -> Iterator[tuple[
         return
     above = above | {id(value)}
     if hasattr(value, "stateless_call"):  # a Keras model or layer: its variables know their paths
+        renamed = _keras_names(value)
         for variable in value.variables:
-            inner = variable.path.removeprefix(f"{value.name}/")
-            yield "/".join((*path, inner)), variable
+            inner = variable.path.removeprefix(f"{value.name}/").split("/")
+            yield "/".join((*path, *(renamed.get(name, name) for name in inner))), variable
     elif isinstance(value, dict):
         for key, inner in value.items():
             yield from _walk(inner, (*path, str(key)), above)
@@ -138,3 +140,30 @@ def _walk(value: Any, path: tuple[str, ...], above: set[int]) -> Iterator[tuple[
         for name, inner in getattr(value, "__dict__", {}).items():
             if not name.startswith("_self_") and not name.endswith("_variables"):
                 yield from _walk(inner, (*path, name.lstrip("_")), above)
+
+
+def _keras_names(model: Any) -> dict[str, str]:
+    """Keras counts the layers of a process: the first model's are dense, dense_1, the next one's
+    dense_2, dense_3. By name, what each would be in a new process."""
+    kinds = {"seed_generator"}
+    for layer in getattr(model, "_flatten_layers", list)():
+        kinds.add(_snake_case(type(layer).__name__))
+    numbered: dict[str, set[int]] = {}
+    for variable in model.variables:
+        for name in variable.path.split("/"):
+            base, _, number = name.rpartition("_")
+            if name in kinds:
+                numbered.setdefault(name, set()).add(0)
+            elif base in kinds and number.isdecimal():
+                numbered.setdefault(base, set()).add(int(number))
+    return {
+        (f"{base}_{number}" if number else base): (f"{base}_{place}" if place else base)
+        for base, numbers in numbered.items()
+        for place, number in enumerate(sorted(numbers))
+    }
+
+
+def _snake_case(name: str) -> str:
+    """The name that Keras gives to the layers of a class."""
+    name = re.sub(r"(.)([A-Z][a-z]+)", r"\1_\2", re.sub(r"\W+", "", name))
+    return re.sub(r"([a-z])([A-Z])", r"\1_\2", name).lower()

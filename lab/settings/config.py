@@ -21,7 +21,7 @@ NUMERICS = 4
 
 TABLE_FORMATS = ("text", "markdown", "csv", "json")
 READY_MADE = ("mlp", "convnet", "transformer")  # files of lab/models
-WATCHABLE = ("weights", "gradients", "norms", "updates", "activations", "replicas")
+WATCHABLE = ("weights", "gradients", "norms", "probes", "updates", "activations", "replicas")
 
 # The README's columns stand in every run's name, the other fields only where they differ.
 _IN_EVERY_NAME = ("optimizer", "learning_rate", "n_hidden_1", "n_hidden_2", "seed")
@@ -138,7 +138,7 @@ class Config(Checked):
     )
     histogram_every: int = field(1, "steps between two sets of histograms", single=True, **_COUNT)
     watch: tuple[str, ...] = field(
-        ("weights", "gradients", "norms"),
+        ("weights", "gradients", "norms", "probes"),
         "what has histograms, separated by commas, and the norms; --watch= for none",
         choices=WATCHABLE,
         single=True,

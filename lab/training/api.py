@@ -108,8 +108,6 @@ def problem_with(
     problem = problem_of(known, data, data_files)
     if callable(model):
         problem = dataclasses.replace(problem, make_model=_maker(model, config.seed))
-    elif model is not None and not isinstance(model, str):
-        raise LabError(f"model is {type(model).__name__}: must be callable, or what --model takes")
     if callable(loss):
         problem = dataclasses.replace(problem, loss=loss)
     return dataclasses.replace(problem, metrics=metrics)
@@ -160,6 +158,8 @@ def _name_of(value: Any) -> str:
     """What a config calls a model or a loss: FILE.py:NAME for what is no text."""
     if isinstance(value, str):
         return value
+    if not callable(value):
+        raise LabError(f"{value!r} is no model and no loss: must be callable, or a name")
     named = value if hasattr(value, "__name__") else type(value)
     try:
         file = os.path.basename(inspect.getsourcefile(named) or "")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import hashlib
+import inspect
 import json
 import os
 import platform
@@ -207,11 +208,21 @@ def circumstances(
         "network": digest([traced.digest, shapes]),
         **{f"{flag}_files": one for flag, one in problem.files.items()},
         **({"given": list(problem.given)} if problem.given else {}),
+        **({"rule": _rule(problem.rule)} if "optimizer" in problem.given else {}),
         "replicas": strategy.num_replicas_in_sync,
         "workers": len(cluster.workers) if cluster else 1,
         "device": strategy.extended.worker_devices[0].rpartition("device:")[2].partition(":")[0],
         "tensorflow": tf.__version__,
     }
+
+
+def _rule(rule: Any) -> str:
+    """What tells a rule of the user's own from others: its fields, and a digest of its code."""
+    try:
+        code = inspect.getsource(type(rule))
+    except (OSError, TypeError):
+        code = ""
+    return f"{rule!r}, {digest(code)[:16]}"
 
 
 def digest(value: Any) -> str:
