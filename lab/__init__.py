@@ -7,9 +7,12 @@ __version__ = "0.1.0"
 __all__ = ["open_run"]
 
 _PLACES = {"open_run": "lab.record.run"}  # loaded when they are first used
+_MODULES = {"layers": "lab.models.layers", "models": "lab.models"}
 
 
 def __getattr__(name: str) -> Any:
     if name in _PLACES:
         return getattr(importlib.import_module(_PLACES[name]), name)
+    if name in _MODULES:
+        return importlib.import_module(_MODULES[name])
     raise AttributeError(f"module 'lab' has no attribute {name!r}")
