@@ -186,6 +186,7 @@ class Dropout(tf.Module):
 
         Args:
           seed: two integers, for this call; another for each step and layer, see `split_seed`.
+            The same seed leaves out the same entries, but XLA and TensorFlow's kernels not alike.
 
         Raises:
           ValueError: no seed, in training.
