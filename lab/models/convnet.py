@@ -32,9 +32,9 @@ class ConvNet(tf.Module):
 
     def __init__(
         self,
-        channels: int = 8,
+        channels: int = 10,
         units: int = 120,
-        dropout: float = 0.0,
+        dropout: float = 0.25,
         batch_norm: bool = False,
         classes: int = 10,
         seed: int = 0,
