@@ -19,7 +19,7 @@ ROOMS: dict[str, set[str]] = {
     "settings": {"errors"},
     "data": {"errors"},
     "kernels": set(),
-    "models": set(),
+    "models": {"kernels"},
     "step": {"errors", "kernels", "machine", "processes"},
     "record": {"errors", "settings"},
     "processes": {"errors", "machine", "settings"},

@@ -35,26 +35,21 @@ class MLP(tf.Module):
         super().__init__("mlp")
         if len(sizes) < 2:
             raise ValueError(f"sizes={list(sizes)}: give inputs and outputs at least")
-        last = len(sizes) - 2
-        layers = [
-            Dense(
-                n_in,
-                n_out,
-                activation=tf.identity if i == last else activation,
+        self._names = [*(f"h{i}" for i in range(1, len(sizes) - 1)), "logits"]
+        for i, (name, shape) in enumerate(zip(self._names, itertools.pairwise(sizes), strict=True)):
+            layer = Dense(
+                *shape,
+                activation=tf.identity if name == "logits" else activation,
                 initializer=initializer or normal(0.05),
                 seed=tf.constant([seed, i], tf.int64),
-                name="logits" if i == last else f"h{i + 1}",
+                name=name,
                 matmul=matmul,
             )
-            for i, (n_in, n_out) in enumerate(itertools.pairwise(sizes))
-        ]
-        self._names = [layer.name for layer in layers]
-        for layer in layers:  # so that the variables' tags are h1/weights, ...
-            setattr(self, layer.name, layer)
+            setattr(self, name, layer)
 
     @property
     def layers(self) -> list[Dense]:
-        """In the order in which they are called."""
+        """From the first to the last; each is an attribute of its name, too."""
         return [getattr(self, name) for name in self._names]
 
     def __call__(self, x: tf.Tensor) -> tf.Tensor:
