@@ -100,10 +100,8 @@ class TrainingState:
             if not use_xla:
                 raise
             if self.config.xla == "on":
-                raise LabError(
-                    f"--xla=on: XLA cannot compile this network ({' '.join(str(error).split())[:200]}"
-                    "): leave it to --xla=auto"
-                ) from error
+                why = " ".join(str(error).split())[:200]
+                raise LabError(f"--xla=on: XLA cannot compile this network: {why}") from error
             loop = make(xla=False)
             loop.run(self.rows(1, 0), 1)
         return loop
