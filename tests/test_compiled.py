@@ -20,7 +20,8 @@ def test_every_entry_is_reduced_once(size):
 
     @tf.function(jit_compile=True)
     def reductions(tensors):
-        return xla.smallest(tensors), xla.largest(tensors), xla.squares(tensors)
+        groups = xla.grouped(tensors)
+        return xla.smallest(groups), xla.largest(groups), xla.squares(tensors)
 
     low, high, squares = (part.numpy() for part in reductions([tf.constant(x) for x in tensors]))
     np.testing.assert_array_equal(low, [np.min(x) for x in tensors])
@@ -37,8 +38,10 @@ def test_every_entry_is_reduced_once(size):
 def test_of_finite_entries_only():
     tensors = [np.array(x, np.float32) for x in ([np.nan, 2, np.inf, -3], [np.nan], [-np.inf])]
     low, high = (
-        tf.function(function, jit_compile=True)([tf.constant(x) for x in tensors])
-        for function in (xla.smallest, xla.largest)
+        tf.function(lambda x, f=f: f(xla.grouped(x)), jit_compile=True)(
+            [tf.constant(x) for x in tensors]
+        )
+        for f in (xla.smallest, xla.largest)
     )
     np.testing.assert_array_equal(low, [-3, np.inf, np.inf])
     np.testing.assert_array_equal(high, [2, -np.inf, -np.inf])
@@ -52,9 +55,23 @@ def test_squares_of_nan_and_beyond_float32():
 
 @pytest.mark.parametrize("size", SIZES)
 @pytest.mark.parametrize("buckets", [1, 64])
-def test_bincount(size, buckets):
-    values = random.integers(0, buckets, size)
-    counts = tf.function(lambda x: xla.bincount(x, buckets), jit_compile=True)(
+@pytest.mark.parametrize("rows", [1, 3])
+def test_bincounts(size, buckets, rows):
+    values = random.integers(0, buckets, (rows, size))
+    counts = tf.function(lambda x: xla.bincounts(x, buckets), jit_compile=True)(
         tf.constant(values.astype(np.float32))
     )
-    np.testing.assert_array_equal(counts, np.bincount(values, minlength=buckets))
+    np.testing.assert_array_equal(counts, [np.bincount(row, minlength=buckets) for row in values])
+
+
+def test_tensors_of_about_one_size_are_beside_each_other():
+    """And each is what it was, in the order of the list."""
+    tensors = [random.normal(size=n).astype(np.float32) for n in (40, 5000, 64, 3, 5000, 64)]
+    groups = xla.grouped([tf.constant(x) for x in tensors])
+    assert sorted(sorted(group.places) for group in groups) == [[0, 2, 5], [1, 4], [3]]
+    for places, x, lacking in groups:
+        for place, row, more in zip(places, x.numpy(), lacking, strict=True):
+            np.testing.assert_array_equal(row[: len(row) - more], tensors[place])
+            assert np.isnan(row[len(row) - more :]).all()
+    rows = xla.in_order(groups, [tf.constant(group.places) for group in groups])
+    assert rows.numpy().tolist() == list(range(6))

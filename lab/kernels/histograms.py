@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import NamedTuple
 
+import numpy as np
 import tensorflow as tf
 
 from lab.kernels import xla as compiled
@@ -65,7 +66,8 @@ def histograms(tensors: Sequence[tf.Tensor], xla: bool = True) -> Histograms:
 @tf.function(jit_compile=True, autograph=False)
 def _by_xla(flat: list[tf.Tensor]) -> tuple[tf.Tensor, ...]:
     """The fields of the Histograms of tensors float32 [n]."""
-    low, high = compiled.smallest(flat), compiled.largest(flat)
+    groups = compiled.grouped(flat)
+    low, high = compiled.smallest(groups), compiled.largest(groups)
     some = low <= high
     low, high = tf.where(some, low, 0.0), tf.where(some, high, 0.0)
     # Neither the width nor 1 / width may leave float32, and a power of two changes no digit.
@@ -74,12 +76,17 @@ def _by_xla(flat: list[tf.Tensor]) -> tuple[tf.Tensor, ...]:
     start = low * factor
     scale = tf.math.divide_no_nan(float(BUCKETS), high * factor - start)
     tables = []
-    for i, x in enumerate(flat):
+    for places, x, lacking in groups:
+        f, s, c = (
+            tf.stack([part[place] for place in places])[:, None] for part in (factor, start, scale)
+        )
         # From 1; the largest entry's is BUCKETS + 1, that of NaN and infinity 0.
-        bucket = tf.floor((x * factor[i] - start[i]) * scale[i]) + 1.0
+        bucket = tf.floor((x * f - s) * c) + 1.0
         bucket = tf.where(tf.math.is_finite(x), bucket, 0.0)
-        tables.append(compiled.bincount(bucket, BUCKETS + 2))
-    table = tf.stack(tables)
+        padding = np.zeros([len(places), BUCKETS + 2], np.int32)
+        padding[:, 0] = lacking
+        tables.append(compiled.bincounts(bucket, BUCKETS + 2) - padding)
+    table = compiled.in_order(groups, tables)
     last = table[:, BUCKETS : BUCKETS + 1] + table[:, BUCKETS + 1 :]
     return tf.concat([table[:, 1:BUCKETS], last], 1), low, high, table[:, 0]
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable, Sequence
+from typing import NamedTuple
 
 import numpy as np
 import tensorflow as tf
@@ -44,51 +45,94 @@ def _narrow(x: tf.Tensor, w: tf.Tensor) -> tuple[tf.Tensor, Callable]:
     return tf.matmul(x, w), gradient
 
 
-def smallest(tensors: Sequence[tf.Tensor]) -> tf.Tensor:
-    """The smallest finite entry of each tensor float32 [n], infinity of none: float32 [T]."""
-    rows = [
-        _lanes(tf.minimum, own, np.inf, lambda x: tf.where(x > -np.inf, x, np.inf))
-        for own in tensors
-    ]
-    return tf.reduce_min(tf.stack(rows), axis=1)
+class Group(NamedTuple):
+    """Some of a list of tensors, beside each other: one operation then serves them all, where XLA
+    would have to compile one for each.
+
+    Attributes:
+      places: in the list.
+      x: float32 [len(places), length], padded with NaN.
+      lacking: how many entries of each row are padding.
+    """
+
+    places: list[int]
+    x: tf.Tensor
+    lacking: list[int]
 
 
-def largest(tensors: Sequence[tf.Tensor]) -> tf.Tensor:
-    """The largest finite entry of each tensor float32 [n], -infinity of none: float32 [T]."""
+def grouped(tensors: Sequence[tf.Tensor], pad: bool = True) -> list[Group]:
+    """Tensors float32 [n]: those of one size together and, with `pad`, small ones of about one."""
+    by_length: dict[int, list[int]] = {}
+    for place, x in enumerate(tensors):
+        n = x.shape[0]
+        length = max(_LANES, 1 << (n - 1).bit_length()) if pad and n < _LARGE else n
+        by_length.setdefault(length, []).append(place)
+    groups = []
+    for length, places in by_length.items():
+        own = [tensors[place] for place in places]
+        lacking = [length - x.shape[0] if len(places) > 1 else 0 for x in own]
+        rows = [
+            tf.pad(x, [[0, more]], constant_values=np.nan) if more else x
+            for x, more in zip(own, lacking, strict=True)
+        ]
+        groups.append(Group(places, tf.stack(rows), lacking))
+    return groups
+
+
+def in_order(groups: Sequence[Group], rows: Sequence[tf.Tensor]) -> tf.Tensor:
+    """What was made of the rows of each group, [len(places), ...], in the order of the list."""
+    places = [place for group in groups for place in group.places]
+    whole = tf.concat(rows, 0)
+    return whole if places == sorted(places) else tf.gather(whole, np.argsort(places))
+
+
+def smallest(groups: Sequence[Group]) -> tf.Tensor:
+    """The smallest finite entry of each tensor, infinity of none: float32 [T]."""
     rows = [
-        _lanes(tf.maximum, own, -np.inf, lambda x: tf.where(x < np.inf, x, -np.inf))
-        for own in tensors
+        _lanes(tf.minimum, group.x, np.inf, lambda x: tf.where(x > -np.inf, x, np.inf))
+        for group in groups
     ]
-    return tf.reduce_max(tf.stack(rows), axis=1)
+    return tf.reduce_min(in_order(groups, rows), axis=1)
+
+
+def largest(groups: Sequence[Group]) -> tf.Tensor:
+    """The largest finite entry of each tensor, -infinity of none: float32 [T]."""
+    rows = [
+        _lanes(tf.maximum, group.x, -np.inf, lambda x: tf.where(x < np.inf, x, -np.inf))
+        for group in groups
+    ]
+    return tf.reduce_max(in_order(groups, rows), axis=1)
 
 
 @tf.function(jit_compile=True, autograph=False)
 def squares(tensors: Sequence[tf.Tensor]) -> tf.Tensor:
     """The sum of the squares of each tensor's entries, float32, any shapes: float32 [T]."""
-    rows = [_lanes(tf.add, tf.reshape(x, [-1]), 0.0, tf.square) for x in tensors]
-    return tf.reduce_sum(tf.stack(rows), axis=1)
+    groups = grouped([tf.reshape(x, [-1]) for x in tensors], pad=False)
+    rows = [_lanes(tf.add, group.x, 0.0, tf.square) for group in groups]
+    return tf.reduce_sum(in_order(groups, rows), axis=1)
 
 
 def _lanes(
     fold: Operation, x: tf.Tensor, neutral: float, entry: Callable[[tf.Tensor], tf.Tensor]
 ) -> tf.Tensor:
-    """x [n] -> [_LANES], of which `fold` gives the same as of the `entry` of all of x.
+    """x [rows, n] -> [rows, _LANES], of which `fold` gives the same as of the `entry` of all of x.
 
     `entry` is taken of each slice: of the whole, it would be written to memory first.
     """
     rests = []
-    while x.shape[0] > _LANES:
-        rows = x.shape[0] // _LANES
+    while x.shape[1] > _LANES:
+        rows = x.shape[1] // _LANES
         # As measured: many slices of a large tensor would share the same few places of the cache.
-        some = range(8, 15 if x.shape[0] < 16384 else 13)
+        some = range(8, 15 if x.shape[1] < 16384 else 13)
         parts = min(max(some, key=lambda parts: (rows % parts == 0, parts)), rows)
         length = rows // parts * _LANES
-        rest = x.shape[0] - parts * length
-        *slices, last = tf.split(x, [length] * parts + [rest])
+        rest = x.shape[1] - parts * length
+        *slices, last = tf.split(x, [length] * parts + [rest], axis=1)
         if rest:
             rests.append(_lanes(fold, last, neutral, entry))
         x, entry = _fold(fold, [entry(part) for part in slices]), tf.identity
-    rests.append(tf.pad(entry(x), [[0, _LANES - x.shape[0]]], constant_values=neutral))
+    more = [[0, 0], [0, _LANES - x.shape[1]]]
+    rests.append(tf.pad(entry(x), more, constant_values=neutral))
     return _fold(fold, rests)
 
 
@@ -99,29 +143,34 @@ def _fold(fold: Operation, parts: list[tf.Tensor]) -> tf.Tensor:
     return parts[0]
 
 
-def bincount(values: tf.Tensor, size: int) -> tf.Tensor:
-    """How often each of 0, 1, ..., size - 1 is among values: int32 [size].
+def bincounts(values: tf.Tensor, size: int) -> tf.Tensor:
+    """How often each of 0, 1, ..., size - 1 is in each row of values: int32 [rows, size].
 
     Args:
-      values: float32 [n], whole numbers.
+      values: float32 [rows, n], whole numbers.
       size: at most 64, so that the tables stay in the cache.
     """
-    n = values.shape[0]
+    rows, n = values.shape
+    offsets = np.arange(rows, dtype=np.float32)[:, None]
     if n < _LARGE:
-        return _add(values, size)
+        return _add(values + offsets * size, rows, size)
     half = n // 2
-    pairs = values[:half] * size + values[half : 2 * half]
-    pairs += tf.cast(tf.range(half) % _TABLES, tf.float32) * size * size
-    tables = tf.reshape(_add(pairs, _TABLES * size * size), [_TABLES, size, size])
-    table = tf.reduce_sum(tables, 0)
-    counts = tf.reduce_sum(table, 0) + tf.reduce_sum(table, 1)
-    return counts + _add(values[-1:], size) if n % 2 else counts
+    pairs = values[:, :half] * size + values[:, half : 2 * half]
+    tables = np.arange(half, dtype=np.float32) % _TABLES
+    pairs += (tables + offsets * _TABLES) * size * size
+    table = _add(pairs, rows * _TABLES, size * size)
+    table = tf.reduce_sum(tf.reshape(table, [rows, _TABLES, size, size]), 1)
+    counts = tf.reduce_sum(table, 1) + tf.reduce_sum(table, 2)
+    return counts + _add(values[:, -1:] + offsets * size, rows, size) if n % 2 else counts
 
 
-def _add(values: tf.Tensor, size: int) -> tf.Tensor:
+def _add(values: tf.Tensor, rows: int, size: int) -> tf.Tensor:
+    """Counts of 0, 1, ..., rows size - 1: int32 [rows, size]."""
+    values = tf.reshape(values, [-1])
     # The last bits of v + 2^23 are v: that is less than a cast, which looks for overflow and NaN.
     places = tf.bitcast(values + 2.0**23, tf.int32) - 0x4B000000
-    return tf.math.unsorted_segment_sum(_ones(values.shape[0]), places, size)
+    counts = tf.math.unsorted_segment_sum(_ones(values.shape[0]), places, rows * size)
+    return tf.reshape(counts, [rows, size])
 
 
 @functools.cache

@@ -120,7 +120,11 @@ class Watch:
                 ends.append(tf.math.divide_no_nan(norms[count : 2 * count], norms[:count]))
         if self._probes:
             flat = [tf.abs(tf.cast(tf.reshape(tensors[n], [-1]), tf.float32)) for n in self._probes]
-            ends.append(tf.stack([tf.reduce_max(x) for x in flat]) if on_gpu else xla.largest(flat))
+            ends.append(
+                tf.stack([tf.reduce_max(x) for x in flat])
+                if on_gpu
+                else xla.largest(xla.grouped(flat))
+            )
         return tf.concat([*parts, *noise, *ends], 0)
 
 
