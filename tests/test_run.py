@@ -39,6 +39,16 @@ def test_every_value_is_tensorboards(run):
         assert steps.tolist() == one.steps
 
 
+def test_scalars_as_a_table(run):
+    reader = lab.open_run(run)
+    table = reader.to_pandas()
+    for tag in ("loss", "test-accuracy", "h1/weights/norm"):
+        steps, values = reader.scalar(tag)
+        column = table[tag].dropna()
+        assert column.index.tolist() == steps.tolist() and column.tolist() == values.tolist()
+    assert table.index.tolist() == list(range(1, forks.STEPS + 1))
+
+
 def test_config_result_and_weights(run):
     reader = lab.open_run(str(run))
     assert reader.config["optimizer"] == "adam"

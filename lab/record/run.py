@@ -69,6 +69,23 @@ class RunReader:
         edges = np.concatenate([rows[:, :, 0], rows[:, -1:, 1]], axis=1)
         return Histograms(steps, edges, rows[:, :, 2])
 
+    def to_pandas(self) -> Any:
+        """All scalars as a pandas DataFrame of float64, with a row for each step and a column for
+        each tag; NaN where a step has no such scalar.
+
+        Raises:
+          LabError: pandas is not installed.
+        """
+        try:
+            import pandas
+        except ImportError as error:
+            raise LabError("to_pandas needs pandas: pip install pandas") from error
+        columns = {
+            tag: pandas.Series(series.values, index=series.steps)
+            for tag, series in self._scalars.items()
+        }
+        return pandas.DataFrame(columns).rename_axis("step").sort_index()
+
     @property
     def checkpoints(self) -> dict[int, str]:
         """The paths of the checkpoints by step, the oldest first."""
