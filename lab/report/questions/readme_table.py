@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from lab.analysis.study import Evidence
-from lab.compare.table import Row
+from lab.compare.rows import Row
 from lab.report.draft import SEEDS, Draft
 from lab.report.figures import points
 from lab.report.section import Figure, Section, Series
