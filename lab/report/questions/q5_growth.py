@@ -180,7 +180,8 @@ def _late_chart(draft: Draft, group: Group) -> None:
                   [norm[steps - 1] / (norm[0] or np.nan) for norm in norms])  # fmt: skip
     lowest = int(steps[int(np.argmin(losses.y))])
     draft.chart("late", "step", f"{'nats' if group.known else 'loss'}; ratio", [losses, sizes],
-                scales=("linear", "log"), lowest=lowest, last=lowest == steps[-1], norm=sizes.y[-1])  # fmt: skip
+                scales=("linear", "log"), lowest=lowest, last=lowest == steps[-1],
+                norm=sizes.y[-1])  # fmt: skip
 
 
 def _unlit(draft: Draft, group: Group) -> None:
