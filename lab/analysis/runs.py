@@ -264,15 +264,17 @@ def _read_networks(
 ) -> dict[int, Weights]:
     from lab.record.checkpoints import read_tensors  # it loads TensorFlow
 
-    pattern = r"(h\d+|logits)/(weights|bias)"
     tags = [tag.removesuffix("/norm") for tag in scalars if tag.endswith("/norm")]
-    if not known:
-        pattern = "|".join(map(re.escape, tags)) or ".*"
+    pattern = r"(h\d+|logits)/(weights|bias)" if known else "|".join(map(re.escape, tags))
     networks = {}
     for step, path in checkpoint_paths(folder).items():
         tensors = read_tensors(path, pattern)
         try:
-            networks[step] = Weights.from_tensors(tensors) if known else _trained(tensors, tags)
+            networks[step] = (
+                Weights.from_tensors(tensors)
+                if known
+                else _trained(tensors or read_tensors(path), tags)
+            )
         except ValueError as error:
             raise LabError(f"{path} cannot be read: {error}") from None
     return networks
