@@ -368,7 +368,10 @@ def test_a_pair_without_common_seeds_is_said_too():
         ("[]", "needs a 'config' and a 'status'"),
         ('{"config": {}, "status": "interrupted", "step": 3}', "config.seed is missing"),
         (json.dumps({**record(), "step": 0.5}), "result.json: step is 0.5: must be an integer"),
-        (json.dumps({**record(), "test_correct": None}), "test_total is None of 10000"),
+        (
+            json.dumps({**record(status="collapsed"), "test_correct": None}),
+            "test_total is None of 10000",
+        ),
         (
             json.dumps({**record(), "test_correct": 10001}),
             "test_correct is 10001: must be at most test_total, 10000",
@@ -402,6 +405,57 @@ def test_runs_of_an_earlier_version_are_read():
     assert [(row.config["data"], row.runs) for row in found] == [("mnist", 2), ("/a/set", 2)]
     with pytest.raises(LabError, match=r"config\.data is \[\]: must be a text"):
         rows(record(data_dir=[]))
+
+
+def test_networks_and_data_of_one_config_are_rows_of_their_own():
+    """Objects that a run was given, and files, are told apart by digests; seeds are not."""
+
+    def of(digest, seed, **told):
+        return record(seed, model="nets.py:Net") | {"network": digest * 64} | told
+
+    given = [of(d, seed, given=["data", "model"]) for d in "ab" for seed in (0, 1)]
+    files = [of("c", seed, model_files=digest) for digest in ("x", "y") for seed in (2, 3)]
+    data = [of("a", seed, given=["model"], data="d" * 64) for seed in (0, 1)]
+    shown = table(*given, *files, *data)
+    assert sorted(row.seeds for row in shown.rows) == [[0, 1]] * 3 + [[2, 3]] * 2
+    assert len({(row.network, row.data) for row in shown.rows}) == 5
+    for show in (formats.to_text, formats.to_markdown):
+        assert "network" in show(shown) and "network" not in show(table(*given[:2]))
+    # What a config says in full, a digest of the trace does not split: seeds may be part of it.
+    assert [row.runs for row in table(record(0) | {"network": "a"}, record(1)).rows] == [2]
+    # Accuracies on different data are not compared, and share no letter.
+    (other,) = [i for i, row in enumerate(shown.rows) if row.data]
+    assert all(other not in (pair.a, pair.b) for pair in shown.pairs)
+
+
+def test_a_row_has_the_runs_own_metric():
+    def of(seed, **figures):
+        none = dict.fromkeys(("test_correct", "test_accuracy", "readme_accuracy"))
+        return record(seed, loss=f"{len(figures)}.py:f") | none | figures
+
+    errors = [0.5, 0.75, 0.25]
+    mae = [of(s, test_metrics={"mae": e}, test_loss=2 * e,
+              evaluations={"test_mae": [1, e], "test_loss": [9, 9]})
+           for s, e in enumerate(errors)]  # fmt: skip
+    loss = [of(0, test_loss=0.125)]
+    nothing = [of(s, test_total=None, test_loss=None) | {"evaluations": {}} for s in (0, 1)]
+    shown = table(*mae, *loss, *nothing, record(0))
+    rows = {row.metric: row for row in shown.rows}
+    found = rows["mae"]
+    assert (found.mean, found.loss, found.interval) == (0.5, 1.0, "t")
+    expected = stats.t.interval(0.95, 2, 0.5, stats.sem(errors))
+    np.testing.assert_allclose([found.low, found.high], expected)
+    assert found.spread == pytest.approx(np.median([np.std([1, e], ddof=1) for e in errors]))
+    assert (rows["loss"].mean, rows["loss"].low, rows["loss"].correct) == (0.125, None, [])
+    assert (rows[""].mean, rows[""].loss, rows[""].runs) == (None, None, 2)
+    assert rows["accuracy"].mean == 0.97 and not shown.pairs
+    text = formats.to_markdown(shown)
+    heads, cells = (text.splitlines()[i].split("|") for i in (0, 2 + shown.rows.index(found)))
+    line = dict(zip(map(str.strip, heads), map(str.strip, cells), strict=True))
+    assert line["mae"] == "0.5000 ± 0.2500" and line["test loss"] == "1.0000"
+    assert line["accuracy"] == "" == line["correct"]
+    for show in formats.FORMATS.values():
+        assert show(shown)
 
 
 def test_no_directory_and_no_results(tmp_path):

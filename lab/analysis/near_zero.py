@@ -17,7 +17,8 @@ SHARES = tuple(k / 16 for k in range(17))  # of a pruning curve
 
 def near_zero_shares(values: np.ndarray) -> dict[float, float]:
     """The share of entries with |w| < limit, for each of `LIMITS`."""
-    return {limit: float(np.mean(np.abs(values) < limit)) for limit in LIMITS}
+    some = values.size > 0
+    return {lim: float(np.mean(np.abs(values) < lim)) if some else np.nan for lim in LIMITS}
 
 
 class NaturalScale(NamedTuple):

@@ -10,6 +10,7 @@ import glob
 import itertools
 import json
 import os
+import re
 from collections.abc import Collection, Sequence
 from typing import Any
 
@@ -20,11 +21,11 @@ from lab.analysis import workers
 from lab.analysis.weights import Weights
 from lab.analysis.workers import Compute
 from lab.compare import table as comparison
-from lab.compare.results import read_results
+from lab.compare.results import network_of, read_results
 from lab.errors import LabError
 from lab.record import event_reader, result_file
 from lab.record.directory import CONFIG, RESULT, checkpoint_paths, read_object
-from lab.settings.config import Config, idx_folder
+from lab.settings.config import Config, default, idx_folder
 
 _DEFAULTS: dict[str, Any] = json.loads(json.dumps(dataclasses.asdict(Config())))
 _IN_NO_LABEL = comparison.RECORDING_FIELDS | {"seed", "deterministic", "on_nonfinite"}
@@ -36,7 +37,8 @@ class Run:
 
     config: every field of Config; one that an older run lacks at its default. result: of
     result.json. networks: by step, from the checkpoints; 0 and the last one are there. scalars:
-    by tag, (steps int64 [n], values float64 [n]), each step once, rising.
+    by tag, (steps int64 [n], values float64 [n]), each step once, rising. network: see
+    `lab.compare.results.network_of`.
     """
 
     path: str
@@ -44,6 +46,12 @@ class Run:
     result: dict[str, Any]
     networks: dict[int, Weights]
     scalars: dict[str, event_reader.Series]
+    network: str = ""
+
+    @property
+    def known(self) -> bool:
+        """Whether its network can be rebuilt and evaluated as the training did."""
+        return _is_known(self.config, self.result, self.network)
 
     @property
     def seed(self) -> int:
@@ -79,6 +87,7 @@ class Group:
       label: what tells it from the others.
       data: the digest of what they were trained on.
       replicas: that trained together; their number does not change a run but for rounding.
+      network: of its runs.
     """
 
     label: str
@@ -86,6 +95,17 @@ class Group:
     data: str
     runs: list[Run]
     replicas: int = 1
+    network: str = ""
+
+    @property
+    def known(self) -> bool:
+        """See `Run.known`."""
+        return self.runs[0].known
+
+    @property
+    def shown(self) -> dict[str, str]:
+        """See `Weights.shown`."""
+        return self.runs[0].final.shown()
 
     @property
     def completed(self) -> list[Run]:
@@ -116,6 +136,7 @@ class Runs:
             group
             for group in self.groups
             if (group.data, group.replicas) == (like.data, like.replicas)
+            and group.network == like.network
             and _key(group.config, fields) == _key(like.config, fields)
         ]
 
@@ -124,7 +145,9 @@ def label(config: dict[str, Any], shown: Collection[str], always: Collection[str
     """`sgd 0.01 128×64`: rule, rate, and what is not the recipe's among the fields `shown`; of
     those in `always` also what is in no label else, and folders in full."""
     words = [f"{config['optimizer']} {config['learning_rate']:g}"]
-    unlike = [name for name in shown if config[name] != _DEFAULTS[name]]
+    usual = {one.name: default(one, config["model"]) for one in dataclasses.fields(Config)}
+    usual = _DEFAULTS | {name: usual[name] for name in ("loss", "reduction")}
+    unlike = [name for name in shown if config[name] != usual[name]]
     if {"n_hidden_1", "n_hidden_2"} & set(unlike):
         words.append(f"{config['n_hidden_1']}×{config['n_hidden_2']}")
     for name in sorted({*unlike} - set(comparison.README_FIELDS) - (_IN_NO_LABEL - {*always})):
@@ -145,6 +168,15 @@ def _labels(configs: list[dict[str, Any]], shown: Collection[str]) -> list[str]:
         apart = {k for k in _DEFAULTS if k != "seed" and len({str(c[k]) for c in alike}) > 1}
         found.append(label(config, {*shown, *apart}, apart))
     return found
+
+
+def _told(labels: Sequence[str], networks: Sequence[str]) -> list[str]:
+    """Labels, with a digest of the network where one label stands for several."""
+    alike = [{n for one, n in zip(labels, networks, strict=True) if one == name} for name in labels]
+    return [
+        f"{name}, network {network[:6]}" if len(found) > 1 else name
+        for name, network, found in zip(labels, networks, alike, strict=True)
+    ]
 
 
 def _unique(labels: Sequence[str]) -> list[str]:
@@ -179,7 +211,7 @@ def read_runs(logdir: str, compute: Compute = workers.compute) -> Runs:
     places, lost = _find_data(runs)
     configs = [_DEFAULTS | row.config for row in table.rows]
     differ = [k for k in _DEFAULTS if len({json.dumps(c[k]) for c in configs}) > 1]
-    labels = _unique(_labels(configs, differ))
+    labels = _unique(_told(_labels(configs, differ), [row.network for row in table.rows]))
     groups, repeats = _group(runs, table, differ)
     for run, kept in repeats:
         one, other = (os.path.relpath(run.path, logdir) for run in (run, kept))
@@ -200,44 +232,70 @@ def _read_run(folder: str) -> Run:
     values = read_object(os.path.join(folder, RESULT))
     if not values:
         raise LabError(f"it has no {RESULT}: it is not finished")
-    result = result_file.checked_result(values, RESULT)
+    result = result_file.checked_result(values, RESULT) | {"given": values.get("given")}
     config, step, status = _DEFAULTS | result["config"], result["step"], result["status"]
     if status not in ("completed", "collapsed"):
         raise LabError(f"it ended as {status} at step {step}")
-    if result["data"] is None or result["test_accuracy"] is None:
-        raise LabError(f"its {RESULT} cannot be used: no data or no test_accuracy")
+    network = network_of(values)
+    if result["data"] is None:
+        raise LabError(f"its {RESULT} cannot be used: no data")
     if status == "collapsed" and result["collapsed"] is None:
         raise LabError(f"its {RESULT} cannot be used: no class that it collapsed to")
-    networks = _read_networks(folder)
+    scalars = event_reader.read(folder, "scalars")
+    networks = _read_networks(folder, scalars, _is_known(config, result, network))
     if missing := {0, step} - networks.keys():
         raise LabError(f"it has no checkpoint of step {', '.join(map(str, sorted(missing)))}")
     if not all(np.isfinite(w).all() for w in networks[step].values()):
         raise LabError("its weights hold NaN or infinity")
-    run = Run(folder, config, result, networks, event_reader.read(folder, "scalars"))
+    run = Run(folder, config, result, networks, scalars, network)
     if run.every_step("loss") is None:
         steps = len(run.scalars.get("loss", ((), ()))[0])
         raise LabError(f"its event files hold {steps} of {step} steps: damaged or cut")
     return run
 
 
-def _read_networks(folder: str) -> dict[int, Weights]:
+def _is_known(config: dict[str, Any], result: dict[str, Any], network: str) -> bool:
+    plain = config.get("model", "mlp") == "mlp" and not network
+    return plain and result["test_accuracy"] is not None
+
+
+def _read_networks(
+    folder: str, scalars: dict[str, event_reader.Series], known: bool
+) -> dict[int, Weights]:
     from lab.record.checkpoints import read_tensors  # it loads TensorFlow
 
+    tags = [tag.removesuffix("/norm") for tag in scalars if tag.endswith("/norm")]
+    pattern = r"(h\d+|logits)/(weights|bias)" if known else "|".join(map(re.escape, tags))
     networks = {}
     for step, path in checkpoint_paths(folder).items():
-        tensors = read_tensors(path, r"(h\d+|logits)/(weights|bias)")
+        tensors = read_tensors(path, pattern)
         try:
-            networks[step] = Weights.from_tensors(tensors)
+            networks[step] = (
+                Weights.from_tensors(tensors)
+                if known
+                else _trained(tensors or read_tensors(path), tags)
+            )
         except ValueError as error:
             raise LabError(f"{path} cannot be read: {error}") from None
     return networks
+
+
+def _trained(tensors: dict[str, np.ndarray], tags: list[str]) -> Weights:
+    """The tensors that were trained, in the order of the record: those whose norms are there. Where
+    norms are not on record, state is among them."""
+    found = [tag for tag in tags if tag in tensors]
+    found = found or [tag for tag in sorted(tensors) if tag.rpartition("/")[0] not in tensors]
+    kept = {tag: tensors[tag] for tag in found if tensors[tag].dtype.kind not in "biu"}
+    wide = {np.dtype(np.float32), np.dtype(np.float64)}
+    return Weights({t: w if w.dtype in wide else np.float32(w) for t, w in kept.items()})
 
 
 def _find_data(runs: list[Run]) -> tuple[dict[str, str], list[str]]:
     """The config's data by digest, and a line for each that is gone or differs."""
     places: dict[str, str] = {}
     lost = []
-    for digest, given in sorted({(run.result["data"], run.config["data"]) for run in runs}):
+    of_known = {(run.result["data"], run.config["data"]) for run in runs if run.known}
+    for digest, given in sorted(of_known):
         folder = idx_folder(given)
         name = folder or "the embedded MNIST"
         try:
@@ -256,30 +314,31 @@ def _group(
     """In the order of the table's rows; their labels are unique. And each run that repeats another
     one, with that."""
 
-    def kind(run: Run) -> tuple[str, str, int]:
-        return _key(run.config), run.result["data"], run.result["replicas"] or 1
+    def kind(run: Run) -> tuple[str, str, int, str]:
+        return _key(run.config), run.result["data"], run.result["replicas"] or 1, run.network
 
-    configs: dict[tuple[str, str, int], dict[str, Any]] = {}
+    configs: dict[tuple[str, str, int, str], dict[str, Any]] = {}
     for run in runs:
         configs.setdefault(kind(run), run.config)
-    groups: dict[tuple[str, str, int], dict[int, Run]] = {key: {} for key in configs}
+    groups: dict[tuple[str, str, int, str], dict[int, Run]] = {key: {} for key in configs}
     repeats = []
     for run in sorted(runs, key=lambda run: -len(run.scalars)):  # the one with more on record
         kept = groups[kind(run)].setdefault(run.seed, run)
         if kept is not run:
             repeats.append((run, kept))
     names: list[str] = []
-    for name, (_, digest, replicas) in zip(
-        _labels(list(configs.values()), differ), groups, strict=True
-    ):
+    labels = _told(_labels(list(configs.values()), differ), [key[3] for key in groups])
+    for name, (_, digest, replicas, _) in zip(labels, groups, strict=True):
         name += f" on {replicas} replicas" * (replicas > 1)
         names.append(name + f", data {digest[:6]}" * (name in names))
     found = [
-        Group(name, configs[key], key[1], [same[seed] for seed in sorted(same)], key[2])
+        Group(name, configs[key], key[1], [same[seed] for seed in sorted(same)], *key[2:])
         for name, (key, same) in zip(_unique(names), groups.items(), strict=True)
     ]
-    order = [_key(row.config) for row in table.rows] + [_key(group.config) for group in found]
-    return sorted(found, key=lambda g: (order.index(_key(g.config)), g.replicas)), repeats
+    order = [(_key(row.config), row.network) for row in table.rows]
+    order += [(_key(group.config), group.network) for group in found]
+    place = {key: i for i, key in reversed([*enumerate(order)])}
+    return sorted(found, key=lambda g: (place[_key(g.config), g.network], g.replicas)), repeats
 
 
 def _key(config: dict[str, Any], without: Sequence[str] = ()) -> str:

@@ -67,6 +67,9 @@ class RunMeasurements(NamedTuple):
     on_images: ImageMeasurements | None = None
 
 
+_NOTHING = RunMeasurements({}, {}, {}, {}, 0, "it was not measured")
+
+
 class PairMeasurements(NamedTuple):
     """Of two runs of one configuration. after: the second one's units matched to the first's, as
     before where there are none to match. cka, cka_untrained: by hidden layer."""
@@ -92,7 +95,8 @@ class Evidence(NamedTuple):
     paired: dict[str, dict[tuple[int, int], PairMeasurements]]
 
     def of(self, run: Run) -> RunMeasurements:
-        return self.measured[run.path]
+        """What was measured of a run; nothing of what is in the table alone."""
+        return self.measured.get(run.path, _NOTHING)
 
     def on_images(self, group: Group) -> dict[int, ImageMeasurements]:
         """By seed, of the completed runs whose images are at hand."""
@@ -101,19 +105,32 @@ class Evidence(NamedTuple):
 
 
 def _choose_reference(groups: list[Group]) -> Group | None:
-    """The configuration that is looked at most closely: with the most completed runs, and of
-    those the one that differs least from the recipe."""
+    """The configuration that is looked at most closely: of those with a completed run one whose
+    network can be rebuilt, if there is one, whose labels are not shuffled, if there is one, with
+    the most completed runs, and of those the one that differs least from the recipe."""
     fields = [field for field in dataclasses.fields(Config) if field.name != "watch"]
 
-    def place(group: Group) -> tuple[int, int]:
+    def place(group: Group) -> tuple[bool, bool, int, int]:
         unlike = sum(group.config[field.name] != field.default for field in fields)
-        return -len(group.completed), unlike
+        shuffled = bool(group.config.get("shuffle_labels"))
+        return not group.known, shuffled, -len(group.completed), unlike
 
     return min((group for group in groups if group.completed), key=place, default=None)
 
 
+def _alike(group: Group, reference: Group | None) -> bool:
+    """Whether the same is measured of a group as of the reference."""
+    if reference is None or group.known or reference.known:
+        return group.known
+    return group.shown == reference.shown
+
+
 def measure(runs: Runs, compute: Compute = workers.compute) -> Evidence:
     """Measures every run, and every pair of completed runs of one configuration.
+
+    Where there are runs whose networks can be rebuilt (see `Run.known`), the others are left to the
+    table. Else what is measured is of weights and recorded scalars alone, in the reference
+    configuration and those with the same weights.
 
     Args:
       compute: takes the measurements, in this process or in others.
@@ -121,14 +138,16 @@ def measure(runs: Runs, compute: Compute = workers.compute) -> Evidence:
     Raises:
       LabError: a process of `compute` was killed.
     """
-    plain = [group for group in runs.groups if not group.config.get("shuffle_labels")]
-    reference = _choose_reference(plain) or _choose_reference(runs.groups)
-    alone = [group for group in runs.groups if group.replicas == 1 or group is reference]
+    reference = _choose_reference(runs.groups)
+    alike = [group for group in runs.groups if _alike(group, reference)]
+    alone = [group for group in alike if group.replicas == 1 or group is reference]
     most = sorted(alone, key=lambda g: (g is not reference, -len(g.completed)))[:FEATURED]
     featured = [group for group in runs.groups if group in most and group.completed]
     jobs: dict[Any, tuple[Any, ...]] = {}  # by where its result belongs
     for group in runs.groups:
-        folder, deep = runs.folders.get(group.data), group in featured
+        folder, deep = runs.folders.get(group.data) if group.known else None, group in featured
+        if not (group.known or deep):
+            continue
         jobs |= {run.path: (_run, _ends(run), folder, deep) for run in group.runs}
         if folder is not None and deep:
             count = None if group is reference else PAIR_EXAMPLES
@@ -158,21 +177,24 @@ def load_data(folder: str) -> tuple[data.Data, tf.Tensor, np.ndarray]:
 
 
 def unit(images: np.ndarray) -> tf.Tensor:
-    """Images uint8 as float32 in [0, 1], as the training divides them."""
-    return tf.cast(images, tf.float32) / 255.0
+    """Images uint8 as float32 in [0, 1], as the training divides them; other inputs stay."""
+    return tf.cast(images, tf.float32) / (255.0 if images.dtype == np.uint8 else 1.0)
 
 
 def _run(run: Run, folder: str | None, deep: bool) -> RunMeasurements:
-    end, start = ({tag.removesuffix("/weights"): w for tag, w in weights.matrices().items()}
-                  for weights in (run.final, run.initial))  # fmt: skip
-    vectors = np.concatenate([w.ravel() for w in run.final.values() if w.ndim < 2])
+    shown = run.final.shown().items()
+    end, start = ({name: matrices[tag] for name, tag in shown}
+                  for matrices in (run.final.matrices(), run.initial.matrices()))  # fmt: skip
+    if not end:
+        return _NOTHING
+    vectors = [np.empty(0), *(w.ravel() for w in run.final.values() if w.ndim < 2)]
     first, initial = (next(iter(one.values())) for one in (end, start))
     shares = near_zero.near_zero_shares
     found = RunMeasurements(
         spectra={name: spectrum.spectrum(w, start[name]) for name, w in end.items()},
         near_zero={name: shares(w) for name, w in end.items()},
         near_zero_initial={name: shares(w) for name, w in start.items()},
-        bias_near_zero=shares(vectors),
+        bias_near_zero=shares(np.concatenate(vectors)),
         unmoved=int(near_zero.unmoved_rows(first, initial).sum()),
         not_applicable=not_dense(run.final),
     )

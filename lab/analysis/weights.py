@@ -1,4 +1,5 @@
-"""A network's weights: arrays by tag, `LAYER/PART`, in the order of the layers."""
+"""A network's weights: arrays by tag, in the order of the layers. Of the perceptron, and of other
+chains of dense layers, tags are `LAYER/PART`."""
 
 from __future__ import annotations
 
@@ -7,6 +8,8 @@ from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
+
+SHOWN = 8  # of the matrices of a network
 
 
 class Weights(dict[str, np.ndarray]):
@@ -46,6 +49,14 @@ class Weights(dict[str, np.ndarray]):
         """The same, with some arrays in the place of its own."""
         assert tensors.keys() <= self.keys()
         return Weights({**self, **tensors})
+
+    def shown(self) -> dict[str, str]:
+        """What is looked at one by one: the tags of arrays of rank 2 or more, by tag without
+        `/weights`; of many, `SHOWN` at even distances."""
+        tags = [tag for tag, w in self.items() if w.ndim > 1]
+        if len(tags) > SHOWN:
+            tags = [tags[i] for i in np.linspace(0, len(tags) - 1, SHOWN).round().astype(int)]
+        return {tag.removesuffix("/weights"): tag for tag in tags}
 
     def matrices(self) -> dict[str, np.ndarray]:
         """By tag, the arrays of rank 2 or more, with all axes but the last folded into one."""

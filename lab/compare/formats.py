@@ -10,8 +10,9 @@ import textwrap
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from lab.compare.results import ACCURACY, LOSS
+from lab.compare.rows import Row, Table, heading, reads, told_by
 from lab.compare.statistics import LEVEL
-from lab.compare.table import Row, Table
 from lab.settings.config import TABLE_FORMATS
 
 
@@ -26,19 +27,30 @@ def _decimals(value: float | None, digits: int) -> str:
     return "" if value is None else f"{value:.{digits}f}"
 
 
-def _cells(place: int, row: Row, fields: Sequence[str]) -> dict[str, str]:
+def _field(row: Row, name: str) -> Any:
+    """A field of a row's config for one cell; nothing where the model does not read it."""
+    return _plain(row.config.get(name)) if reads(row.config, name) else ""
+
+
+def _cells(place: int, row: Row, fields: Sequence[str], metrics: Sequence[str]) -> dict[str, str]:
     """One row as heading -> printed cell; the headings are the same for every row."""
     interval = "collapsed" if row.averaged_status == "collapsed" else ""
     if row.low is not None:
         interval = f"{row.low:.4f}..{row.high:.4f}" + " w" * (row.interval == "wilson")
     ends = sorted(row.correct)
     counts = "..".join(map(str, dict.fromkeys([*ends[:1], *ends[-1:]])))
+    means = dict.fromkeys(metrics, "") | {LOSS: _decimals(row.loss, 4)}
+    if row.metric:
+        means[row.metric] = _decimals(row.mean, 4)
+        means[row.metric] += "" if row.std is None else f" ± {row.std:.4f}"
     return {
         "#": str(place),
-        **{name: str(_plain(row.config.get(name))) for name in fields},
+        **{name: str(_field(row, name)) for name in fields},
+        "network": row.network[:6],
+        "data digest": row.data[:6],
         "README": _decimals(row.readme, 4),
         "same rule": _decimals(row.readme_accuracy, 4),
-        "accuracy": _decimals(row.mean, 4) + ("" if row.std is None else f" ± {row.std:.4f}"),
+        **{heading(name): means[name] for name in metrics},
         "95% interval": interval,
         "group": row.groups,
         "runs": f"{row.averaged} of {row.runs}",
@@ -50,18 +62,36 @@ def _cells(place: int, row: Row, fields: Sequence[str]) -> dict[str, str]:
 
 
 def _printed(table: Table) -> list[dict[str, str]]:
-    """All rows; the README's columns only if there is one of its rows."""
-    rows = [_cells(place, row, table.fields) for place, row in enumerate(table.rows)]
-    hidden = set() if any(row["README"] for row in rows) else {"README", "same rule"}
+    """All rows, with the columns that say something: the README's only if there is one of its
+    rows, digests only where they tell rows apart, other metrics only of rows without accuracy."""
+    own = dict.fromkeys(row.metric for row in table.rows if row.averaged)
+    others = [name for name in own if name not in (ACCURACY, LOSS, "")]
+    metrics = [ACCURACY] * (ACCURACY in own or not own.keys() - {""})
+    metrics += [*others, *[LOSS] * bool(others or LOSS in own)]
+    rows = [_cells(place, row, table.fields, metrics) for place, row in enumerate(table.rows)]
+    shown = {"network": "network", "data": "data digest"}
+    hidden = {shown[name] for name in shown.keys() - told_by(table.rows)}
+    if not any(row["README"] for row in rows):
+        hidden |= {"README", "same rule"}
+    for name in {"data", "loss", "model"} & {*table.fields}:
+        _shorten(rows, name)
     return [{k: v for k, v in row.items() if k not in hidden} for row in rows]
+
+
+def _shorten(rows: Sequence[dict[str, str]], column: str) -> None:
+    """Leaves of paths what stands behind the last slash, where that tells them apart."""
+    short = {row[column]: row[column].rstrip("/").rpartition("/")[2] for row in rows}
+    if len({*short.values()}) == len(short):
+        for row in rows:
+            row[column] = short[row[column]]
 
 
 def _align(rows: Sequence[Mapping[str, str]], headings: Sequence[str]) -> list[str]:
     columns = []
-    for heading in headings:
-        cells = [heading, *(row[heading] for row in rows)]
+    for name in headings:
+        cells = [name, *(row[name] for row in rows)]
         width = max(map(len, cells))
-        left = heading in ("optimizer", "group", "status")
+        left = name in ("optimizer", "group", "status")
         columns.append([c.ljust(width) if left else c.rjust(width) for c in cells])
     return ["  ".join(cells).rstrip() for cells in zip(*columns, strict=True)]
 
@@ -95,7 +125,7 @@ def to_csv(table: Table) -> str:
     writer = csv.writer(out, lineterminator="\n")
     writer.writerow([*table.fields, *names])
     for row in table.rows:
-        values = [row.config.get(f) for f in table.fields] + [getattr(row, n) for n in names]
+        values = [_field(row, f) for f in table.fields] + [getattr(row, n) for n in names]
         writer.writerow([_plain(value) for value in values])
     return out.getvalue()
 

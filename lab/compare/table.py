@@ -1,6 +1,6 @@
-"""Results -> the table's rows, their comparisons and notes.
+"""Results -> the table's rows and their comparisons.
 
-Runs whose configs differ in nothing but the seed are one row.
+Runs that differ in nothing but the seed are one row: their configs, networks and data are equal.
 """
 
 from __future__ import annotations
@@ -12,10 +12,11 @@ import math
 import statistics
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any
 
-from lab.compare.results import Result
+from lab.compare import notes
+from lab.compare.results import ACCURACY, LOSS, Result
+from lab.compare.rows import LAST_EVALUATIONS, README_TOLERANCE, Pair, Row, Table, reads
 from lab.compare.statistics import (
     LEVEL,
     holm,
@@ -26,7 +27,7 @@ from lab.compare.statistics import (
 )
 from lab.settings.config import Config
 
-LAST_EVALUATIONS = 10
+Trial = tuple[str, str, str]  # config as text, digests of network and data
 
 # The README that the lab repeats, "Model Investigation with Tensorboard": its columns, and its
 # nine rows in its order. Accuracy there is the unweighted mean of the test batches' means.
@@ -42,63 +43,9 @@ README_ROWS = (
     (128, 128, 0.01, "rmsprop", 0.9782),
     (128, 64, 0.01, "rmsprop", 0.9762),
 )
-README_TOLERANCE = 0.004  # where seeds agree so closely that 3 standard deviations are less
 
 # What is recorded does not change what is trained: a README row stays one whatever these say.
 RECORDING_FIELDS = frozenset({"watch", "histogram_every", "display_step"})
-
-
-@dataclass(frozen=True)
-class Row:
-    """The trials of one config. Accuracies are shares of 1; None where there is no such figure.
-
-    Figures are over the `averaged` runs: the completed ones or, if there are none, the collapsed
-    ones; never a mixture.
-    """
-
-    config: dict[str, Any]  # without the seed
-    readme: float | None  # the README's figure
-    readme_accuracy: float | None  # ours by the README's rule, mean over the runs
-    readme_agrees: bool | None  # within 3 standard deviations or README_TOLERANCE; needs two runs
-    runs: int
-    averaged: int
-    averaged_status: str | None  # "completed", "collapsed" or None
-    mean: float | None
-    std: float | None  # sample standard deviation over seeds
-    low: float | None
-    high: float | None
-    interval: str | None  # "t" (mean over seeds), "wilson" (one run's count) or None
-    groups: str  # letters
-    seeds: list[int]  # of the averaged runs; `correct` in the same order
-    correct: list[int]
-    total: int | None
-    spread: float | None  # over a run's last evaluations, median over the runs
-    seconds: float | None  # median
-    status: str
-
-
-@dataclass(frozen=True)
-class Pair:
-    """Row `a` minus row `b` (places in Table.rows) over the n seeds that both completed."""
-
-    a: int
-    b: int
-    n: int
-    difference: float
-    low: float
-    high: float
-    p: float
-    p_holm: float
-
-
-@dataclass(frozen=True)
-class Table:
-    """Rows, every compared pair of rows, the config fields to show, and the notes below."""
-
-    rows: list[Row]
-    pairs: list[Pair]
-    fields: list[str]
-    notes: list[str]
 
 
 def _key(config: Mapping[str, Any]) -> str:
@@ -125,6 +72,11 @@ def _status(runs: Sequence[Result]) -> str:
     return "; ".join(parts) or "completed"
 
 
+def _mean(values: Iterable[float | None]) -> float | None:
+    known = [value for value in values if value is not None]
+    return statistics.fmean(known) if known else None
+
+
 def _std(values: Sequence[float]) -> float | None:
     return statistics.stdev(values) if len(values) > 1 else None
 
@@ -138,7 +90,9 @@ def _row(config: dict[str, Any], runs: Sequence[Result], readme: float | None) -
     """The row, without its letters."""
     completed = [r for r in runs if r.status == "completed"]
     chosen = completed or [r for r in runs if r.status == "collapsed"]
-    values = [r.accuracy for r in chosen]
+    metric = next((r.metric for r in chosen if r.metric), "")
+    values = [r.value for r in chosen if r.value is not None and r.metric == metric]
+    counts = [r for r in chosen if r.total]
     ours = [r.readme_accuracy for r in chosen if r.readme_accuracy is not None]
     agrees = None
     if readme is not None and len(ours) > 1:
@@ -146,41 +100,50 @@ def _row(config: dict[str, Any], runs: Sequence[Result], readme: float | None) -
         agrees = abs(statistics.fmean(ours) - readme) <= allowed
     # A collapsed run's accuracy is the frequency of the class it fell into: no interval fits.
     low = high = interval = None
-    if len(completed) > 1:
+    if completed and len(values) > 1:
         (low, high), interval = t_interval(values), "t"
-    elif completed:
+    elif len(completed) == 1 and counts:
         (low, high), interval = wilson_interval(chosen[0].correct, chosen[0].total), "wilson"
     return Row(
         config=config,
+        network=runs[0].network,
+        data=runs[0].data,
+        metric=metric,
+        loss=_mean(r.metrics.get(LOSS) for r in chosen),
         readme=readme,
-        readme_accuracy=statistics.fmean(ours) if ours else None,
+        readme_accuracy=_mean(ours),
         readme_agrees=agrees,
         runs=len(runs),
         averaged=len(chosen),
         averaged_status=chosen[0].status if chosen else None,
-        mean=statistics.fmean(values) if values else None,
+        mean=_mean(values),
         std=_std(values),
         low=low,
         high=high,
         interval=interval,
         groups="",
         seeds=[r.seed for r in chosen],
-        correct=[r.correct for r in chosen],
-        total=chosen[0].total if chosen else None,
+        correct=[r.correct for r in counts],
+        total=counts[0].total if counts else None,
         spread=_median(_std(r.evaluations[-LAST_EVALUATIONS:]) for r in chosen),
         seconds=_median(r.seconds for r in chosen),
         status=_status(runs),
     )
 
 
-def compare(accuracies: Sequence[Mapping[int, float]]) -> list[Pair]:
-    """All pairs of rows, each given as seed -> accuracy, that have two seeds or more in common.
+def compare(
+    accuracies: Sequence[Mapping[int, float]], data: Sequence[str] | None = None
+) -> list[Pair]:
+    """All pairs of rows, each given as seed -> accuracy, that have two seeds or more in common and
+    are on the same `data`.
 
     Seed-paired differences with their t interval, the paired t test, and Holm's correction over
     the pairs that are compared.
     """
     found = []
     for a, b in itertools.combinations(range(len(accuracies)), 2):
+        if data and data[a] != data[b]:
+            continue
         common = sorted(accuracies[a].keys() & accuracies[b].keys())
         if len(common) >= 2:
             found.append((a, b, [accuracies[a][s] - accuracies[b][s] for s in common]))
@@ -201,6 +164,11 @@ def _letters(rows: Sequence[Row], pairs: Sequence[Pair]) -> list[str]:
     )
     rank = {place: i for i, place in enumerate(best_first)}
     different = [(rank[pair.a], rank[pair.b]) for pair in pairs if pair.p_holm <= LEVEL]
+    different += [
+        (rank[a], rank[b])
+        for a, b in itertools.combinations(best_first, 2)
+        if rows[a].data != rows[b].data
+    ]
     letters = dict(zip(best_first, letter_display(len(rank), different), strict=True))
     return [letters.get(place, "") for place in range(len(rows))]
 
@@ -225,109 +193,58 @@ def make_table(
     places: dict[str, int] = {}
     for config in order:
         places.setdefault(_key({**recipe, **config}), len(places))
-    trials, notes = _trials(results, recipe)
-    configs = {key: {**recipe, **next(iter(runs.values())).config} for key, runs in trials.items()}
-    readme = {key: _readme_place(config, recipe) for key, config in configs.items()}
-    names = dict.fromkeys(itertools.chain(README_FIELDS, *configs.values()))
-    differ = {k for k in names if len({json.dumps(c.get(k)) for c in configs.values()}) > 1}
-    fields = [k for k in names if k in differ.union(README_FIELDS)]
+    trials, repeated = _trials(results, recipe)
+    configs = {key: recipe | next(iter(runs.values())).config for key, runs in trials.items()}
+    readme = {key: None if key[1] else _readme_place(c, recipe) for key, c in configs.items()}
+    fields = _fields(list(configs.values()))
 
-    def sort_key(key: str) -> tuple[Any, ...]:
-        values = [configs[key].get(k) for k in fields]
+    def sort_key(key: Trial) -> tuple[Any, ...]:
+        config = configs[key]
+        values = [config.get(k) if reads(config, k) else None for k in fields]
+        place = readme[key]
         return (
-            places.get(key, math.inf),
-            math.inf if readme[key] is None else readme[key],
+            places.get(key[0], math.inf),
+            math.inf if place is None else place,
             [(0, v, "") if type(v) in (int, float) else (1, 0, str(v)) for v in values],
+            *key,
         )
 
     rows, accuracies = [], []
     for key in sorted(trials, key=sort_key):
         place, runs = readme[key], [run for _, run in sorted(trials[key].items())]
         rows.append(_row(configs[key], runs, None if place is None else README_ROWS[place][-1]))
-        accuracies.append({r.seed: r.accuracy for r in runs if r.status == "completed"})
-    pairs = compare(accuracies)
+        counted = (r for r in runs if r.status == "completed" and r.metric == ACCURACY)
+        accuracies.append({r.seed: r.value for r in counted if r.value is not None})
+    pairs = compare(accuracies, [row.data for row in rows])
     letters = zip(rows, _letters(rows, pairs), strict=True)
     rows = [dataclasses.replace(row, groups=groups) for row, groups in letters]
-    notes += [f"Left out: {problem}" for problem in problems]
-    return Table(rows, pairs, fields, _notes(rows, pairs) + notes)
+    left_out = [f"Left out: {problem}" for problem in problems]
+    return Table(rows, pairs, fields, notes.of(rows, pairs) + repeated + left_out)
+
+
+def _fields(configs: Sequence[dict[str, Any]]) -> list[str]:
+    """The fields that the table shows: the README's, the model's name, and those that differ; each
+    where a model reads it, and the name unless all are perceptrons."""
+    always = {name for name in README_FIELDS if any(reads(c, name) for c in configs)}
+    if any(not reads(config, "activation") for config in configs):
+        always.add("model")
+    names = dict.fromkeys(itertools.chain(README_FIELDS, *configs))
+    values = {k: {json.dumps(c.get(k)) for c in configs if reads(c, k)} for k in names}
+    return [k for k in names if k in always or len(values[k]) > 1]
 
 
 def _trials(
     results: Iterable[Result], recipe: Mapping[str, Any]
-) -> tuple[dict[str, dict[int, Result]], list[str]]:
-    """The results by config and seed, and a note for each that repeats another one's."""
-    trials: dict[str, dict[int, Result]] = {}
+) -> tuple[dict[Trial, dict[int, Result]], list[str]]:
+    """The results by trial and seed, and a note for each that repeats another one's."""
+    trials: dict[Trial, dict[int, Result]] = {}
     repeats = []
     use = {"completed": 0, "collapsed": 1}  # of two results of one trial, keep the more complete
     for result in sorted(results, key=lambda r: (use.get(r.status, 2), r.path)):
-        runs = trials.setdefault(_key({**recipe, **result.config}), {})
+        key = _key({**recipe, **result.config}), result.network, result.data
+        runs = trials.setdefault(key, {})
         if result.seed in runs:
             repeats.append(f"{result.path} repeats {runs[result.seed].path}: left out.")
         else:
             runs[result.seed] = result
     return trials, repeats
-
-
-def _places(places: Iterable[int]) -> str:
-    listed = [str(place) for place in places]
-    return f"row{'s' * (len(listed) != 1)} {', '.join(listed)}"
-
-
-def _notes(rows: Sequence[Row], pairs: Sequence[Pair]) -> list[str]:
-    """What a reader must know to read the table, and only what applies to this one."""
-    if not rows:
-        return ["No result to show: no run here has left a usable result.json yet."]
-    kinds = {row.interval for row in rows}
-    inside = [i for i, row in enumerate(rows) if row.readme_agrees]
-    outside = [i for i, row in enumerate(rows) if row.readme_agrees is False]
-    notes = {
-        "accuracy: correct/total over the test images, mean ± sample standard deviation over"
-        " seeds.": True,
-        "95% interval: Student's t, for the mean over seeds.": "t" in kinds,
-        "w: one run only: Wilson's 95% interval of its correct/total. It holds the chance in the"
-        " choice of test images, not the spread over seeds.": "wilson" in kinds,
-        "README: its figure, from one run. same rule: our mean by the README's rule, the"
-        " unweighted mean of the test batches' means.": any(r.readme is not None for r in rows),
-        "The README's figure lies within our mean ± 3 standard deviations (at least"
-        f" ± {README_TOLERANCE}) in {len(inside)} of {len(inside + outside)} rows"
-        + (f"; not in {_places(outside)}." if outside else "."): inside or outside,
-        "runs: only completed runs are averaged and compared; what became of the others says"
-        " status, not accuracy. Where none completed, accuracy is the collapsed runs', marked"
-        " collapsed, without interval or letter.": any(
-            row.averaged < row.runs or row.averaged_status != "completed" for row in rows
-        ),
-        **dict.fromkeys(_group_notes(rows, pairs), True),
-        f"in-run sd: standard deviation over a run's last {LAST_EVALUATIONS} evaluations (all, if"
-        " it has fewer), median over the row's runs; seconds: median too.": any(
-            row.spread is not None for row in rows
-        ),
-    }
-    return [note for note, applies in notes.items() if applies]
-
-
-def _group_notes(rows: Sequence[Row], pairs: Sequence[Pair]) -> list[str]:
-    if len(rows) == 1:
-        return ["group: one row, so nothing to compare."]
-    if not pairs and all(row.interval != "t" for row in rows):
-        return [
-            "group: none. One seed a row allows no comparison: give every row the same seeds, two"
-            " or more."
-        ]
-    if not pairs:
-        return ["group: none. No two rows have two completed seeds in common."]
-    seeds = sorted({pair.n for pair in pairs})
-    compared = {place for pair in pairs for place in (pair.a, pair.b)}
-    alone = [place for place in range(len(rows)) if place not in compared]
-    untested = math.comb(len(compared), 2) - len(pairs)
-    notes = {
-        "group: rows that share a letter cannot be told apart (which does not prove them equal):"
-        f" paired t tests on {seeds[0]}{f' to {seeds[-1]}' if len(seeds) > 1 else ''} common seeds,"
-        f" Holm's correction over {len(pairs)} pair{'s' * (len(pairs) > 1)}, level {LEVEL}."
-        + " Two seeds leave one degree of freedom: hardly any pair can differ."
-        * (seeds[0] == 2): True,
-        f"No letter for {_places(alone)}: fewer than two completed seeds in common with any other"
-        " row, so no comparison.": alone,
-        f"{untested} pair{'s' * (untested > 1)} of rows with letters had fewer than two seeds in"
-        " common: not compared, and so not told apart.": untested,
-    }
-    return [note for note, applies in notes.items() if applies]

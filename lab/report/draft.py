@@ -115,6 +115,8 @@ class Draft:
 
     def command(self, key: str, group: Group | None = None, **flags: Any) -> None:
         """A gap that more runs would fill: of `group`, or the default's, with some other flags."""
+        if group and group.runs[0].result.get("given"):
+            return  # what was given as objects, no flag can say
         config = group.config if group else None
         line = figures.command(self.evidence.runs.logdir, config, **flags)
         self.commands.append((self._text({}, f"gap_{key}"), line))

@@ -14,7 +14,9 @@ import numpy as np
 
 from lab.compare.statistics import LEVEL, t_interval, t_quantile
 from lab.compare.table import RECORDING_FIELDS
+from lab.errors import LabError
 from lab.report.section import Figure, Series
+from lab.settings.config import Config, default
 from lab.settings.source import defaults
 
 
@@ -155,7 +157,13 @@ def command(logdir: str, config: Mapping[str, Any] | None = None, **more: Any) -
     if os.path.exists(os.path.join(logdir, "config.json")):
         logdir = os.path.normpath(os.path.join(logdir, os.pardir))
     config = config or {}
-    fields = defaults(config.get("model", "mlp")) | {"model": "mlp"}
+    model = config.get("model", "mlp")
+    try:
+        fields = defaults(model)
+    except LabError:  # the file is gone: its recipe is not known
+        fields = {}
+    fields = {one.name: default(one, model) for one in dataclasses.fields(Config)} | fields
+    fields["model"] = "mlp"
     for name in RECORDING_FIELDS | {"seed", "model_arguments"}:
         del fields[name]
     arguments = [shlex.quote(f"--model.{one}") for one in config.get("model_arguments", ())]

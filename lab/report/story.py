@@ -9,7 +9,7 @@ from typing import Any
 
 import lab
 from lab.analysis import workers
-from lab.analysis.runs import Runs
+from lab.analysis.runs import Group, Runs
 from lab.analysis.study import MEAN_EXAMPLES, PAIR_EXAMPLES, SHARPNESS_EXAMPLES, Evidence, measure
 from lab.analysis.workers import Compute
 from lab.report.figures import plural
@@ -49,7 +49,11 @@ def _made(evidence: Evidence) -> list[tuple[str, str]]:
     if every:
         versions = [_named(run.result["versions"]) for run in every if run.result["versions"]]
         folders = [os.path.basename(idx_folder(run.config["data"])) or "MNIST" for run in every]
-        gone = "" if runs.folders else ", no longer at hand: only what needs no images"
+        gone = (
+            ""
+            if runs.folders or not any(run.known for run in every)
+            else ", no longer at hand: only what needs no images"
+        )
         made += [
             ("trained with", _different(versions) or "not on record"),
             ("devices", _different([_devices(run.result) for run in every])),
@@ -57,29 +61,48 @@ def _made(evidence: Evidence) -> list[tuple[str, str]]:
             ("data", _different(folders) + gone),
         ]
     if reference:
-        config, net = reference.config, reference.runs[0].final
-        widths = [net.weights[0].shape[0], *(len(bias) for bias in net.biases)]
-        made += [
-            (
-                "reference",
-                f"{reference.label}: {'-'.join(map(str, widths))} {config['activation']},"
-                f" {config['loss']} ({config['reduction']}), batch {config['batch_size']},"
-                f" {reference.runs[0].steps:,} steps",
-            ),
-            (
-                "measured",
-                f"in depth: the {len(evidence.featured)} of"
-                f" {plural(len(runs.groups), 'configuration')} with the most seeds. Accuracies and"
-                " the reference's pairs: all test images. Other pairs, permutations and CKA: the"
-                f" first {PAIR_EXAMPLES:,}. Sharpness: the first {SHARPNESS_EXAMPLES:,} training"
-                f" images. Mean activations: the first {MEAN_EXAMPLES:,}",
-            ),
-        ]
+        made += _about(reference, evidence)
     intervals = (
         "95%, Student's t over seeds; for pairs of seeds the jackknife over seeds; none for a"
         " single run"
     )
     return [*made, ("intervals", intervals)]
+
+
+def _about(reference: Group, evidence: Evidence) -> list[tuple[str, str]]:
+    """What was looked at, and what was left to the table."""
+    config, net, groups = reference.config, reference.runs[0].final, evidence.runs.groups
+    how = (
+        f"{config['loss']} ({config['reduction']}), batch {config['batch_size']},"
+        f" {reference.runs[0].steps:,} steps"
+    )
+    if not reference.known:
+        size = f"{sum(w.size for w in net.values()):,} weights in {plural(len(net), 'tensor')}"
+        shown, every = reference.shown, net.matrices()
+        some = f"; {len(shown)} of {len(every)} matrices are shown" * (len(shown) < len(every))
+        made = [("reference", f"{reference.label}: {config['model']}, {size}{some}, {how}")]
+        others = [group.label for group in groups if group not in evidence.featured]
+        why = "other weights than the reference's, or no completed run"
+    else:
+        widths = [net.weights[0].shape[0], *(len(bias) for bias in net.biases)]
+        shape = f"{'-'.join(map(str, widths))} {config['activation']}"
+        made = [
+            ("reference", f"{reference.label}: {shape}, {how}"),
+            (
+                "measured",
+                f"in depth: the {len(evidence.featured)} of"
+                f" {plural(len([g for g in groups if g.known]), 'configuration')} with the most"
+                " seeds. Accuracies and the reference's pairs: all test images. Other pairs,"
+                f" permutations and CKA: the first {PAIR_EXAMPLES:,}. Sharpness: the first"
+                f" {SHARPNESS_EXAMPLES:,} training images. Mean activations: the first"
+                f" {MEAN_EXAMPLES:,}",
+            ),
+        ]
+        others = [group.label for group in groups if not group.known]
+        why = "the report rebuilds --model=mlp alone. In a folder of their own they are looked into"
+    if others:
+        made.append(("in the table alone", f"{'; '.join(others)} ({why})"))
+    return made
 
 
 def _commit() -> str:

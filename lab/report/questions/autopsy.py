@@ -21,10 +21,13 @@ def autopsy(evidence: Evidence) -> Section:
     signed = [
         group
         for group in evidence.runs.groups
-        if plain_sgd(group.config) and any(evidence.of(run).at_end for run in group.runs)
+        if group.known
+        and plain_sgd(group.config)
+        and any(evidence.of(run).at_end for run in group.runs)
     ]
     if not signed:
-        draft.command("cliff", grid="cliff", seeds=3)
+        if not evidence.runs.groups or any(group.known for group in evidence.runs.groups):
+            draft.command("cliff", grid="cliff", seeds=3)
         return draft.section("no_run")
     dead = [group for group in signed if len(group.completed) < len(group.runs)]
     subject = max(dead or signed, key=lambda g: len(g.runs) - len(g.completed))

@@ -25,6 +25,9 @@ _UNITS = 24  # of the first layer that are shown
 
 @about_reference
 def layers(draft: Draft, group: Group) -> Section:
+    if not group.known:
+        _ratios(draft, group)
+        return draft.section("not_applicable")
     measured = list(draft.evidence.on_images(group).values())
     outcome, facts = _resets(draft, group, measured) if measured else ("no_images", {})
     _ratios(draft, group)
@@ -117,8 +120,8 @@ def _saturation(draft: Draft, name: str, found: list) -> None:
 
 def _ratios(draft: Draft, group: Group) -> None:
     series = []
-    for layer in group.runs[0].final.names:
-        tags = [f"{layer}/weights/{kind}" for kind in ("update/norm", "norm")]
+    for layer, tag in group.shown.items():
+        tags = [f"{tag}/{kind}" for kind in ("update/norm", "norm")]
         pairs = [[run.every_step(tag) for tag in tags] for run in group.completed]
         found = [update_ratio(u, w) for u, w in pairs if u is not None and w is not None]
         if found:
@@ -139,11 +142,13 @@ def _ratios(draft: Draft, group: Group) -> None:
 
 def _first_layer(draft: Draft, group: Group) -> None:
     run = group.completed[0]
-    rows, columns = load_data(draft.evidence.runs.folders[group.data])[0].image_shape
+    shape = load_data(draft.evidence.runs.folders[group.data])[0].image_shape
+    if not shape:
+        return
     weights, start = run.final.weights[0], run.initial.weights[0]
     moved = np.linalg.norm(weights - start, axis=0)
     chosen = np.argsort(-moved, kind="stable")[:_UNITS]
-    images = weights[:, chosen].T.reshape(-1, rows, columns)
+    images = weights[:, chosen].T.reshape(-1, *shape)
     captions = [f"unit {unit}" for unit in chosen]
     least = float(moved[chosen[-1]])
     draft.tiles("units", images, captions, seed=run.seed, count=len(chosen), least=least)

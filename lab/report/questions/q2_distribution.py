@@ -14,6 +14,10 @@ from lab.report.section import Figure, Mark, Section
 
 @about_reference
 def distribution(draft: Draft, group: Group) -> Section:
+    if not group.known:
+        if group.shown:
+            _spectra(draft, group, [draft.evidence.of(run) for run in group.completed])
+        return draft.section("not_applicable")
     measured = list(draft.evidence.on_images(group).values())
     outcome, facts = _images(draft, group, measured) if measured else ("no_images", {})
     if not measured:
@@ -92,7 +96,7 @@ def _spectra(
     draft: Draft, group: Group, found: list[RunMeasurements]
 ) -> dict[str, tuple[Figure, int]]:
     """Adds singular values; returns how many of how many are beyond the edge of noise, by layer."""
-    outside, names = {}, group.runs[0].final.names
+    outside, names = {}, [*group.shown]
     for name in names:
         spectra = [one.spectra[name] for one in found]
         total = len(spectra[0].singular)
@@ -128,10 +132,15 @@ def _spectra(
         one.spectra[name].initial_singular[0]
         <= one.spectra[name].edge * (1 + 1 / sum(np.sqrt(w.shape)))
         for one in found
-        for name, w in zip(names, group.runs[0].final.weights, strict=True)
+        for name, w in zip(names, _matrices(group), strict=True)
     ]
     draft.control("edge", all(within), within=sum(within), total=len(within))
     return outside
+
+
+def _matrices(group: Group) -> list[np.ndarray]:
+    matrices = group.runs[0].final.matrices()
+    return [matrices[tag] for tag in group.shown.values()]
 
 
 def _scales(draft: Draft, normal: list[Group], scales: list[Group]) -> None:

@@ -24,6 +24,8 @@ _PRUNED = {  # by key in PruningCurve
 @about_reference
 def zeros(draft: Draft, group: Group) -> Section:
     draft.facts["limit"] = _LIMIT
+    if not group.shown:
+        return draft.section("no_matrix")
     found = [draft.evidence.of(run) for run in group.completed]
     measured = list(draft.evidence.on_images(group).values())
     start, end, bias = (
@@ -37,6 +39,8 @@ def zeros(draft: Draft, group: Group) -> Section:
     far = _by_layer(draft, group, found)
     _histogram(draft, group)
     _by_configuration(draft)
+    if not group.known:
+        return draft.section("counted", start=start, end=end, bias=bias)
     _never_lit(draft, group)
     scale = _scale(draft, measured) if measured else {}
     pruned = _pruning(draft, measured) if measured else None
@@ -56,13 +60,15 @@ def zeros(draft: Draft, group: Group) -> Section:
 
 
 def _share(weights: Weights) -> float:
-    return float(np.mean(np.abs(np.concatenate([w.ravel() for w in weights.weights])) < _LIMIT))
+    return float(
+        np.mean(np.abs(np.concatenate([w.ravel() for w in weights.matrices().values()])) < _LIMIT)
+    )
 
 
 def _by_layer(draft: Draft, group: Group, found: list[RunMeasurements]) -> list[tuple[str, Figure]]:
     """Adds the shares; returns the final ones of the layers of which most weights are not near."""
     far: list[tuple[str, Figure]] = []
-    for name in group.runs[0].final.names:
+    for name in group.shown:
         for key, part in (("start", "near_zero_initial"), ("end", "near_zero")):
             for bound in LIMITS:
                 shares = [getattr(one, part)[name][bound] for one in found]
@@ -174,8 +180,9 @@ def _never_lit(draft: Draft, group: Group) -> None:
 
 def _histogram(draft: Draft, group: Group) -> None:
     run = group.completed[0]
-    start, end = (part.weights[0].ravel() for part in (run.initial, run.final))
-    edge = float(np.quantile(np.abs(end), 0.999))
+    layer, tag = next(iter(group.shown.items()))
+    start, end = (part[tag].ravel() for part in (run.initial, run.final))
+    edge = float(np.quantile(np.abs(end), 0.999)) or 1.0
     edges = np.linspace(-edge, edge, 62)
     middles = (edges[1:] + edges[:-1]) / 2
     series = [
@@ -183,7 +190,7 @@ def _histogram(draft: Draft, group: Group) -> None:
         for name, w in (("start", start), ("end", end))
     ]
     draft.chart("weights", "weight", "share of weights per bucket", series,
-                scales=("linear", "log"), seed=run.seed, start=float(start.std()),
+                scales=("linear", "log"), layer=layer, seed=run.seed, start=float(start.std()),
                 end=float(end.std()))  # fmt: skip
 
 

@@ -21,6 +21,9 @@ Pairs = dict[tuple[int, int], PairMeasurements]
 
 @about_reference
 def sameness(draft: Draft, group: Group) -> Section:
+    if not group.known:
+        draft.commands.clear()  # other seeds would not help
+        return draft.section("not_applicable")
     pairs = draft.evidence.paired[group.label]
     measured = list(draft.evidence.on_images(group).values())
     if measured:

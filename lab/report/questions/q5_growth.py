@@ -19,7 +19,9 @@ _LONG = 50  # steps of a run, of which these are few
 
 @about_reference
 def growth(draft: Draft, group: Group) -> Section:
-    names = group.runs[0].final.names
+    names = [*group.shown]
+    if not names:
+        return draft.section("no_matrix")
     _distances_chart(draft, group)
     found = {
         name: draft.mean(f"drift:{name}", f"drift ratio of {name}'s weights", _drifts(group, name))
@@ -37,10 +39,8 @@ def growth(draft: Draft, group: Group) -> Section:
         draft.command("updates", group)
     late = _late(draft, group)
     _late_chart(draft, group)
-    _unlit(draft, group)
-    if not all([_shuffled(draft, group), _decayed(draft, group)]):
-        draft.command("controls", grid="controls", seeds=3)
-    _sharpness(draft)
+    if group.known:
+        _controls(draft, group)
     draft.unknown("momentum")
     verdicts = {name: above(figure, 1) for name, figure in ratios.items()}
     straight = [name for name, verdict in verdicts.items() if verdict]
@@ -54,12 +54,21 @@ def growth(draft: Draft, group: Group) -> Section:
     return draft.section(outcome, ratios=ratios, straight=straight, first=first, late=late)
 
 
+def _controls(draft: Draft, group: Group) -> None:
+    """What images, and runs beside these, can say."""
+    _unlit(draft, group)
+    if not all([_shuffled(draft, group), _decayed(draft, group)]):
+        draft.command("controls", grid="controls", seeds=3)
+    _sharpness(draft)
+
+
 def _distances(run: Run, layer: str) -> tuple[np.ndarray, np.ndarray]:
     """(steps, ||W_t - W_0||) of a layer's weights, at every step that has it or its weights."""
-    start = np.float64(run.initial[f"{layer}/weights"])
-    found = dict(zip(*run.scalars.get(f"{layer}/weights/distance", ((), ())), strict=True))
+    tag = run.final.shown()[layer]
+    start = np.float64(run.initial[tag])
+    found = dict(zip(*run.scalars.get(f"{tag}/distance", ((), ())), strict=True))
     for step in run.networks.keys() - {0}:
-        found[step] = float(np.linalg.norm(run.networks[step][f"{layer}/weights"] - start))
+        found[step] = float(np.linalg.norm(run.networks[step][tag] - start))
     steps = sorted(found)
     return np.array(steps), np.array([found[step] for step in steps])
 
@@ -69,7 +78,7 @@ def _drifts(group: Group, layer: str) -> list[float]:
     return [
         drift_ratio(_distances(run, layer)[1][-1], updates)
         for run in group.completed
-        if (updates := run.every_step(f"{layer}/weights/update/norm")) is not None
+        if (updates := run.every_step(f"{run.final.shown()[layer]}/update/norm")) is not None
     ]
 
 
@@ -77,7 +86,7 @@ def _first_steps(draft: Draft, group: Group, layer: str) -> Figure:
     """The share of the squared updates that falls on the first steps."""
     shares = []
     for run in group.completed:
-        updates = run.every_step(f"{layer}/weights/update/norm")
+        updates = run.every_step(f"{run.final.shown()[layer]}/update/norm")
         if updates is not None and updates.any() and len(updates) >= _LONG:
             squares = np.square(np.float64(updates))
             shares.append(squares[:_FIRST].sum() / squares.sum())
@@ -90,7 +99,7 @@ def _distance_figures(draft: Draft, group: Group, name: str) -> bool:
     exponents, ends = [], []
     for run in group.completed:
         steps, distances = _distances(run, name)
-        ends.append(distances[-1] / np.linalg.norm(run.initial[f"{name}/weights"]))
+        ends.append(distances[-1] / (np.linalg.norm(run.initial[group.shown[name]]) or np.nan))
         if len(steps) >= _FIT_POINTS:
             exponents.append(growth_exponent(steps, distances))
     what = f"distance of {name}'s weights from their start, in norms of the start"
@@ -101,7 +110,7 @@ def _distance_figures(draft: Draft, group: Group, name: str) -> bool:
 
 def _distances_chart(draft: Draft, group: Group) -> None:
     series = []
-    for name in group.runs[0].final.names:
+    for name in group.shown:
         found = [_distances(run, name) for run in group.completed]
         steps = found[0][0]
         rows = [distances for own, distances in found if np.array_equal(own, steps)]
@@ -118,9 +127,7 @@ def _distances_chart(draft: Draft, group: Group) -> None:
 
 def _drift_bars(draft: Draft) -> None:
     rows = {
-        group.label: {
-            name: across("", "", _drifts(group, name)) for name in group.runs[0].final.names
-        }
+        group.label: {name: across("", "", _drifts(group, name)) for name in group.shown}
         for group in draft.evidence.featured
     }
     names = dict.fromkeys(name for found in rows.values() for name in found)
@@ -135,7 +142,7 @@ def _drift_bars(draft: Draft) -> None:
 
 def _norm(run: Run) -> np.ndarray | None:
     """||W_t|| of all layers' weights together, by step."""
-    found = [run.every_step(f"{name}/weights/norm") for name in run.final.names]
+    found = [run.every_step(f"{tag}/norm") for tag in run.final.matrices()]
     kept = [norm for norm in found if norm is not None]
     return np.sqrt(np.sum(np.square(kept), axis=0)) if len(kept) == len(found) else None
 
@@ -167,13 +174,14 @@ def _late_chart(draft: Draft, group: Group) -> None:
     if not norms or not kept:
         return
     steps = kept[0][0]
-    losses = curve("test loss, nats", steps.tolist(),
+    losses = curve("test loss" + ", nats" * group.known, steps.tolist(),
                    [v for s, v in kept if np.array_equal(s, steps)])  # fmt: skip
     sizes = curve("weights' norm, first step = 1", steps.tolist(),
-                  [norm[steps - 1] / norm[0] for norm in norms])  # fmt: skip
+                  [norm[steps - 1] / (norm[0] or np.nan) for norm in norms])  # fmt: skip
     lowest = int(steps[int(np.argmin(losses.y))])
-    draft.chart("late", "step", "nats; ratio", [losses, sizes], scales=("linear", "log"),
-                lowest=lowest, last=lowest == steps[-1], norm=sizes.y[-1])  # fmt: skip
+    draft.chart("late", "step", f"{'nats' if group.known else 'loss'}; ratio", [losses, sizes],
+                scales=("linear", "log"), lowest=lowest, last=lowest == steps[-1],
+                norm=sizes.y[-1])  # fmt: skip
 
 
 def _unlit(draft: Draft, group: Group) -> None:
@@ -191,9 +199,7 @@ def _shuffled(draft: Draft, group: Group) -> bool:
     """
 
     def total(group: Group) -> Figure:
-        ends = [
-            [_distances(run, name)[1][-1] for name in run.final.names] for run in group.completed
-        ]
+        ends = [[_distances(run, name)[1][-1] for name in group.shown] for run in group.completed]
         return across("", "", [float(np.linalg.norm(end)) for end in ends])
 
     groups = draft.evidence.runs.sweep(group, "shuffle_labels")
@@ -216,7 +222,7 @@ def _decayed(draft: Draft, group: Group) -> bool:
     rows, verdicts = [], []
     for other in draft.evidence.runs.sweep(group, "learning_rate_decay"):
         if other.config.get("learning_rate_decay", "none") not in fixed and other.completed:
-            found = {n: across("", "", _drifts(other, n)) for n in other.runs[0].final.names}
+            found = {n: across("", "", _drifts(other, n)) for n in other.shown}
             known = {name: f for name, f in found.items() if f.value is not None}
             verdicts += [above(figure, 1) for figure in known.values()]
             if known:

@@ -5,7 +5,8 @@ from __future__ import annotations
 from typing import Any
 
 from lab.analysis.study import Evidence
-from lab.compare.table import Row
+from lab.compare.results import ACCURACY
+from lab.compare.rows import Row, heading
 from lab.report.draft import SEEDS, Draft
 from lab.report.figures import points
 from lab.report.section import Figure, Section, Series
@@ -18,9 +19,10 @@ def table(evidence: Evidence) -> Section:
     draft = Draft("table", evidence)
     found = evidence.runs.table
     rows = list(zip(evidence.runs.labels, found.rows, strict=True))
-    shown = [(name, row) for name, row in rows if row.mean is not None]
+    counted = [(name, row) for name, row in rows if row.mean is not None]
+    shown = _comparable(draft, counted)
     readme = [(name, row) for name, row in shown if row.readme is not None]
-    _figures(draft, rows, shown)
+    _figures(draft, rows, counted)
     if len(shown) > 1:
         _errors(draft, readme if len(readme) > 1 else shown)
     if readme:
@@ -43,16 +45,30 @@ def table(evidence: Evidence) -> Section:
     return draft.section(outcome, collapsed=dead, **facts)
 
 
+def _comparable(draft: Draft, rows: Rows) -> Rows:
+    """The accuracies on one set of data: the reference's, if it has any, or the first row's."""
+    found = [(name, row) for name, row in rows if row.metric == ACCURACY]
+    reference = draft.evidence.reference
+    of_reference = [pair for pair in found if reference and pair[1].data == reference.data]
+    return of_reference or [pair for pair in found if pair[1].data == found[0][1].data]
+
+
 def _figures(draft: Draft, rows: Rows, shown: Rows) -> None:
     draft.add(*(
-        Figure(f"accuracy:{n}", f"test accuracy, {n}", r.mean, r.low, r.high, r.averaged, "%")
+        Figure(f"{r.metric}:{n}", f"test {r.metric}, {n}", r.mean, r.low, r.high, r.averaged,
+               "%" * (r.metric == ACCURACY))
         for n, r in shown
     ))  # fmt: skip
+    metrics = list(dict.fromkeys(r.metric for _, r in shown if r.metric != ACCURACY))
     cells = [
         (
             name,
             "" if row.readme is None else f"{row.readme:.4f}",
-            "" if row.mean is None else f"{row.mean:.4f}",
+            "" if row.mean is None or row.metric != ACCURACY else f"{row.mean:.4f}",
+            *(
+                "" if row.mean is None or row.metric != name else f"{row.mean:.4f}"
+                for name in metrics
+            ),
             "" if row.low is None or row.high is None else f"{row.low:.4f} to {row.high:.4f}",
             row.groups,
             f"{row.averaged} of {row.runs}",
@@ -60,7 +76,8 @@ def _figures(draft: Draft, rows: Rows, shown: Rows) -> None:
         )
         for name, row in rows
     ]
-    columns = ("configuration", "README", "accuracy", "95% interval", "group", "runs", "status")
+    columns = ("configuration", "README", "accuracy", *map(heading, metrics), "95% interval",
+               "group", "runs", "status")  # fmt: skip
     draft.table("table", columns, cells)
 
 
@@ -82,12 +99,14 @@ def _errors(draft: Draft, drawn: Rows) -> None:
 def _outcome(draft: Draft, shown: Rows, readme: Rows) -> tuple[str, dict[str, Any]]:
     pairs = draft.evidence.runs.table.pairs
     if not shown:
-        return "no_run", {}
-    if not pairs:
-        top = max(draft.figures, key=lambda figure: figure.value or 0)
+        return "no_accuracy" if draft.figures else "no_run", {}
+    compared = [(name, row) for name, row in shown if row.groups]
+    if not pairs or not compared:
+        names = {f"{ACCURACY}:{name}" for name, _ in shown}
+        found = [figure for figure in draft.figures if figure.key in names]
+        top = max(found, key=lambda figure: figure.value or 0)
         facts = {"best": top.key.partition(":")[2], "figure": top, "count": len(shown)}
         return "alone" if len(shown) == 1 else "not_compared", facts
-    compared = [(name, row) for name, row in shown if row.groups]
     ours = [(name, row) for name, row in readme if row.groups]
     judged = ours if 1 < len(ours) < len(compared) else compared
     best, row = max(judged, key=lambda pair: pair[1].mean or 0)

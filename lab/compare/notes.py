@@ -1,0 +1,96 @@
+"""What a reader must know to read a table of results."""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from collections.abc import Iterable, Sequence
+
+from lab.compare.results import ACCURACY
+from lab.compare.rows import LAST_EVALUATIONS, README_TOLERANCE, Pair, Row, heading, told_by
+from lab.compare.statistics import LEVEL
+
+
+def _places(places: Iterable[int]) -> str:
+    listed = [str(place) for place in places]
+    return f"row{'s' * (len(listed) != 1)} {', '.join(listed)}"
+
+
+def of(rows: Sequence[Row], pairs: Sequence[Pair]) -> list[str]:
+    """Only what applies to this table."""
+    if not rows:
+        return ["No result to show: no run here has left a usable result.json yet."]
+    kinds = {row.interval for row in rows}
+    inside = [i for i, row in enumerate(rows) if row.readme_agrees]
+    outside = [i for i, row in enumerate(rows) if row.readme_agrees is False]
+    counted, others = [row for row in rows if row.correct], _others(rows)
+    names = [heading(metric) for metric in dict.fromkeys(rows[i].metric for i in others) if metric]
+    notes = {
+        "accuracy: correct/total over the test images, mean ± sample standard deviation over"
+        " seeds.": counted or not others,
+        f"{', '.join(names)}: over the test set, mean ± sample standard deviation over seeds. The"
+        " 95% interval is of the first of them that a row has.": names,
+        f"No figure for {_places(i for i in others if not rows[i].metric)}: no test set.": any(
+            not rows[i].metric for i in others
+        ),
+        "95% interval: Student's t, for the mean over seeds.": "t" in kinds,
+        "w: one run only: Wilson's 95% interval of its correct/total. It holds the chance in the"
+        " choice of test images, not the spread over seeds.": "wilson" in kinds,
+        "README: its figure, from one run. same rule: our mean by the README's rule, the"
+        " unweighted mean of the test batches' means.": any(r.readme is not None for r in rows),
+        "The README's figure lies within our mean ± 3 standard deviations (at least"
+        f" ± {README_TOLERANCE}) in {len(inside)} of {len(inside + outside)} rows"
+        + (f"; not in {_places(outside)}." if outside else "."): inside or outside,
+        "network, data digest: rows of one config, told apart by digests of the network and of the"
+        " data.": bool(told_by(rows)),
+        "runs: only completed runs are averaged and compared; what became of the others says"
+        " status, not accuracy. Where none completed, accuracy is the collapsed runs', marked"
+        " collapsed, without interval or letter.": any(
+            row.averaged < row.runs or row.averaged_status != "completed" for row in rows
+        ),
+        **dict.fromkeys(_group_notes(rows, pairs), True),
+        f"in-run sd: standard deviation over a run's last {LAST_EVALUATIONS} evaluations (all, if"
+        " it has fewer), median over the row's runs; seconds: median too.": any(
+            row.spread is not None for row in rows
+        ),
+    }
+    return [note for note, applies in notes.items() if applies]
+
+
+def _group_notes(rows: Sequence[Row], pairs: Sequence[Pair]) -> list[str]:
+    others = _others(rows)
+    if len(rows) == 1:
+        return ["group: one row, so nothing to compare."]
+    if len(others) == len(rows):
+        return ["group: none. Only accuracies are compared."]
+    if not pairs and all(row.interval != "t" for row in rows):
+        return [
+            "group: none. One seed a row allows no comparison: give every row the same seeds, two"
+            " or more."
+        ]
+    if not pairs:
+        return ["group: none. No two rows have two completed seeds in common."]
+    seeds = sorted({pair.n for pair in pairs})
+    compared = {place for pair in pairs for place in (pair.a, pair.b)}
+    alone = [place for place in range(len(rows)) if place not in compared.union(others)]
+    data = Counter(rows[place].data for place in compared)
+    untested = sum(math.comb(count, 2) for count in data.values()) - len(pairs)
+    notes = {
+        "group: rows that share a letter cannot be told apart (which does not prove them equal):"
+        f" paired t tests on {seeds[0]}{f' to {seeds[-1]}' if len(seeds) > 1 else ''} common seeds,"
+        f" Holm's correction over {len(pairs)} pair{'s' * (len(pairs) > 1)}, level {LEVEL}."
+        + " Two seeds leave one degree of freedom: hardly any pair can differ."
+        * (seeds[0] == 2): True,
+        f"No letter for {_places(alone)}: fewer than two completed seeds in common with any other"
+        " row, so no comparison.": alone,
+        f"No letter for {_places(others)}: only accuracies are compared.": others,
+        "Accuracies on different data are not compared, and share no letter.": len(data) > 1,
+        f"{untested} pair{'s' * (untested > 1)} of rows with letters had fewer than two seeds in"
+        " common: not compared, and so not told apart.": untested,
+    }
+    return [note for note, applies in notes.items() if applies]
+
+
+def _others(rows: Sequence[Row]) -> list[int]:
+    """The places of the rows that have other figures than accuracies, or none."""
+    return [i for i, row in enumerate(rows) if row.averaged and row.metric != ACCURACY]

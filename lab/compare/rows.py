@@ -1,0 +1,96 @@
+"""What the table of results is made of."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from lab.settings.config import Config
+
+LAST_EVALUATIONS = 10
+README_TOLERANCE = 0.004  # where seeds agree so closely that 3 standard deviations are less
+
+_PERCEPTRONS = frozenset(one.name for one in dataclasses.fields(Config) if "of" in one.metadata)
+
+
+def reads(config: Mapping[str, Any], name: str) -> bool:
+    """Whether the model of a config reads a field of it."""
+    return config.get("model", "mlp") == "mlp" or name not in _PERCEPTRONS
+
+
+@dataclass(frozen=True)
+class Row:
+    """The trials of one config. Accuracies are shares of 1; None where there is no such figure.
+
+    Figures are over the `averaged` runs: the completed ones or, if there are none, the collapsed
+    ones; never a mixture. mean, std, low, high and spread are those of `metric`.
+    """
+
+    config: dict[str, Any]  # without the seed
+    network: str  # digest of what no config tells, "" if it tells all
+    data: str  # digest, "" if it is not on record
+    metric: str  # the runs' own: accuracy, another one, loss; "" without a test set
+    loss: float | None  # mean over the runs, over the test set
+    readme: float | None  # the README's figure
+    readme_accuracy: float | None  # ours by the README's rule, mean over the runs
+    readme_agrees: bool | None  # within 3 standard deviations or README_TOLERANCE; needs two runs
+    runs: int
+    averaged: int
+    averaged_status: str | None  # "completed", "collapsed" or None
+    mean: float | None
+    std: float | None  # sample standard deviation over seeds
+    low: float | None
+    high: float | None
+    interval: str | None  # "t" (mean over seeds), "wilson" (one run's count) or None
+    groups: str  # letters
+    seeds: list[int]  # of the averaged runs; `correct` in the same order
+    correct: list[int]
+    total: int | None
+    spread: float | None  # over a run's last evaluations, median over the runs
+    seconds: float | None  # median
+    status: str
+
+
+@dataclass(frozen=True)
+class Pair:
+    """Row `a` minus row `b` (places in Table.rows) over the n seeds that both completed."""
+
+    a: int
+    b: int
+    n: int
+    difference: float
+    low: float
+    high: float
+    p: float
+    p_holm: float
+
+
+@dataclass(frozen=True)
+class Table:
+    """Rows, every compared pair of rows, the config fields to show, and the notes below."""
+
+    rows: list[Row]
+    pairs: list[Pair]
+    fields: list[str]
+    notes: list[str]
+
+
+def told_by(rows: Sequence[Row]) -> set[str]:
+    """Which of `network` and `data` tell rows of one config apart."""
+    alike: dict[str, list[Row]] = {}
+    for row in rows:
+        alike.setdefault(json.dumps(row.config, sort_keys=True), []).append(row)
+    return {
+        name
+        for same in alike.values()
+        for name in ("network", "data")
+        if len({getattr(row, name) for row in same}) > 1
+    }
+
+
+def heading(metric: str) -> str:
+    """Of a metric's column."""
+    return "test loss" if metric == "loss" else metric
