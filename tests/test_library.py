@@ -154,6 +154,7 @@ def test_a_function_as_data(train):
         loss=lambda y, out: tf.reduce_mean((y - out) ** 2, axis=-1),
         optimizer=lab.Adam(0.01),
         steps=40,
+        batch_size=32,
     )
     assert run.result["config"]["batch_size"] == 32
     _, loss = run.scalar("loss")

@@ -12,6 +12,7 @@ from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
+import numpy as np
 import tensorflow as tf
 
 from lab import machine
@@ -23,6 +24,7 @@ from lab.settings import source
 from lab.settings.config import Config, Settings
 from lab.step.replica import PerExample
 from lab.training import build, trial
+from lab.training.checks import explained
 from lab.training.moment import Run
 from lab.training.problem import Problem, load_data, problem_of, seeded
 from lab.training.progress import Console, Reporter
@@ -73,6 +75,16 @@ def train(
         for name, value in (("model", model), ("data", data), ("loss", loss), ("metrics", metrics))
         if value is not None and not isinstance(value, str)
     }
+    if not (optimizer is None or isinstance(optimizer, (str, Rule))):
+        name = getattr(optimizer, "__name__", type(optimizer).__name__)
+        raise LabError(f"optimizer is {name}: must be such as lab.Adam(1e-3), or a name")
+    if isinstance(data, os.PathLike):
+        data = os.fspath(data)
+    if not isinstance(data, (Data, str)):
+        raise LabError(
+            f"data is {type(data).__name__}: must be a lab.Data, such as lab.Data(x, y), or what "
+            "--data takes"
+        )
     config, settings = _configured(model, data, loss, optimizer, dict(flags))
     problem = problem_with(config, model=model, data=data, loss=loss, metrics=metrics)
     if isinstance(optimizer, Rule):
@@ -116,8 +128,19 @@ def problem_with(
 def _maker(model: Any, seed: int) -> Callable[[Any], Any]:
     if hasattr(model, "trainable_variables") and not isinstance(model, type):
         return lambda strategy: model
-    make = seeded(model, seed)
-    return lambda strategy: make()
+
+    def make(strategy: Any) -> Any:
+        with explained("the model cannot be made", variables=True):
+            return seeded(model, seed)()
+
+    return make
+
+
+def _plain(value: Any) -> Any:
+    """A value as a flag has it: NumPy's numbers as Python's, paths as text."""
+    if isinstance(value, np.generic):
+        return value.item()
+    return os.fspath(value) if isinstance(value, os.PathLike) else value
 
 
 def _configured(
@@ -128,7 +151,7 @@ def _configured(
     Raises:
       LabError: names the argument, and what it may be.
     """
-    flags = {_RENAMED.get(name, name): value for name, value in flags.items()}
+    flags = {_RENAMED.get(name, name): _plain(value) for name, value in flags.items()}
     of_config = {one.name for one in dataclasses.fields(Config)}
     of_settings = {one.name for one in dataclasses.fields(Settings)} - {"grid", "seeds", "shard"}
     for name in flags:
@@ -145,9 +168,13 @@ def _configured(
         values["optimizer"] = optimizer
     values |= {name: value for name, value in flags.items() if name in of_config}
     if isinstance(data, Data) and data.is_function:
+        size = flags.get("batch_size", len(data.x))
+        if size != len(data.x):
+            raise LabError(f"batch_size={size}: the batches of {data.name} have {len(data.x)}")
         values["batch_size"] = len(data.x)
     if "watch" in flags:
-        values["watch"] = tuple(flags["watch"])
+        watch = flags["watch"]
+        values["watch"] = tuple(watch.split(",") if isinstance(watch, str) else watch)
     if "threads" not in flags and (threads := _threads_in_use()):
         values["threads"] = threads
     settings = Settings(**{name: value for name, value in flags.items() if name in of_settings})
