@@ -218,8 +218,9 @@ def test_figures_and_last_histograms_are_those_of_the_final_model(tmp_path, labe
     trainings, make = [], build.make_training
 
     def catch(*arguments):
-        trainings.append(make(*arguments))
-        return trainings[-1]
+        training, traced = make(*arguments)
+        trainings.append(training)
+        return training, traced
 
     with mock.patch.object(build, "make_training", catch):
         outcome = programs.train(
@@ -230,7 +231,7 @@ def test_figures_and_last_histograms_are_those_of_the_final_model(tmp_path, labe
     directory, _ = last_lines(outcome)
     result, record = programs.result(directory), events.read(directory)
     x = data.load().x_test / 255.0
-    for layer in trainings[0].model.layers:
+    for layer in trainings[0].model.model.layers:
         for name in ("weights", "bias"):
             series = record[f"{layer.name}/{name}"]
             assert series.steps == [5, 10, 15, 20, 25, 30, 35, 40, 45]
@@ -336,7 +337,7 @@ def read_terminal(master):
         (["--batch_size=0"], ["--batch_size=0", "at least 1"]),
         (
             ["--watch=weights,biases"],
-            ["--watch=", "gradients, norms, updates, activations"],
+            ["--watch=", "gradients, norms, probes, updates, activations"],
         ),
         (["--optimiser=sgd"], ["--optimiser", "--optimizer"]),
         (["--n_hidden_3=4"], ["--n_hidden_3", "--n_hidden_1"]),
@@ -436,7 +437,7 @@ def test_a_finished_run_is_run_again_only_with_overwrite_and_to_the_same_record(
     record = events.read(directory)
     # Texts and HParams hold no figures.
     tags = [tag for tag, series in run.record.items() if series.plugin in ("scalars", "histograms")]
-    assert len(tags) == 40
+    assert len(tags) == 47
     for tag in tags:
         assert record[tag].steps == run.record[tag].steps
         np.testing.assert_array_equal(record[tag].values, run.record[tag].values)

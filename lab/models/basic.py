@@ -7,7 +7,6 @@ from typing import TypeAlias
 
 import tensorflow as tf
 
-from lab.kernels import convolution
 from lab.models.initial import Initializer, glorot, normal
 
 Activation = Callable[[tf.Tensor], tf.Tensor]
@@ -126,16 +125,25 @@ class Conv2D(tf.Module):
             raise ValueError(f"a Conv2D layer takes {wanted}, not {shape_text(x.shape)}")
         check_last_axis(x, channels, "a Conv2D layer")
         with tf.name_scope(self.name):
-            if self._padding == "same":
-                x = tf.pad(x, [[0, 0], *(self._around(n, size) for n in x.shape[1:3]), [0, 0]])
-            if min(x.shape[1:3]) < size:
+            if self._padding == "valid" and min(x.shape[1:3]) < size:
                 raise ValueError(f"a kernel of {size} x {size} does not fit {shape_text(x.shape)}")
-            w = tf.convert_to_tensor(self.weights)
-            return convolution.conv2d(x, w, self._stride) + self.bias
+            y = tf.nn.conv2d(x, self.weights, self._stride, self._padding.upper())
+            return tf.nn.bias_add(y, self.bias)
 
-    def _around(self, n: int, size: int) -> tuple[int, int]:
-        lacking = max((-(-n // self._stride) - 1) * self._stride + size - n, 0)
-        return lacking // 2, lacking - lacking // 2
+
+def max_pool(x: tf.Tensor, size: int = 2) -> tf.Tensor:
+    """The largest entry of each window of size x size; the windows do not overlap, and rows and
+    columns at the end that fill none are left out.
+
+    Of equal entries the first in a window, row by row, has all of the gradient.
+
+    Args:
+      x: float32 [batch, height, width, channels].
+
+    Returns:
+      float32 [batch, height // size, width // size, channels].
+    """
+    return tf.nn.max_pool2d(x, size, size, "VALID")
 
 
 class Embedding(tf.Module):

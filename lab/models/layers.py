@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import tensorflow as tf
 
-from lab.kernels.convolution import max_pool
 from lab.models.attention import MultiHeadAttention
 from lab.models.basic import (
     Activation,
@@ -20,6 +19,7 @@ from lab.models.basic import (
     Embedding,
     Product,
     Seed,
+    max_pool,
     split_seed,
 )
 from lab.models.initial import INITIALIZERS, Initializer, glorot, he, normal

@@ -18,7 +18,7 @@ RECIPE = {
     "learning_rate": 0.002,
     "learning_rate_decay": "cosine",
     "batch_size": 128,
-    "training_steps": 2000,
+    "training_steps": 2500,
 }
 
 SIDE = 28  # of an image

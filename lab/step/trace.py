@@ -13,7 +13,8 @@ from lab.errors import LabError
 from lab.kernels.probes import collected
 from lab.step.replica import Training
 
-# XLA's own versions of these are several times slower on a CPU, or not deterministic.
+# XLA's own versions of these are several times slower on a CPU, in a loop ten times, and those of
+# pooling do not repeat.
 SLOW_UNDER_XLA = frozenset(
     {
         *("Conv2D", "Conv3D", "DepthwiseConv2dNative", "_FusedConv2D"),

@@ -12,6 +12,7 @@ import tensorflow as tf
 
 from lab import machine
 from lab.data import Batches, Data, shuffled
+from lab.errors import LabError
 from lab.record.checkpoints import Checkpoint
 from lab.settings.config import Config
 from lab.step import gradient_noise
@@ -97,9 +98,12 @@ class TrainingState:
         loop = make(xla=use_xla)
         try:
             loop.run(self.rows(1, 0), 1)
-        except (tf.errors.InvalidArgumentError, tf.errors.UnimplementedError, ValueError):
-            if not use_xla or self.config.xla == "on":
+        except (tf.errors.InvalidArgumentError, tf.errors.UnimplementedError, ValueError) as error:
+            if not use_xla:
                 raise
+            if self.config.xla == "on":
+                why = " ".join(str(error).split())[:200]
+                raise LabError(f"--xla=on: XLA cannot compile this network: {why}") from error
             loop = make(xla=False)
             loop.run(self.rows(1, 0), 1)
         return loop
