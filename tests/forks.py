@@ -16,6 +16,7 @@ import os
 import pathlib
 import re
 import resource
+import runpy
 import shutil
 import signal
 import sys
@@ -60,6 +61,7 @@ def _run(
     die_at_file_size: bool = False,
     keep_all: bool = False,
     terminal: str | None = None,
+    script: str | None = None,
 ) -> None:
     if terminal:  # the first that the leader of a session opens to read is its own
         os.setsid()
@@ -87,6 +89,10 @@ def _run(
             resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
             signal.signal(signal.SIGXFSZ, signal.SIG_DFL)
         resource.setrlimit(resource.RLIMIT_FSIZE, (file_size, resource.RLIM_INFINITY))
+    if script:  # a user's, in place of the program
+        sys.argv = [script, *arguments]
+        runpy.run_path(script, run_name="__main__")
+        sys.exit()
     sys.argv = ["train", *arguments]
     sys.exit(main.train())
 

@@ -83,3 +83,38 @@ def test_killed_once_it_goes_on_to_the_same_bits(small, kind):
 def test_killed_at_five_random_moments(small, kind, devices):
     flags = [*KINDS[kind], *LONG, f"--devices={devices}"]
     forks.assert_survives_kills(small, flags, 5, random.Random(kind))
+
+
+# ------------------------------------------------------------------ lab.train, asked to stop
+
+SCRIPT = os.path.join(programs.CHILDREN, "library_run.py")
+
+
+@pytest.fixture(scope="module")
+def script_run(tmp_path_factory):
+    """The run of a script that nothing disturbed."""
+    folder = tmp_path_factory.mktemp("script")
+    outcome = forks.train(folder, script=SCRIPT)
+    assert outcome.status == 0 and "completed at step 60, on return" in outcome.out, outcome
+    return folder / "run"
+
+
+@pytest.mark.parametrize(
+    "number", [signal.SIGINT, pytest.param(signal.SIGTERM, marks=pytest.mark.slow)]
+)
+def test_a_script_that_is_asked_to_stop(tmp_path, script_run, number):
+    """The run is saved, Ctrl-C is raised again, SIGTERM ends the script as it ends any program; and
+    the same script goes on to the same bits."""
+    outcome = forks.train(tmp_path, int(number), script=SCRIPT)
+    said = f"KeyboardInterrupt: {tmp_path}/run is saved; the same call resumes it"
+    if number == signal.SIGINT:
+        assert outcome.status == 0 and said in outcome.out, outcome
+    else:
+        assert outcome.status == 143 and "on return" not in outcome.out, outcome
+    stopped = forks.result(tmp_path / "run")
+    assert stopped["status"] == "interrupted" and 30 <= stopped["step"] < 40
+    assert max(forks.checkpoints(tmp_path / "run")) == stopped["step"]
+    outcome = forks.train(tmp_path, script=SCRIPT)
+    assert outcome.status == 0 and "completed at step 60, on return" in outcome.out, outcome
+    assert forks.resumed_after(outcome.out) == stopped["step"]
+    forks.assert_same_run(tmp_path / "run", script_run)

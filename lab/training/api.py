@@ -8,7 +8,7 @@ import os
 import signal
 import threading
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
@@ -24,9 +24,8 @@ from lab.settings import source
 from lab.settings.config import Config, Settings
 from lab.step.replica import PerExample
 from lab.training import build, trial
-from lab.training.checks import explained
-from lab.training.moment import Run
-from lab.training.problem import Problem, load_data, problem_of, seeded
+from lab.training.opened import Run
+from lab.training.problem import problem_with
 from lab.training.progress import Console, Reporter
 
 # Names of lab.train's that are called otherwise on the command line.
@@ -100,40 +99,6 @@ def train(
             raise KeyboardInterrupt(f"{path} is saved; the same call resumes it")
         raise SystemExit(stop.status)
     return Run(path, problem)
-
-
-def problem_with(
-    config: Config, model: Any = None, data: Any = None, loss: Any = None, metrics: Any = None
-) -> Problem:
-    """The problem of a config, but for what is given as objects; see `train`."""
-    if data is None or isinstance(data, str):
-        data, data_files = load_data(config.data)
-    elif isinstance(data, Data):
-        data_files = ""
-    else:
-        raise LabError(f"data is {type(data).__name__}: must be a lab.Data, or what --data takes")
-    known = Config() if callable(model) else config  # a config names no model of the caller's
-    if callable(loss):
-        known = dataclasses.replace(known, loss=Config().loss)
-    elif callable(model):
-        known = dataclasses.replace(known, loss=config.loss)
-    problem = problem_of(known, data, data_files)
-    if callable(model):
-        problem = dataclasses.replace(problem, make_model=_maker(model, config.seed))
-    if callable(loss):
-        problem = dataclasses.replace(problem, loss=loss)
-    return dataclasses.replace(problem, metrics=metrics)
-
-
-def _maker(model: Any, seed: int) -> Callable[[Any], Any]:
-    if hasattr(model, "trainable_variables") and not isinstance(model, type):
-        return lambda strategy: model
-
-    def make(strategy: Any) -> Any:
-        with explained("the model cannot be made", variables=True):
-            return seeded(model, seed)()
-
-    return make
 
 
 def _plain(value: Any) -> Any:
