@@ -112,10 +112,9 @@ def test_batch_norm_on_several_replicas(train, images):
                 variable.assign(value)
             with tf.GradientTape() as tape:
                 logits = head(norm(tf.constant(x[share]), training=True))
-                loss = tf.reduce_sum(
-                    tf.nn.sparse_softmax_cross_entropy_with_logits(images.y[share], logits)
-                )
-            gradients = tape.gradient(loss / 16, [v.value for v in trained])
+                losses = tf.nn.sparse_softmax_cross_entropy_with_logits(images.y[share], logits)
+                loss = tf.reduce_sum(losses) / 16
+            gradients = tape.gradient(loss, [v.value for v in trained])
             sums = [one + g.numpy() for one, g in zip(sums, gradients, strict=True)]
             moved.append([variable.numpy() for variable in averages])
         for variable, gradient in zip(trained, sums, strict=True):
