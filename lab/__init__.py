@@ -12,7 +12,7 @@ __all__ = [
 # Loaded when they are first used.
 _PLACES = {
     "train": "lab.training.api",
-    "open_run": "lab.training.moment",
+    "open_run": "lab.training.opened",
     "probe": "lab.kernels.probes",
     "Data": "lab.data",
     "load": "lab.data",

@@ -16,6 +16,7 @@ import os
 import pathlib
 import re
 import resource
+import runpy
 import shutil
 import signal
 import sys
@@ -60,6 +61,7 @@ def _run(
     die_at_file_size: bool = False,
     keep_all: bool = False,
     terminal: str | None = None,
+    script: str | None = None,
 ) -> None:
     if terminal:  # the first that the leader of a session opens to read is its own
         os.setsid()
@@ -87,6 +89,10 @@ def _run(
             resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
             signal.signal(signal.SIGXFSZ, signal.SIG_DFL)
         resource.setrlimit(resource.RLIMIT_FSIZE, (file_size, resource.RLIM_INFINITY))
+    if script:  # a user's, in place of the program
+        sys.argv = [script, *arguments]
+        runpy.run_path(script, run_name="__main__")
+        sys.exit()
     sys.argv = ["train", *arguments]
     sys.exit(main.train())
 
@@ -387,6 +393,42 @@ def assert_nothing_is_lost(directory, wanted):
         assert min(there) == 0
     found = record(directory)
     assert_same_record(found, record(wanted)[: len(found)])
+
+
+def assert_survives_kills(program, flags, kills, random_):
+    """Kills a run at random moments, each time it is started again, and asserts that nothing is
+    lost, and that it ends in the undisturbed result. One that comes to its end is begun anew."""
+    wanted = program.undisturbed(flags)
+    begun, directory = time.monotonic(), program.new()
+    assert program.train(directory, flags).status == 0
+    whole_life = time.monotonic() - begun
+    training = programs.result(directory)["seconds"]
+    directory, killed, ends, steps = program.new(), 0, 0, set()
+    while killed < kills:
+        if (directory / "result.json").exists():  # the last kill came after its end
+            assert_same_run(directory, wanted)
+            directory, ends = program.new(), ends + 1
+        child = program.start(directory, flags)
+        if killed % 2 or kills < 10:  # after the start, which takes as long as all the rest
+            child.wait_for(" steps on ")
+            time.sleep(random_.uniform(0, training / 3))
+        else:
+            time.sleep(random_.uniform(0, whole_life))
+        with contextlib.suppress(ProcessLookupError):  # it has ended
+            os.kill(child.pid, signal.SIGKILL)
+        outcome = child.wait()
+        if outcome.status == 0:
+            assert_same_run(directory, wanted)
+            directory, ends = program.new(), ends + 1
+        else:
+            assert (outcome.status, outcome.err) == (-signal.SIGKILL, "")
+            killed += 1
+            steps.add(max(checkpoints(directory), default=0))
+            assert_nothing_is_lost(directory, wanted)
+    print(f"{killed} kills, {ends} runs came to their end between them; newest steps {steps}")
+    if not (directory / "result.json").exists():
+        assert_goes_on(program, directory, wanted, flags)
+    assert max(steps) > 0
 
 
 def resumed_after(out: str) -> int | None:

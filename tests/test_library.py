@@ -154,6 +154,7 @@ def test_a_function_as_data(train):
         loss=lambda y, out: tf.reduce_mean((y - out) ** 2, axis=-1),
         optimizer=lab.Adam(0.01),
         steps=40,
+        batch_size=32,
     )
     assert run.result["config"]["batch_size"] == 32
     _, loss = run.scalar("loss")
@@ -402,6 +403,128 @@ class Wrong(Net):
         return tf.matmul(x, self.blocks[0].w)
 
 
+class WithKeras(tf.Module):
+    """What tf.Module does not find by itself, and what is no weight although it says so."""
+
+    def __init__(self):
+        super().__init__()
+        self.inner = keras.Sequential(
+            [keras.Input([12]), keras_layers.BatchNormalization(), keras_layers.Dense(5)]
+        )
+        self.scale = tf.Variable(1.0)
+        self.calls = tf.Variable(0)
+
+    def __call__(self, x, training=False):
+        if training:
+            self.calls.assign_add(1)
+        return self.inner(tf.reshape(x, [-1, 12]), training=training) * self.scale
+
+
+class Listed:
+    """No tf.Module: it lists what is trained, and no more."""
+
+    def __init__(self):
+        self.w = tf.Variable(tf.zeros([12, 5]))
+        self.calls = tf.Variable(0, trainable=False)
+
+    @property
+    def trainable_variables(self):
+        return [self.w]
+
+    def __call__(self, x, training=False):
+        if training:
+            self.calls.assign_add(1)
+        return tf.reshape(x, [-1, 12]) @ self.w
+
+
+def test_what_a_model_reaches_is_trained_or_in_its_state(train, images):
+    """A metric may give truth values; paths and NumPy's numbers are arguments as others."""
+    hits = {"hits": lambda y, out: tf.argmax(out, 1, output_type=tf.int32) == y}
+    run = train(model=WithKeras, data=images, metrics=hits, seed=np.int64(3), watch="weights")
+    first, last = run.weights(0), run.weights(12)
+    assert last["calls"] == 12
+    trained = {
+        *("scale", "inner/dense/kernel", "inner/dense/bias"),
+        *(f"inner/batch_normalization/{name}" for name in ("gamma", "beta")),
+    }
+    moved = {name for name in first if first[name].tobytes() != last[name].tobytes()}
+    averages = {f"inner/batch_normalization/moving_{name}" for name in ("mean", "variance")}
+    assert trained <= moved and averages <= moved
+    assert run.histogram("inner/dense/kernel").steps.tolist() == list(range(1, 13))
+    _, values = run.scalar("hits")
+    assert set(np.round(values * 16, 4)) <= set(range(17)) and run.result["test_metrics"]["hits"]
+    run = train(model=Listed, data=images, devices="cpu:2")
+    assert run.weights(12)["calls"] == 12
+
+
+def test_a_model_that_takes_one_batch_size_only(train, images):
+    with pytest.raises(LabError, match=r"cannot be called on the test examples: .*\[16,5\]"):
+        train(model=calling(lambda x: tf.reshape(x, [16, 5])), data=images)
+
+
+def test_a_function_that_fails_at_a_step_loses_nothing(train):
+    def batch(step):
+        if step == 7 and fails:
+            raise OSError("the disk\nis gone")
+        x = np.random.default_rng([7, step]).normal(size=(16, 12)).astype(np.float32)
+        return x, (x[:, 0] > 0).astype(np.int32)
+
+    fails = True
+    arguments = {"model": lambda: MLP([12, 4, 2]), "data": lab.Data(batch=batch), "name": "run"}
+    arguments |= {"steps_per_loop": 3, "checkpoint_every": 3}
+    with pytest.raises(LabError, match=r"batch\(7\): OSError: the disk is gone .*library.py, line"):
+        train(**arguments)
+    fails = False
+    resumed = train(**arguments)
+    whole = train(**arguments | {"name": "whole"})
+    assert same(resumed.weights(12), whole.weights(12))
+    assert resumed.scalar("loss").steps.tolist() == list(range(1, 13))
+
+
+def probing(name, tensor, inside=None):
+    """A model that probes something of its first layer's output."""
+
+    class Probing(Net):
+        def __call__(self, x):
+            x = self.blocks[0](tf.reshape(x, [-1, 12]))
+            call = tf.function(lambda x: lab.probe(name, x)) if inside else None
+            lab.probe(name, tensor(x)) if call is None else call(x)
+            return self.blocks[1](x)
+
+    return Probing
+
+
+def calling(change):
+    """A model that does something to its output."""
+
+    class Calling(Net):
+        def __call__(self, x):
+            return change(super().__call__(x))
+
+    return Calling
+
+
+class Needy(Net):
+    def __init__(self, units):
+        super().__init__(units)
+
+
+class Method(Listed):
+    def trainable_variables(self):
+        return [self.w]
+
+
+class Texts(Net):
+    def __init__(self):
+        super().__init__()
+        self.word = tf.Variable("text", trainable=False)
+
+
+def of_outside():
+    offset = tf.Variable(1.0, name="offset")
+    return calling(lambda x: x + offset)()
+
+
 def numbers(*shape, dtype=np.float32):
     return np.ones(shape, dtype)
 
@@ -428,6 +551,35 @@ def numbers(*shape, dtype=np.float32):
         ({"data": "nowhere"}, "nowhere"),
         ({"devices": "gpu:3"}, "--devices=gpu:3: must be"),
         ({"batch_size": 0}, "--batch_size=0: must be"),
+        ({"model": Needy}, "the model cannot be made: TypeError: .*'units'"),
+        ({"model": Method}, "Method.trainable_variables is a method: must be a list"),
+        ({"model": Texts}, "the variable word is string: must hold numbers"),
+        ({"model": calling(lambda x: tf.nn.dropout(x, 0.5))}, "uses RandomUniform.*stateless"),
+        ({"model": calling(lambda x: x * np.random.rand())}, "NumPy's random numbers in its call"),
+        ({"model": of_outside}, r"variable offset:0, which is not among its own"),
+        ({"model": probing("p", None, inside=True)}, r"probe\('p', \.\.\.\) is called inside"),
+        ({"model": probing("blocks/0/w", tf.abs)}, "no other tag of the record"),
+        ({"model": probing(3, tf.abs)}, r"probe\(3, .*must be a text"),
+        ({"model": probing("p", lambda x: "text")}, r"is string \[\]: must hold numbers"),
+        ({"model": probing("p", lambda x: x[x > 0])}, r"float32 \[None\]: its shape must be"),
+        (
+            {"model": probing("p", lambda x: tf.reduce_mean(x, 0)), "devices": "cpu:2"},
+            r"is float32 \[6\]: with several replicas it must start with the batch, \[16, \.\.\.\]",
+        ),
+        ({"model": Net, "watch": ("activations",)}, "Net has no method activations"),
+        ({"metrics": [abs]}, "metrics is list: must be a dict"),
+        ({"metrics": {"loss": abs}}, "the metric 'loss': its name must be"),
+        ({"metrics": {"m": "accuracy"}}, "the metric m is str: must be a function"),
+        ({"optimizer": lab.Adam}, r"optimizer is Adam: must be such as lab.Adam\(1e-3\)"),
+        ({"data": None}, "data is NoneType: must be a lab.Data"),
+        (
+            {"data": lab.Data(np.ones([20, 4, 3], np.uint8), np.ones([20, 1], np.int32))},
+            r"y are int32 \[1\] each: softmax_cross_entropy takes one label .*\[16, 1, classes\]",
+        ),
+        (
+            {"data": lab.Data(batch=lambda step: (numbers(8, 12), numbers(8)))},
+            "batch_size=16: the batches of data have 8",
+        ),
     ],
 )
 def test_what_does_not_fit_is_told_in_one_line(train, images, tmp_path, arguments, expected):
@@ -444,6 +596,9 @@ def test_what_does_not_fit_is_told_in_one_line(train, images, tmp_path, argument
         (lambda: lab.Data(numbers(0, 3), numbers(0)), "examples are empty"),
         (lambda: lab.Data(numbers(5), numbers(5), numbers(5, 2), numbers(5)), "same shape"),
         (lambda: lab.Data(np.array(["a"]), numbers(1)), "dtype <U1: must be an array of numbers"),
+        (lambda: lab.Data([[1, 2], [3]], [1, 2]), "training x is no array: .*inhomogeneous"),
+        (lambda: lab.Data(numbers(5), numbers(5), numbers(5)), "x_test and y_test must be given"),
+        (lambda: lab.Data(batch=lambda step: 1 / 0), r"batch\(1\): ZeroDivisionError: .* line"),
         (lambda: lab.Data(), "either x .* or batch"),
         (lambda: lab.Data(numbers(3) / 0, numbers(3)).digest, r"x\[0\] holds NaN or infinity"),
         (lambda: lab.Data(batch=lambda step: 3), r"batch\(1\) must return \(x, y\)"),

@@ -14,7 +14,6 @@ import random
 import shutil
 import signal
 import sys
-import time
 from unittest import mock
 
 import events
@@ -224,40 +223,7 @@ def test_killed_while_tensorflow_writes_a_checkpoint(program):
 @pytest.mark.slow
 @pytest.mark.parametrize("devices", ["cpu:1", "cpu:2"])
 def test_killed_at_twenty_random_moments(program, devices):
-    flags = [*LONG, f"--devices={devices}"]
-    long = program.undisturbed(flags)
-    random_ = random.Random(20)
-    begun, directory = time.monotonic(), program.new()
-    assert program.train(directory, flags).status == 0
-    whole_life = time.monotonic() - begun
-    with open(directory / "result.json") as file:
-        training = json.load(file)["seconds"]
-    directory, kills, ends, steps = program.new(), 0, 0, set()
-    while kills < 20:
-        if (directory / "result.json").exists():  # the last kill came after its end
-            assert_same_run(directory, long)
-            directory, ends = program.new(), ends + 1
-        child = program.start(directory, flags)
-        if kills % 2:  # after the start, which takes as long as all the rest
-            child.wait_for("400 steps on")
-            time.sleep(random_.uniform(0, training / 3))
-        else:
-            time.sleep(random_.uniform(0, whole_life))
-        with contextlib.suppress(ProcessLookupError):  # it has ended
-            os.kill(child.pid, signal.SIGKILL)
-        outcome = child.wait()
-        if outcome.status == 0:
-            assert_same_run(directory, long)
-            directory, ends = program.new(), ends + 1
-        else:
-            assert (outcome.status, outcome.err) == (-signal.SIGKILL, "")
-            kills += 1
-            steps.add(max(forks.checkpoints(directory), default=0))
-            assert_nothing_is_lost(directory, long)
-    print(f"{kills} kills, {ends} runs came to their end between them; newest steps {steps}")
-    if not (directory / "result.json").exists():
-        assert_goes_on(program, directory, long, flags)
-    assert max(steps) > 0
+    forks.assert_survives_kills(program, [*LONG, f"--devices={devices}"], 20, random.Random(20))
 
 
 # ------------------------------------------------------------------ what TensorBoard sees

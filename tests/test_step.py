@@ -10,6 +10,7 @@ from references import Keras, Kernel, NumPy
 from test_histograms import assert_is_histogram
 
 from lab.data import Batches
+from lab.errors import LabError
 from lab.kernels import xla
 from lab.kernels.metrics import accuracy
 from lab.models import layers, mlp, optimizers
@@ -518,7 +519,7 @@ def test_a_model_with_a_lookup(tiny, optimizer):
 
 
 def test_activations_need_a_method(tiny):
-    with pytest.raises(ValueError, match=r"Odd .*activations"):
+    with pytest.raises(LabError, match=r"Odd .*activations"):
         Under(tiny, make_model=Odd, watch=("activations",))
 
 

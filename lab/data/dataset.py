@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import contextlib
 import functools
 import hashlib
 import inspect
 import os
+import traceback
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
@@ -26,7 +26,8 @@ class Data:
 
     Args:
       x, y: training examples, of any dtype and rank, as many of each; the first axis counts the
-        examples. A np.memmap stays on the disk if it is large. Without `y`, the target is `x`.
+        examples. Lists become float32 or int32. A np.memmap stays on the disk if it is large.
+        Without `y`, the target is `x`.
       x_test, y_test: test examples in the same form; without them there are no evaluations.
       batch: in place of x and y: step (from 1) -> (x, y) of that step. It must be pure: a run that
         is resumed asks for the same step again.
@@ -61,7 +62,13 @@ class Data:
         if (x is None) == (batch is None):
             raise LabError("data: give either x (and y) or batch, a function from a step to (x, y)")
         if test is not None:
+            if not isinstance(test, (tuple, list)) or len(test) != 2:
+                raise LabError("data: test must be (x, y)")
             x_test, y_test = test
+        if (x_test is None) > (y_test is None) or (
+            x_test is not None and (y is None and not batch) != (y_test is None)
+        ):
+            raise LabError(f"{name}: x_test and y_test must be given together, as x and y are")
         self.name, self.prepare = name, prepare
         self.image_shape: Any = image_shape
         self._function, self._digest = batch, digest
@@ -86,7 +93,15 @@ class Data:
     def batch(self, step: int) -> Batch:
         """The batch that the function gives for a step, checked against that of step 1."""
         assert self._function
-        found = self._function(step)
+        try:
+            found = self._function(step)
+        except LabError:
+            raise
+        except Exception as error:
+            text = " ".join(f"{type(error).__name__}: {error}".split())
+            frame = traceback.extract_tb(error.__traceback__)[-1]
+            place = f"{frame.filename}, line {frame.lineno}"
+            raise LabError(f"{self.name}: batch({step}): {text} ({place})") from error
         if not isinstance(found, tuple) or len(found) != 2:
             raise LabError(f"{self.name}: batch({step}) must return (x, y)")
         x, y = _pair(self.name, f"batch({step})", *found)
@@ -115,9 +130,7 @@ class Data:
             return self._digest
         found = hashlib.sha256()
         if self._function:
-            with_source = getattr(self._function, "__wrapped__", self._function)
-            with contextlib.suppress(OSError, TypeError):  # typed in: the first batch has to tell
-                found.update(inspect.getsource(with_source).encode())
+            found.update(_code(self._function))
         arrays = {"x": self.x, "y": self.y, "x_test": self.x_test, "y_test": self.y_test}
         for what, array in arrays.items():
             if array is None:
@@ -145,7 +158,15 @@ def _pair(name: str, part: str, x: Any, y: Any) -> Batch:
 
 
 def _array(name: str, part: str, what: str, value: Any) -> np.ndarray:
-    array = value if isinstance(value, np.ndarray) else np.asarray(value)
+    try:
+        array = value if isinstance(value, np.ndarray) else np.asarray(value)
+    except (ValueError, TypeError) as error:
+        short = " ".join(str(error).split())[:200]
+        raise LabError(f"{name}: {part} {what} is no array: {short}") from error
+    if isinstance(value, (list, tuple)):  # Python's numbers have no precision: as TensorFlow does
+        kinds = {"f": np.float32, "i": np.int32}
+        narrow = array.astype(kinds.get(array.dtype.kind, array.dtype))
+        array = narrow if array.dtype.kind == "f" or np.array_equal(narrow, array) else array
     if array.dtype.kind not in "biuf" or not array.ndim:
         kind = "a single value" if not array.ndim else f"dtype {array.dtype}"
         raise LabError(f"{name}: {part} {what} is {kind}: must be an array of numbers")
@@ -154,6 +175,22 @@ def _array(name: str, part: str, what: str, value: Any) -> np.ndarray:
 
 def _form(array: np.ndarray) -> str:
     return f"{array.dtype} {list(array.shape[1:])} each"
+
+
+def _code(function: Any) -> bytes:
+    """What a function does: its source or, where it was typed in, what Python has compiled it to;
+    of what is neither its first batch has to tell."""
+    with_source = getattr(function, "__wrapped__", function)
+    try:
+        return inspect.getsource(with_source).encode()
+    except (OSError, TypeError):
+        code = getattr(with_source, "__code__", None)
+    return repr(_compiled(code)).encode() if code else b""
+
+
+def _compiled(code: Any) -> list[Any]:
+    constants = [_compiled(c) if hasattr(c, "co_code") else repr(c) for c in code.co_consts]
+    return [code.co_code, code.co_names, constants]
 
 
 def _pieces(array: np.ndarray) -> Iterator[tuple[int, np.ndarray]]:

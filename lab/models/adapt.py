@@ -26,12 +26,12 @@ class Network:
       model: a callable with `trainable_variables`.
 
     Attributes:
-      variables: the trainable variables by tag, each once.
+      variables: the trainable variables by tag, each once; those of integers are none.
       state: the other variables by tag, such as the moving averages of BatchNorm. The model assigns
         them in its call.
 
     Raises:
-      LabError: it is no such callable, or has nothing to train.
+      LabError: it is no such callable, has nothing to train, or holds texts.
     """
 
     def __init__(self, model: Any) -> None:
@@ -41,13 +41,20 @@ class Network:
                 f"the model is {type(model).__name__}: must be a callable with trainable_variables,"
                 " such as a tf.Module or a Keras model, or a function that makes one"
             )
+        if callable(model.trainable_variables):
+            raise LabError(
+                f"{type(model).__name__}.trainable_variables is a method: must be a list, or a "
+                "property"
+            )
         self._passed = _accepted(model)
-        tags = _tags(model)
-        trainable = _distinct(model.trainable_variables)
-        known = {id(variable) for variable in trainable}
-        others = getattr(model, "variables", getattr(model, "non_trainable_variables", ()))
-        rest = [v for v in _distinct(others) if id(v) not in known]
-        named = _named([*trainable, *rest], tags)
+        reached = list(_walk(model, (), set()))
+        trainable, rest = _sorted(model, [variable for _, variable in reached])
+        named = _named([*trainable, *rest], _tags(reached))
+        for tag, variable in named.items():
+            if not (
+                variable.dtype.is_floating or variable.dtype.is_integer or variable.dtype.is_bool
+            ):
+                raise LabError(f"the variable {tag} is {variable.dtype.name}: must hold numbers")
         self.variables = dict(itertools.islice(named.items(), len(trainable)))
         self.state = dict(itertools.islice(named.items(), len(trainable), None))
         if not self.variables:
@@ -85,6 +92,25 @@ def _accepted(model: Any) -> tuple[str, ...]:
     return tuple(name for name in _PASSED if name in parameters)
 
 
+def _sorted(model: Any, reached: list[Any]) -> tuple[list[tf.Variable], list[tf.Variable]]:
+    """The variables of a model, those that are trained and the others, each once.
+
+    Args:
+      reached: what its attributes lead to: a tf.Module does not list those of a Keras layer, and a
+        class of the user's may list only what is trained.
+    """
+    listed = list(model.trainable_variables)
+    if isinstance(model, tf.Module):
+        listed += [v for v in reached if hasattr(v, "_value") and v.trainable]
+    trainable = [v for v in _distinct(listed) if v.dtype.is_floating]
+    known = {id(variable) for variable in trainable}
+    others = getattr(model, "variables", getattr(model, "non_trainable_variables", ()))
+    if callable(others):
+        others = ()
+    rest = _distinct([*listed, *others, *reached])
+    return trainable, [v for v in rest if id(v) not in known]
+
+
 def _distinct(variables: Iterable[Any]) -> list[tf.Variable]:
     """The tf.Variables of some, each once: a Keras variable holds one as `value`."""
     found: dict[int, tf.Variable] = {}
@@ -104,11 +130,11 @@ def _named(variables: Sequence[tf.Variable], tags: dict[int, str]) -> dict[str, 
     return named
 
 
-def _tags(model: Any) -> dict[int, str]:
+def _tags(reached: Iterable[tuple[str, Any]]) -> dict[int, str]:
     """The tags of variables by id: Keras's path without the model's own name, and otherwise the
     path of attributes from the model, such as `blocks/0/attention/query/weights`."""
     found: dict[int, str] = {}
-    for path, value in _walk(model, (), set()):
+    for path, value in reached:
         plain = getattr(value, "_value", value)
         found.setdefault(id(plain), path)
     return found

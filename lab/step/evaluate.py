@@ -37,8 +37,9 @@ class Evaluator:
 
     def compile(self) -> None:
         """Traces the model, which `run` does otherwise."""
-        part = (tf.TensorSpec([self._chunk, *a.shape[1:]], a.dtype) for a in (self._x, self._y))
-        self._function.get_concrete_function(*part)
+        for size in sorted({self._chunk, len(self._x) % self._chunk or self._chunk}):
+            part = (tf.TensorSpec([size, *a.shape[1:]], a.dtype) for a in (self._x, self._y))
+            self._function.get_concrete_function(*part)
 
     def run(self) -> dict[str, np.ndarray]:
         """By name: `loss` and each metric, float32 [examples]; and for classes `predicted`, int32

@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import tensorflow as tf
 
+from lab.errors import LabError
 from lab.kernels import histograms
 from lab.step import gradient_noise, replica
 from lab.step.placement import devices, on_gpu, one_program, resident
@@ -46,8 +47,9 @@ class TrainLoop:
       replicas: how many there are, on all workers.
 
     Raises:
-      ValueError: activations are watched of a model that has no such method, a probe has the tag of
-        another tensor, or there are more replicas than examples in a batch.
+      LabError: activations are watched of a model that has no such method, or a probe has the tag
+        of another tensor.
+      ValueError: there are more replicas than examples in a batch.
     """
 
     def __init__(
@@ -63,7 +65,7 @@ class TrainLoop:
         observe: bool = False,
     ) -> None:
         if "activations" in watch and not training.model.has_activations:
-            raise ValueError(
+            raise LabError(
                 f"{type(training.model.model).__name__} has no method activations(x) that returns a"
                 " dict of tensors: add one, use lab.probe, or do not watch activations"
             )
@@ -120,7 +122,7 @@ class TrainLoop:
         watch = Watch(kinds, self._training, activations, probes, self.replicas)
         if len({*watch.tags}) < len(watch.tags):
             twice = max(watch.tags, key=watch.tags.count)
-            raise ValueError(f"{twice} is the tag of two tensors: give the probe another name")
+            raise LabError(f"{twice} is the tag of two tensors: give the probe another name")
         return watch
 
     def watching(self, watch: Sequence[str]) -> TrainLoop:

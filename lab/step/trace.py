@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import tensorflow as tf
 
+from lab.errors import LabError
 from lab.kernels.probes import collected
 from lab.step.replica import Training
 
@@ -30,6 +31,7 @@ class Traced:
       output, loss: tf.TensorSpec of the model's output and of the loss.
       metrics, activations, probes: tf.TensorSpec by name.
       operations: the types of the operations of the forward pass and the loss.
+      strays: names of variables that the model uses and that are neither its variables nor state.
       digest: 64 hex digits; equal for the same operations on the same shapes and constants.
     """
 
@@ -39,6 +41,7 @@ class Traced:
     activations: dict[str, tf.TensorSpec]
     probes: dict[str, tf.TensorSpec]
     operations: frozenset[str]
+    strays: tuple[str, ...]
     digest: str
 
 
@@ -49,13 +52,18 @@ def trace(
     y: tf.TensorSpec,
     activations: bool = False,
 ) -> Traced:
-    """Traces a model in training on a batch of x and y. What the model raises comes through."""
+    """Traces a model in training on a batch of x and y. What the model raises comes through.
+
+    Raises:
+      LabError: a probe lies inside a function or a loop of the model's own.
+    """
 
     def call(x: tf.Tensor, y: tf.Tensor) -> dict[str, Any]:
         number = tf.constant(1, tf.int64)
         inputs = training.prepare(x)
         with collected() as probes:
             output = training.model(inputs, True, tf.zeros([2], tf.int64), number)
+        _check_reachable(probes)
         layers = training.model.activations(inputs) if activations else {}
         metrics = {name: metric(y, output) for name, metric in training.metrics.items()}
         loss = training.loss(y, output)
@@ -77,9 +85,24 @@ def trace(
         name: tf.nest.map_structure(lambda t: tf.TensorSpec(t.shape, t.dtype), part)
         for name, part in concrete.structured_outputs.items()
     }
+    own = {**training.variables, **training.model.state}.values()
+    known = {id(one.handle) for v in own for one in strategy.experimental_local_results(v)}
     return Traced(
-        **specs, operations=frozenset(node.op for node in nodes), digest=_digest(concrete)
+        **specs,
+        operations=frozenset(node.op for node in nodes),
+        strays=tuple(v.name for v in concrete.graph.variables if id(v.handle) not in known),
+        digest=_digest(concrete),
     )
+
+
+def _check_reachable(probes: dict[str, tf.Tensor]) -> None:
+    graph = tf.compat.v1.get_default_graph()
+    for name, tensor in probes.items():
+        if tf.is_symbolic_tensor(tensor) and tensor.graph is not graph:
+            raise LabError(
+                f"lab.probe({name!r}, ...) is called inside a tf.function, tf.cond or "
+                "tf.while_loop of the model's: call it outside, on what that returns"
+            )
 
 
 def _digest(concrete: Any) -> str:

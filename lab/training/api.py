@@ -8,10 +8,11 @@ import os
 import signal
 import threading
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
+import numpy as np
 import tensorflow as tf
 
 from lab import machine
@@ -23,8 +24,8 @@ from lab.settings import source
 from lab.settings.config import Config, Settings
 from lab.step.replica import PerExample
 from lab.training import build, trial
-from lab.training.moment import Run
-from lab.training.problem import Problem, load_data, problem_of, seeded
+from lab.training.opened import Run
+from lab.training.problem import problem_with
 from lab.training.progress import Console, Reporter
 
 # Names of lab.train's that are called otherwise on the command line.
@@ -73,6 +74,16 @@ def train(
         for name, value in (("model", model), ("data", data), ("loss", loss), ("metrics", metrics))
         if value is not None and not isinstance(value, str)
     }
+    if not (optimizer is None or isinstance(optimizer, (str, Rule))):
+        name = getattr(optimizer, "__name__", type(optimizer).__name__)
+        raise LabError(f"optimizer is {name}: must be such as lab.Adam(1e-3), or a name")
+    if isinstance(data, os.PathLike):
+        data = os.fspath(data)
+    if not isinstance(data, (Data, str)):
+        raise LabError(
+            f"data is {type(data).__name__}: must be a lab.Data, such as lab.Data(x, y), or what "
+            "--data takes"
+        )
     config, settings = _configured(model, data, loss, optimizer, dict(flags))
     problem = problem_with(config, model=model, data=data, loss=loss, metrics=metrics)
     if isinstance(optimizer, Rule):
@@ -90,34 +101,11 @@ def train(
     return Run(path, problem)
 
 
-def problem_with(
-    config: Config, model: Any = None, data: Any = None, loss: Any = None, metrics: Any = None
-) -> Problem:
-    """The problem of a config, but for what is given as objects; see `train`."""
-    if data is None or isinstance(data, str):
-        data, data_files = load_data(config.data)
-    elif isinstance(data, Data):
-        data_files = ""
-    else:
-        raise LabError(f"data is {type(data).__name__}: must be a lab.Data, or what --data takes")
-    known = Config() if callable(model) else config  # a config names no model of the caller's
-    if callable(loss):
-        known = dataclasses.replace(known, loss=Config().loss)
-    elif callable(model):
-        known = dataclasses.replace(known, loss=config.loss)
-    problem = problem_of(known, data, data_files)
-    if callable(model):
-        problem = dataclasses.replace(problem, make_model=_maker(model, config.seed))
-    if callable(loss):
-        problem = dataclasses.replace(problem, loss=loss)
-    return dataclasses.replace(problem, metrics=metrics)
-
-
-def _maker(model: Any, seed: int) -> Callable[[Any], Any]:
-    if hasattr(model, "trainable_variables") and not isinstance(model, type):
-        return lambda strategy: model
-    make = seeded(model, seed)
-    return lambda strategy: make()
+def _plain(value: Any) -> Any:
+    """A value as a flag has it: NumPy's numbers as Python's, paths as text."""
+    if isinstance(value, np.generic):
+        return value.item()
+    return os.fspath(value) if isinstance(value, os.PathLike) else value
 
 
 def _configured(
@@ -128,7 +116,7 @@ def _configured(
     Raises:
       LabError: names the argument, and what it may be.
     """
-    flags = {_RENAMED.get(name, name): value for name, value in flags.items()}
+    flags = {_RENAMED.get(name, name): _plain(value) for name, value in flags.items()}
     of_config = {one.name for one in dataclasses.fields(Config)}
     of_settings = {one.name for one in dataclasses.fields(Settings)} - {"grid", "seeds", "shard"}
     for name in flags:
@@ -145,9 +133,13 @@ def _configured(
         values["optimizer"] = optimizer
     values |= {name: value for name, value in flags.items() if name in of_config}
     if isinstance(data, Data) and data.is_function:
+        size = flags.get("batch_size", len(data.x))
+        if size != len(data.x):
+            raise LabError(f"batch_size={size}: the batches of {data.name} have {len(data.x)}")
         values["batch_size"] = len(data.x)
     if "watch" in flags:
-        values["watch"] = tuple(flags["watch"])
+        watch = flags["watch"]
+        values["watch"] = tuple(watch.split(",") if isinstance(watch, str) else watch)
     if "threads" not in flags and (threads := _threads_in_use()):
         values["threads"] = threads
     settings = Settings(**{name: value for name, value in flags.items() if name in of_settings})

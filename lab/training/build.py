@@ -86,6 +86,11 @@ def make_training(
         _build(model, data, problem.prepare)
         network = Network(model)
         _check_mirrored(network, strategy)
+        if "activations" in config.watch and not network.has_activations:
+            raise LabError(
+                f"--watch=activations: {type(model).__name__} has no method activations(x) that "
+                "returns a dict of tensors: add one, or use lab.probe"
+            )
         rule = problem.rule or make_rule(config)
         variables = list(network.variables.values())
         norm = _norm if one_program(strategy) else tf.linalg.global_norm

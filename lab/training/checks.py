@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import os
+import random
 import re
 import sysconfig
 import traceback
@@ -26,6 +27,17 @@ _NOT_OF_USER = (
     *{sysconfig.get_path(name) for name in ("stdlib", "purelib", "platlib")},
     os.path.dirname(os.path.dirname(os.path.abspath(__file__))),
 )
+# What a variable's name goes before in the record, see Watch.
+_SUFFIXES = (
+    *("", "/gradient", "/update", "/norm", "/distance"),
+    *("/gradient/norm", "/update/norm", "/update/ratio"),
+)
+# Operations with a state of their own, which no checkpoint holds.
+_RANDOM = re.compile(
+    r"Random(Uniform|UniformInt|StandardNormal|Gamma|GammaGrad|Poisson|PoissonV2|Shuffle)"
+    r"|(Parameterized)?TruncatedNormal|Multinomial|RngReadAndSkip|RngSkip"
+    r"|Stateful(Uniform|Standard|Truncated|Random|Bernoulli)\w*"
+)
 _OF_CLASSES = (losses.clipped_cross_entropy, losses.softmax_cross_entropy)
 
 
@@ -43,14 +55,18 @@ def checked(
 
     Raises:
       LabError: what was expected, and what came: the model cannot be called on such a batch, makes
-        a variable in its call, or its output does not fit the labels; the loss or a metric is not
-        one value for each example; labels are out of range.
+        a variable in its call, draws random numbers that do not repeat, or its output does not fit
+        the labels; the loss or a metric is not one value for each example; labels are out of range;
+        a probe cannot be recorded.
     """
+    _check_metrics(metrics)
     size = training.batch_size
     x, y = (tf.TensorSpec([size, *array.shape[1:]], array.dtype) for array in (data.x, data.y))
     bare = dataclasses.replace(training, loss=lambda y, output: tf.zeros([1]))
-    with explained(f"the model cannot be called on a batch of x, {_form(x)}"):
-        output = trace(strategy, bare, x, y).output
+    with explained(f"the model cannot be called on a batch of x, {_form(x)}"), _repeatable():
+        traced = trace(strategy, bare, x, y)
+        output = traced.output
+    _check_operations(traced)
     if not isinstance(output, tf.TensorSpec):
         kind = type(output).__name__
         raise LabError(f"the model returns a {kind}: must be one tensor, [batch, ...]")
@@ -59,6 +75,7 @@ def checked(
     if metrics is None:
         classes = is_classifier(data, output)
         metrics = {"accuracy": accuracy} if classes else {}
+    metrics = {name: _floating(metric) for name, metric in metrics.items()}
     training = dataclasses.replace(training, metrics=metrics)
     with explained(f"the loss cannot be computed of y {_form(y)} and output {_form(output)}"):
         traced = trace(strategy, training, x, y)
@@ -68,6 +85,7 @@ def checked(
                 f"the {name} is {_form(spec)}: must be one floating value for each example, or "
                 f"several: [{size}, ...]"
             )
+    _check_probes(strategy, training, traced)
     return training, traced
 
 
@@ -76,6 +94,79 @@ def is_classifier(data: Data, output: tf.TensorSpec) -> bool:
     if data.y.dtype.kind not in "iu" or not output.shape.rank:
         return False
     return output.shape.rank > data.y.ndim and output.shape[1:-1] == data.y.shape[1:]
+
+
+def _check_metrics(metrics: Any) -> None:
+    if metrics is None:
+        return
+    if not isinstance(metrics, Mapping):
+        kind = type(metrics).__name__
+        raise LabError(f"metrics is {kind}: must be a dict, from names to functions (y, output)")
+    for name, metric in metrics.items():
+        if not isinstance(name, str) or not re.fullmatch(r"[^\s/]+", name) or name == "loss":
+            raise LabError(f"the metric {name!r}: its name must be a word without /, but not loss")
+        if not callable(metric):
+            raise LabError(
+                f"the metric {name} is {type(metric).__name__}: must be a function (y, output)"
+            )
+
+
+def _floating(metric: PerExample) -> PerExample:
+    """A metric whose whole numbers, or truth values, are float32."""
+
+    def call(y: tf.Tensor, output: tf.Tensor) -> tf.Tensor:
+        values = tf.convert_to_tensor(metric(y, output))
+        whole = values.dtype.is_integer or values.dtype.is_bool
+        return tf.cast(values, tf.float32) if whole else values
+
+    return call
+
+
+def _check_operations(traced: Traced) -> None:
+    if found := sorted(filter(_RANDOM.fullmatch, traced.operations)):
+        raise LabError(
+            f"the model or prepare uses {found[0]}, whose random numbers a resumed run could not "
+            "draw again: take lab.layers.Dropout, or TensorFlow's stateless operations with the "
+            "seed that the call is given"
+        )
+    if traced.strays:
+        raise LabError(
+            f"the model uses the variable {traced.strays[0]}, which is not among its own: make it "
+            "an attribute of the model"
+        )
+
+
+def _check_probes(strategy: tf.distribute.Strategy, training: Training, traced: Traced) -> None:
+    variables = (*training.variables, *traced.activations)
+    taken = {"loss", "config", "gradient/norm", *training.metrics}
+    taken |= {tag + suffix for tag in variables for suffix in _SUFFIXES}
+    size, several = training.batch_size, strategy.num_replicas_in_sync > 1
+    for name, spec in traced.probes.items():
+        what = f"lab.probe({name!r}, ...)"
+        if not isinstance(name, str) or not name.strip("/ ") or name in taken:
+            raise LabError(f"{what}: the name must be a text, and no other tag of the record")
+        if not (spec.dtype.is_floating or spec.dtype.is_integer or spec.dtype.is_bool):
+            raise LabError(f"{what} is {_form(spec)}: must hold numbers")
+        if not spec.shape.is_fully_defined() or not spec.shape.num_elements():
+            raise LabError(f"{what} is {_form(spec)}: its shape must be known, and not empty")
+        if several and (not spec.shape.rank or spec.shape[0] % size):
+            raise LabError(
+                f"{what} is {_form(spec)}: with several replicas it must start with the batch, "
+                f"[{size}, ...]"
+            )
+
+
+@contextlib.contextmanager
+def _repeatable() -> Iterator[None]:
+    """Refuses code that draws from the generators of Python or NumPy."""
+    before = random.getstate(), repr(np.random.get_state())
+    yield
+    if before != (random.getstate(), repr(np.random.get_state())):
+        raise LabError(
+            "the model draws from Python's or NumPy's random numbers in its call, which happens "
+            "once for all steps: draw in its constructor, or use TensorFlow's stateless operations "
+            "with the seed that the call is given"
+        )
 
 
 def _check_classes(data: Data, output: tf.TensorSpec, loss: str) -> None:
@@ -87,8 +178,9 @@ def _check_classes(data: Data, output: tf.TensorSpec, loss: str) -> None:
     expected = [output.shape[0], *data.y.shape[1:]]
     if output.shape[:-1] != expected:
         raise LabError(
-            f"the model returns {_form(output)}: {loss} takes the logits of the classes, "
-            f"{[*expected, 'classes']}"
+            f"the model returns {_form(output)}, and y are {data.y.dtype} "
+            f"{list(data.y.shape[1:])} each: {loss} takes one label for each row of logits, "
+            f"[{', '.join(map(str, expected))}, classes]"
         )
     classes = output.shape[-1]
     for name, labels in (("y", data.y), ("y_test", data.y_test)):
@@ -132,4 +224,4 @@ def explained(what: str, variables: bool = False) -> Iterator[None]:
 
 
 def _form(spec: Any) -> str:
-    return f"{np.dtype(spec.dtype.as_numpy_dtype).name} {spec.shape.as_list()}"
+    return f"{spec.dtype.name} {spec.shape}".replace("(", "[").replace(",)", "]").replace(")", "]")

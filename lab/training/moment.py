@@ -1,11 +1,11 @@
-"""A run that can be asked for any step again: `lab.open_run`."""
+"""What a step of a run is made of, and what is on record of how it came about."""
 
 from __future__ import annotations
 
 import dataclasses
 import functools
 import os
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
@@ -14,9 +14,6 @@ from lab.record.directory import CONFIG, checkpoint_paths, read_object
 from lab.record.run import RunReader
 from lab.settings.config import Config
 from lab.settings.fields import from_json
-
-if TYPE_CHECKING:
-    from lab.training.problem import Problem
 
 
 @dataclasses.dataclass(frozen=True)
@@ -53,43 +50,8 @@ class Moment:
     differing: tuple[str, ...]
 
 
-class Run(RunReader):
-    """A run directory: what it holds, and any of its steps again.
-
-    Args:
-      path: of the directory.
-      problem: what it trained, where its config does not name it.
-    """
-
-    def __init__(self, path: str, problem: Problem | None = None) -> None:
-        super().__init__(path)
-        self._problem = problem
-
-    def at(self, step: int) -> Moment:
-        """Trains again from the nearest checkpoint to a step, and gives all of that step.
-
-        The weights, slots and state are the bits that the run had, on the same kind of device; all
-        else comes from another compiled program, and may differ in rounding.
-
-        Args:
-          step: from 1 to the last one that was done.
-
-        Raises:
-          LabError: there is no such step, or what the run trained is not at hand.
-        """
-        from lab.training.replay import replay
-
-        return replay(self, step, self._problem)
-
-    def batch(self, step: int) -> np.ndarray:
-        """Which training examples made up a step: int32 [batch].
-
-        Raises:
-          LabError: a function gave the batches, or the data are not at hand.
-        """
-        from lab.training.replay import examples_of
-
-        return examples_of(self, step, self._problem)
+class StoredRun(RunReader):
+    """A run directory, and what decided the numbers in it."""
 
     @functools.cached_property
     def circumstances(self) -> dict[str, Any]:
@@ -107,21 +69,3 @@ class Run(RunReader):
         if not found:
             raise LabError(f"{self.path} has no checkpoint before step {step}")
         return found[-1]
-
-
-def open_run(path: str | os.PathLike, **objects: Any) -> Run:
-    """Opens a run directory, also one that is still being written: open it again for what is new.
-
-    Args:
-      **objects: the model, data, loss, metrics and optimizer that `lab.train` was given, where
-        these were objects and not names, and steps are to be trained again.
-
-    Raises:
-      LabError: it is none.
-    """
-    run = Run(os.fspath(path))
-    if objects:
-        from lab.training.replay import problem_with_objects
-
-        run._problem = problem_with_objects(run.checked_config, objects)
-    return run

@@ -22,6 +22,7 @@ from lab.settings.fields import REFERENCE
 from lab.step.placement import one_program
 from lab.step.replica import PerExample, prepare
 from lab.training import user_code
+from lab.training.checks import explained
 
 
 @dataclasses.dataclass(frozen=True)
@@ -77,6 +78,40 @@ def problem_of(config: Config, data: Data | None = None, data_files: str = "") -
         make_model = functools.partial(_from_file, config, kind)
     files = {flag: digest for flag, digest in files.items() if digest}
     return Problem(make_model, data, loss, files=files)
+
+
+def problem_with(
+    config: Config, model: Any = None, data: Any = None, loss: Any = None, metrics: Any = None
+) -> Problem:
+    """The problem of a config, but for what is given as objects; see `lab.train`."""
+    if data is None or isinstance(data, str):
+        data, data_files = load_data(config.data)
+    elif isinstance(data, Data):
+        data_files = ""
+    else:
+        raise LabError(f"data is {type(data).__name__}: must be a lab.Data, or what --data takes")
+    known = Config() if callable(model) else config  # a config names no model of the caller's
+    if callable(loss):
+        known = dataclasses.replace(known, loss=Config().loss)
+    elif callable(model):
+        known = dataclasses.replace(known, loss=config.loss)
+    problem = problem_of(known, data, data_files)
+    if callable(model):
+        problem = dataclasses.replace(problem, make_model=_maker(model, config.seed))
+    if callable(loss):
+        problem = dataclasses.replace(problem, loss=loss)
+    return dataclasses.replace(problem, metrics=metrics)
+
+
+def _maker(model: Any, seed: int) -> Callable[[Any], Any]:
+    if hasattr(model, "trainable_variables") and not isinstance(model, type):
+        return lambda strategy: model
+
+    def make(strategy: Any) -> Any:
+        with explained("the model cannot be made", variables=True):
+            return seeded(model, seed)()
+
+    return make
 
 
 def load_data(name: str) -> tuple[Data, str]:

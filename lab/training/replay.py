@@ -14,36 +14,50 @@ from lab.models.optimizers import Rule
 from lab.record.checkpoints import Checkpoint, read_tensors
 from lab.record.directory import read_object
 from lab.settings.config import Config
+from lab.step.loop import TrainLoop
 from lab.training import build, trial
-from lab.training.api import problem_with
-from lab.training.moment import Moment, Run
-from lab.training.problem import Problem, load_data, problem_of
+from lab.training.moment import Moment, StoredRun
+from lab.training.problem import Problem, load_data, problem_of, problem_with
 from lab.training.state import TrainingState
 
 _LOOP = 100  # steps of a call of the compiled loop
 
 
-def replay(run: Run, step: int, problem: Problem | None) -> Moment:
-    """See Run.at."""
-    config = run.checked_config
-    last = (run.result or {}).get("step", config.training_steps)
-    if not 1 <= step <= last:
-        raise LabError(f"{run.path} has no step {step}: it has the steps 1 to {last}")
-    problem = problem or _named(run, config)
-    state, untouched = _restored(run, config, problem, step)
-    try:
-        return _moment(run, state, step)
-    finally:  # the model may be the caller's
-        state.assign(untouched)
+class Replay:
+    """Trains steps of a run again.
+
+    Raises:
+      LabError: what the run trained is not at hand, or another one is.
+    """
+
+    def __init__(self, run: StoredRun, problem: Problem | None) -> None:
+        self._run, config = run, run.checked_config
+        self._steps = (run.result or {}).get("step", config.training_steps)
+        self._state = _state(run, config, problem or _named(run, config))
+        self._observing = self._state.loop.observing()
+
+    def at(self, step: int) -> Moment:
+        """See Run.at."""
+        run, state = self._run, self._state
+        if not 1 <= step <= self._steps:
+            raise LabError(f"{run.path} has no step {step}: it has the steps 1 to {self._steps}")
+        untouched = state.tensors()
+        try:
+            number, path = run.checkpoint_before(step)
+            manifest = read_object(os.path.join(path, "manifest.json"))
+            state.restore(Checkpoint(number, read_tensors(path), manifest["state"], {}), _ignore)
+            return _moment(run, state, self._observing, step)
+        finally:  # the model may be the caller's
+            state.assign(untouched)
 
 
-def _moment(run: Run, state: TrainingState, step: int) -> Moment:
+def _moment(run: StoredRun, state: TrainingState, observing: TrainLoop, step: int) -> Moment:
     """Trains up to a step, and observes it."""
     while state.step < step - 1:
         state.run(min(_LOOP, step - 1 - state.step), _ignore)
     before = state.tensors()
     names = list(state.training.variables)
-    observed = state.loop.observing().run(state.rows(step, 1), step)
+    observed = observing.run(state.rows(step, 1), step)
     state.assign(before)
     recorded = state.run(1, _ignore)
     after = {name: tensor.numpy() for name, tensor in state.tensors().items()}
@@ -73,7 +87,7 @@ def _moment(run: Run, state: TrainingState, step: int) -> Moment:
     )
 
 
-def examples_of(run: Run, step: int, problem: Problem | None) -> np.ndarray:
+def examples_of(run: StoredRun, step: int, problem: Problem | None) -> np.ndarray:
     """See Run.batch."""
     config = run.checked_config
     data = problem.data if problem else _named_data(run, config)
@@ -94,7 +108,7 @@ def problem_with_objects(config: Config, objects: dict[str, Any]) -> Problem:
     return problem
 
 
-def _named(run: Run, config: Config) -> Problem:
+def _named(run: StoredRun, config: Config) -> Problem:
     """The problem that a run's config names."""
     if given := run.circumstances.get("given"):
         names = ", ".join(f"{name}=..." for name in given)
@@ -105,17 +119,14 @@ def _named(run: Run, config: Config) -> Problem:
     return problem_of(config)
 
 
-def _named_data(run: Run, config: Config) -> Any:
+def _named_data(run: StoredRun, config: Config) -> Any:
     if "data" in run.circumstances.get("given", ()):
         raise LabError(f"{run.path} was given its data as an object: lab.open_run(path, data=...)")
     return load_data(config.data)[0]
 
 
-def _restored(
-    run: Run, config: Config, problem: Problem, step: int
-) -> tuple[TrainingState, dict[str, Any]]:
-    """The state of a run at the newest checkpoint before a step, and the values of the variables
-    before they were given those.
+def _state(run: StoredRun, config: Config, problem: Problem) -> TrainingState:
+    """What the run trained, compiled.
 
     Raises:
       LabError: what is at hand is not what the run trained.
@@ -136,15 +147,10 @@ def _restored(
             f"{run.path} cannot be trained again: its {name} was {facts[name]}, and is {now[name]}"
         )
     use_xla = build.choose_xla(config, strategy, traced)
-    state = TrainingState(config, problem.data, strategy, training, use_xla, _LOOP)
-    untouched = state.tensors()
-    number, path = run.checkpoint_before(step)
-    manifest = read_object(os.path.join(path, "manifest.json"))
-    state.restore(Checkpoint(number, read_tensors(path), manifest["state"], {}), _ignore)
-    return state, untouched
+    return TrainingState(config, problem.data, strategy, training, use_xla, _LOOP)
 
 
-def _differing(run: Run, step: int, state: TrainingState, recorded: Any) -> tuple[str, ...]:
+def _differing(run: StoredRun, step: int, state: TrainingState, recorded: Any) -> tuple[str, ...]:
     """The tags whose histogram of this step is not the recorded one, count for count."""
     found = []
     for column, tag in enumerate(state.loop.watch.tags):

@@ -20,6 +20,7 @@ from lab.step.evaluate import Evaluator
 from lab.step.loop import Recorded, TrainLoop
 from lab.step.replica import Training
 from lab.step.watch import GRADIENT_NORM
+from lab.training.checks import explained
 from lab.training.session import Notify
 
 # What result.json says of the last evaluation.
@@ -76,7 +77,8 @@ class TrainingState:
         if data.x_test is not None and data.y_test is not None:
             test = data.x_test, data.y_test
             self.evaluator = Evaluator(strategy, training, *test, self.classes)
-            self.evaluator.compile()
+            with explained("the model cannot be called on the test examples"):
+                self.evaluator.compile()
         self.initial = self.weights()
         self.step, self.broken = 0, False
         courses = ["step", "test_loss", *(f"test_{name}" for name in training.metrics)]

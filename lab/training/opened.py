@@ -1,0 +1,75 @@
+"""A run that can be asked for any step again: `lab.open_run`."""
+
+from __future__ import annotations
+
+import os
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from lab.training.moment import Moment, StoredRun
+
+if TYPE_CHECKING:
+    from lab.training.problem import Problem
+    from lab.training.replay import Replay
+
+
+class Run(StoredRun):
+    """A run directory: what it holds, and any of its steps again.
+
+    Args:
+      path: of the directory.
+      problem: what it trained, where its config does not name it.
+    """
+
+    def __init__(self, path: str, problem: Problem | None = None) -> None:
+        super().__init__(path)
+        self._problem = problem
+        self._replay: Replay | None = None
+
+    def at(self, step: int) -> Moment:
+        """Trains again from the nearest checkpoint to a step, and gives all of that step.
+
+        The weights, slots and state are the bits that the run had, on the same kind of device; all
+        else comes from another compiled program, and may differ in rounding. The first call
+        compiles; the run keeps what it needs for others.
+
+        Args:
+          step: from 1 to the last one that was done.
+
+        Raises:
+          LabError: there is no such step, or what the run trained is not at hand.
+        """
+        from lab.training.replay import Replay
+
+        if self._replay is None:
+            self._replay = Replay(self, self._problem)
+        return self._replay.at(step)
+
+    def batch(self, step: int) -> np.ndarray:
+        """Which training examples made up a step: int32 [batch].
+
+        Raises:
+          LabError: a function gave the batches, or the data are not at hand.
+        """
+        from lab.training.replay import examples_of
+
+        return examples_of(self, step, self._problem)
+
+
+def open_run(path: str | os.PathLike, **objects: Any) -> Run:
+    """Opens a run directory, also one that is still being written: open it again for what is new.
+
+    Args:
+      **objects: the model, data, loss, metrics and optimizer that `lab.train` was given, where
+        these were objects and not names, and steps are to be trained again.
+
+    Raises:
+      LabError: it is none.
+    """
+    run = Run(os.fspath(path))
+    if objects:
+        from lab.training.replay import problem_with_objects
+
+        run._problem = problem_with_objects(run.checked_config, objects)
+    return run
