@@ -1,5 +1,7 @@
 """lab.train: programs that a user writes, and what they end with where something does not fit."""
 
+import pathlib
+import re
 import threading
 
 import keras
@@ -12,8 +14,6 @@ import lab
 from lab.errors import LabError
 from lab.models.mlp import MLP
 from lab.training import state as training_state
-
-pytestmark = pytest.mark.numbers
 
 
 @pytest.fixture
@@ -110,6 +110,24 @@ def test_a_network_of_ones_own(train, images):
         train(model=Net, data=images, optimizer=lab.Adam(0.01), name="net", seed=4)
 
 
+def test_the_readmes_own_network(train):
+    """The file that the README has its reader save, as it stands but for the number of steps."""
+    readme = pathlib.Path(lab.__file__).parent.parent / "README.md"
+    (code,) = (
+        block
+        for block in re.findall(
+            r"```python\n(.*?)```", readme.read_text(encoding="utf-8"), re.DOTALL
+        )
+        if "class Net" in block
+    )
+    names = {"__name__": "net"}
+    exec(compile(code, "net.py", "exec"), names)
+    run = train(model=names["Net"], data=lab.load("mnist"), steps=2, display_step=2)
+    assert {"conv/weights", "head/bias/gradient", "pooled"} <= {*run.tags}
+    assert run.at(2).activations["pooled"].shape == (16, 14, 14, 16)
+
+
+@pytest.mark.numbers
 def test_against_a_plain_loop(train):
     """A float model with a loss of its own, against NumPy's gradient descent."""
     random = np.random.default_rng(5)
@@ -238,6 +256,7 @@ def test_an_autoencoder_with_tied_weights(train, images):
     assert run.result["test_loss"] is None and run.result["status"] == "completed"
 
 
+@pytest.mark.numbers
 def test_float64_and_integers_of_rank_one(train):
     """float64 is trained as float64: against NumPy, to 12 digits."""
     x = np.random.default_rng(1).integers(0, 7, 50).astype(np.int16)

@@ -12,8 +12,6 @@ import lab
 from lab import layers
 from lab.record import checkpoints
 
-pytestmark = pytest.mark.numbers
-
 
 @pytest.fixture
 def train(tmp_path):

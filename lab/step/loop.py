@@ -17,7 +17,7 @@ from lab.kernels import histograms
 from lab.step import gradient_noise, replica
 from lab.step.placement import devices, on_gpu, one_program, resident
 from lab.step.replica import Step, Training
-from lab.step.trace import trace
+from lab.step.trace import Traced, trace
 from lab.step.watch import Watch
 
 Recorded = dict[str, tf.Tensor]
@@ -38,6 +38,7 @@ class TrainLoop:
       xla: whether the loop is one program of XLA's; by default where it can be, for one replica on
         a CPU.
       observe: return every tensor of the steps, too.
+      traced: the model, if it was traced before on a whole batch.
 
     Attributes:
       watch: the rows and columns of the record.
@@ -63,6 +64,7 @@ class TrainLoop:
         steps_per_loop: int = 100,
         xla: bool | None = None,
         observe: bool = False,
+        traced: Traced | None = None,
     ) -> None:
         if "activations" in watch and not training.model.has_activations:
             raise LabError(
@@ -85,7 +87,7 @@ class TrainLoop:
         self.on_gpu = on_gpu(strategy)
         self.one_program = one_program(strategy) if xla is None else xla
         self._kinds = watch
-        self.watch = self._make_watch()
+        self.watch = self._make_watch(traced)
         step, count = tf.TensorSpec([], tf.int64, "step"), tf.TensorSpec([], tf.int32)
         self.function = tf.function(
             self._run,
@@ -106,15 +108,19 @@ class TrainLoop:
             for one, name in ((self._x, "x"), (self._y, "y"))
         )
 
-    def _make_watch(self) -> Watch:
+    def _make_watch(self, traced: Traced | None) -> Watch:
         kinds = self._kinds
         parts: list[dict[str, tf.TensorSpec]] = [{}, {}]
-        if "activations" in kinds or "probes" in kinds:
+        if "activations" in kinds or ("probes" in kinds and not traced):
+            size = self._training.batch_size
             x, y = (
-                tf.TensorSpec([self._training.batch_size, *one.shape[not self._fed :]], one.dtype)
-                for one in ((self._x, self._y) if self._fed else (self._x[0], self._y[0]))
+                tf.TensorSpec([size, *one.shape], one.dtype)
+                if self._fed
+                else tf.TensorSpec([size, *one[0].shape[1:]], one[0].dtype)
+                for one in (self._x, self._y)
             )
             traced = trace(self._strategy, self._training, x, y, "activations" in kinds)
+        if traced:
             parts = [traced.activations, traced.probes]
         activations, probes = (
             {name: spec.shape.num_elements() for name, spec in part.items()} for part in parts

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import functools
 import os
 import random
 import re
@@ -62,23 +63,32 @@ def checked(
     _check_metrics(metrics)
     size = training.batch_size
     x, y = (tf.TensorSpec([size, *array.shape[1:]], array.dtype) for array in (data.x, data.y))
-    bare = dataclasses.replace(training, loss=lambda y, output: tf.zeros([1]))
-    with explained(f"the model cannot be called on a batch of x, {_form(x)}"), _repeatable():
-        traced = trace(strategy, bare, x, y)
-        output = traced.output
+    labels = data.y.dtype.kind in "iu"
+    if metrics is None and labels and training.loss in _OF_CLASSES:
+        metrics = {"accuracy": accuracy}
+    complete = dataclasses.replace(training, metrics=_floating(metrics or {}))
+    traced = None
+    with contextlib.suppress(LabError), explained(""), _repeatable():
+        traced = trace(strategy, complete, x, y)
+    if traced is None:  # to tell the model from the loss
+        complete = dataclasses.replace(training, loss=lambda y, output: tf.zeros([1]))
+        with explained(f"the model cannot be called on a batch of x, {_form(x)}"), _repeatable():
+            traced = trace(strategy, complete, x, y)
+    output = traced.output
     _check_operations(traced)
     if not isinstance(output, tf.TensorSpec):
         kind = type(output).__name__
         raise LabError(f"the model returns a {kind}: must be one tensor, [batch, ...]")
     if training.loss in _OF_CLASSES:
         _check_classes(data, output, training.loss.__name__)
-    if metrics is None:
-        classes = is_classifier(data, output)
-        metrics = {"accuracy": accuracy} if classes else {}
-    metrics = {name: _floating(metric) for name, metric in metrics.items()}
-    training = dataclasses.replace(training, metrics=metrics)
-    with explained(f"the loss cannot be computed of y {_form(y)} and output {_form(output)}"):
-        traced = trace(strategy, training, x, y)
+    if metrics is None and is_classifier(data, output):
+        metrics = {"accuracy": accuracy}
+    if complete.loss is training.loss and complete.metrics.keys() == (metrics or {}).keys():
+        training = complete
+    else:
+        training = dataclasses.replace(training, metrics=_floating(metrics or {}))
+        with explained(f"the loss cannot be computed of y {_form(y)} and output {_form(output)}"):
+            traced = trace(strategy, training, x, y)
     for name, spec in {"loss": traced.loss, **traced.metrics}.items():
         if not spec.shape.rank or spec.shape[0] != size or not spec.dtype.is_floating:
             raise LabError(
@@ -111,15 +121,15 @@ def _check_metrics(metrics: Any) -> None:
             )
 
 
-def _floating(metric: PerExample) -> PerExample:
-    """A metric whose whole numbers, or truth values, are float32."""
+def _floating(metrics: Mapping[str, PerExample]) -> dict[str, PerExample]:
+    """Metrics whose whole numbers, or truth values, are float32."""
 
-    def call(y: tf.Tensor, output: tf.Tensor) -> tf.Tensor:
+    def call(metric: PerExample, y: tf.Tensor, output: tf.Tensor) -> tf.Tensor:
         values = tf.convert_to_tensor(metric(y, output))
         whole = values.dtype.is_integer or values.dtype.is_bool
         return tf.cast(values, tf.float32) if whole else values
 
-    return call
+    return {name: functools.partial(call, metric) for name, metric in metrics.items()}
 
 
 def _check_operations(traced: Traced) -> None:

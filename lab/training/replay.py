@@ -147,7 +147,7 @@ def _state(run: StoredRun, config: Config, problem: Problem) -> TrainingState:
             f"{run.path} cannot be trained again: its {name} was {facts[name]}, and is {now[name]}"
         )
     use_xla = build.choose_xla(config, strategy, traced)
-    return TrainingState(config, problem.data, strategy, training, use_xla, _LOOP)
+    return TrainingState(config, problem.data, strategy, training, traced, use_xla, _LOOP)
 
 
 def _differing(run: StoredRun, step: int, state: TrainingState, recorded: Any) -> tuple[str, ...]:

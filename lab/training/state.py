@@ -19,6 +19,7 @@ from lab.step import gradient_noise
 from lab.step.evaluate import Evaluator
 from lab.step.loop import Recorded, TrainLoop
 from lab.step.replica import Training
+from lab.step.trace import Traced
 from lab.step.watch import GRADIENT_NORM
 from lab.training.checks import explained
 from lab.training.session import Notify
@@ -37,6 +38,7 @@ class TrainingState:
     """A run's variables and compiled loop, and how far it is trained.
 
     Args:
+      traced: the training's model on a whole batch.
       use_xla: whether XLA compiles the loop. Where it cannot, TensorFlow's own kernels do it.
       max_steps: of a loop.
 
@@ -55,6 +57,7 @@ class TrainingState:
         data: Data,
         strategy: tf.distribute.Strategy,
         training: Training,
+        traced: Traced,
         use_xla: bool,
         max_steps: int,
     ) -> None:
@@ -67,8 +70,9 @@ class TrainingState:
         if self._fed:
             x, y = (tf.TensorSpec(one.shape[1:], one.dtype) for one in (x, y))
         kinds = (*config.watch, GRADIENT_NORM)
+        every = config.histogram_every
         make = functools.partial(
-            TrainLoop, strategy, training, x, y, kinds, config.histogram_every, max_steps
+            TrainLoop, strategy, training, x, y, kinds, every, max_steps, traced=traced
         )
         self._batches = Batches(config.seed, len(data.x), config.batch_size)
         self.loop = self._compiled(make, use_xla)

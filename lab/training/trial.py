@@ -76,7 +76,9 @@ def run(
             return path, session.result
         length = LoopLength(config, settings, problem.data)
         use_xla = build.choose_xla(config, strategy, traced)
-        state = TrainingState(config, problem.data, strategy, training, use_xla, length.most)
+        state = TrainingState(
+            config, problem.data, strategy, training, traced, use_xla, length.most
+        )
         with closing(_begin(state, session, group, reporter, path)) as recorder:
             evaluate = Evaluation(state, recorder, reporter)
             save = Checkpointing(state, session, recorder, group, settings.checkpoint_every)
