@@ -146,7 +146,7 @@ def test_the_defaults_are_the_recipe():
         "threads": 2,
         "display_step": 100,
         "histogram_every": 1,
-        "watch": ("weights", "gradients", "norms"),
+        "watch": ("weights", "gradients", "norms", "probes"),
         "model": "mlp",
         "model_arguments": (),
         "data": "mnist",

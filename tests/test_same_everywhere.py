@@ -215,16 +215,15 @@ def test_a_signal_in_the_midst_of_a_step():
 
 
 @pytest.mark.parametrize(
-    ("limit", "value", "longest"),
+    ("where", "limit", "value", "longest"),
     [
-        ("LOOP_MILLISECONDS", 0, 1),  # steps that take long are done a few at a time
-        ("LOOP_INDICES", 32, 2),  # two batches of 16
+        ("periodic", "LOOP_MILLISECONDS", 0, 1),  # steps that take long are done a few at a time
+        ("state", "_INDICES", 32, 2),  # two batches of 16
     ],
 )
-def test_a_loop_is_no_longer_than_it_may(program, whole, monkeypatch, limit, value, longest):
+def test_a_loop_is_no_longer_than_it_may(program, whole, monkeypatch, where, limit, value, longest):
     """That changes no bit."""
     from lab.step import loop as step
-    from lab.training import periodic
 
     lengths = []
     run = step.TrainLoop.run
@@ -234,7 +233,7 @@ def test_a_loop_is_no_longer_than_it_may(program, whole, monkeypatch, limit, val
         return run(self, indices, first_step)
 
     monkeypatch.setattr(step.TrainLoop, "run", noted)
-    monkeypatch.setattr(periodic, limit, value)
+    monkeypatch.setattr(f"lab.training.{where}.{limit}", value)
     directory = program.new()
     assert program.here(directory, *RUN).status == 0
     assert max(lengths) == longest and sum(lengths) == STEPS

@@ -484,11 +484,11 @@ def test_any_module(tiny):
     np.testing.assert_allclose(
         recorded["scalars"][:, 0], [step[0] for step in steps], rtol=TOLERANCE
     )
-    names = ["w", "w_1", "unused", "scale"]
+    names = ["a_filter", "b_dense", "c_unused", "d_scale"]  # the paths of their attributes
     assert under.loop.watch.tags == [*names, *(f"{name}/gradient" for name in names)]
     assert under.loop.watch.sizes == [36, 240, 3, 1] * 2
     np.testing.assert_array_equal(under.weights()[2], under.start[2])
-    row = under.loop.watch.tags.index("unused/gradient")
+    row = under.loop.watch.tags.index("c_unused/gradient")
     assert not recorded["low"][:, row].any() and not recorded["high"][:, row].any()
     assert (recorded["counts"][:, row].sum(axis=1) == 3).all()
 

@@ -48,7 +48,10 @@ def parse(argv: Sequence[str]) -> tuple[list[Config], Settings]:
         for values in itertools.product(*(one | seeds).values())
     ]
     # A product may hold what another line says, too, and two references be the same file.
-    configs = list({config.run_name: config for config in reversed(configs)}.values())[::-1]
+    by_name: dict[str, Config] = {}
+    for config in configs:
+        by_name.setdefault(config.run_name, config)
+    configs = list(by_name.values())
     if not configs:
         raise LabError(f"--grid={settings.grid}: has no run in it, write the flags of one a line")
     if settings.run_name and len(configs) > 1:

@@ -67,10 +67,10 @@ def checked(
     if metrics is None and labels and training.loss in _OF_CLASSES:
         metrics = {"accuracy": accuracy}
     complete = dataclasses.replace(training, metrics=_floating(metrics or {}))
-    traced = None
-    with contextlib.suppress(LabError), explained(""), _repeatable():
-        traced = trace(strategy, complete, x, y)
-    if traced is None:  # to tell the model from the loss
+    try:
+        with explained(""), _repeatable():
+            traced = trace(strategy, complete, x, y)
+    except LabError:  # is it the model, or the loss?
         complete = dataclasses.replace(training, loss=lambda y, output: tf.zeros([1]))
         with explained(f"the model cannot be called on a batch of x, {_form(x)}"), _repeatable():
             traced = trace(strategy, complete, x, y)
