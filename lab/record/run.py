@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 import functools
 import os
 from typing import Any, NamedTuple
@@ -61,11 +62,11 @@ class RunReader:
 
     def scalar(self, tag: str) -> Series:
         """The steps and values of a scalar. Raises KeyError for a tag without any."""
-        return self._scalars[tag]
+        return _of(tag, self._scalars, "scalars")
 
     def histogram(self, tag: str) -> Histograms:
         """The histograms of a tensor. Raises KeyError for a tag without any."""
-        steps, rows = self._histograms[tag]
+        steps, rows = _of(tag, self._histograms, "histograms")
         edges = np.concatenate([rows[:, :, 0], rows[:, -1:, 1]], axis=1)
         return Histograms(steps, edges, rows[:, :, 2])
 
@@ -104,3 +105,13 @@ class RunReader:
             there = ", ".join(map(str, found)) or "none"
             raise LabError(f"{self.path} has no checkpoint of step {step}; there are: {there}")
         return read_tensors(found[step])
+
+
+def _of(tag: str, found: dict[str, Series], kind: str) -> Series:
+    if tag not in found:
+        near = difflib.get_close_matches(tag, found, 1)
+        hint = (
+            f"did you mean {near[0]!r}?" if near else f"there are {len(found)} others, see `tags`"
+        )
+        raise KeyError(f"{tag!r} has no {kind} on record: {hint}")
+    return found[tag]

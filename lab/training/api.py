@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import difflib
 import inspect
 import os
 import signal
@@ -26,7 +27,7 @@ from lab.step.replica import PerExample
 from lab.training import build, trial
 from lab.training.opened import Run
 from lab.training.problem import problem_with
-from lab.training.progress import Console, Reporter
+from lab.training.progress import Console, Reporter, conclusion
 
 # Names of lab.train's that are called otherwise on the command line.
 _RENAMED = {"steps": "training_steps", "name": "run_name"}
@@ -60,7 +61,7 @@ def train(
       metrics: by name, functions like the loss. Default: the accuracy, where y are the labels of
         classes.
       optimizer: such as `lab.Adam(1e-3)`, or what --optimizer takes.
-      verbose: print the progress.
+      verbose: print the progress, the result and how to look at it.
       **flags: any other flag of bin/train (see its --help), with `steps` for --training_steps and
         `name` for --run_name: batch_size, seed, devices, logdir, overwrite, watch, ...
 
@@ -72,7 +73,7 @@ def train(
     given = {
         name
         for name, value in (("model", model), ("data", data), ("loss", loss), ("metrics", metrics))
-        if value is not None and not isinstance(value, str)
+        if value is not None and not isinstance(value, str) and not getattr(value, "source", "")
     }
     if not (optimizer is None or isinstance(optimizer, (str, Rule))):
         name = getattr(optimizer, "__name__", type(optimizer).__name__)
@@ -93,7 +94,9 @@ def train(
     problem = dataclasses.replace(problem, given=tuple(sorted(given)))
     with _stop() as stop:
         reporter = Console() if verbose else Reporter()
-        path, _ = trial.run(config, settings, problem, reporter, stop, started)
+        path, result = trial.run(config, settings, problem, reporter, stop, started)
+    if verbose:
+        print(conclusion(result, path))
     if stop.signal:
         if stop.signal == signal.SIGINT:
             raise KeyboardInterrupt(f"{path} is saved; the same call resumes it")
@@ -119,9 +122,10 @@ def _configured(
     flags = {_RENAMED.get(name, name): _plain(value) for name, value in flags.items()}
     of_config = {one.name for one in dataclasses.fields(Config)}
     of_settings = {one.name for one in dataclasses.fields(Settings)} - {"grid", "seeds", "shard"}
-    for name in flags:
-        if name not in of_config | of_settings:
-            raise LabError(f"{name} is no argument of lab.train, and no flag of bin/train")
+    for name in flags.keys() - of_config - of_settings:
+        near = difflib.get_close_matches(name, of_config | of_settings, 1)
+        hint = f": did you mean {near[0]}?" if near else ""
+        raise LabError(f"{name} is no argument of lab.train, and no flag of bin/train{hint}")
     named = _name_of(model)
     values = source.defaults(named)
     values |= {"model": named, "data": _data_name(data)}

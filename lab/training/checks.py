@@ -91,9 +91,10 @@ def checked(
             traced = trace(strategy, training, x, y)
     for name, spec in {"loss": traced.loss, **traced.metrics}.items():
         if not spec.shape.rank or spec.shape[0] != size or not spec.dtype.is_floating:
+            keras = "" if spec.shape.rank else "; a loss of Keras's needs reduction=None for that"
             raise LabError(
                 f"the {name} is {_form(spec)}: must be one floating value for each example, or "
-                f"several: [{size}, ...]"
+                f"several: [{size}, ...]{keras}"
             )
     _check_probes(strategy, training, traced)
     return training, traced
