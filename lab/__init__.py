@@ -4,10 +4,8 @@ import importlib
 from typing import Any
 
 __version__ = "0.1.0"
-__all__ = [
-    *("train", "open_run", "probe", "Data", "load", "layers", "models", "LabError"),
-    *("SGD", "Adam", "RMSProp", "Adagrad", "Adadelta"),
-]
+_RULES = ("Rule", "SGD", "Adam", "RMSProp", "Adagrad", "Adadelta")
+__all__ = ["train", "open_run", "probe", "Data", "load", "layers", "models", "LabError", *_RULES]
 
 # Loaded when they are first used.
 _PLACES = {
@@ -17,7 +15,7 @@ _PLACES = {
     "Data": "lab.data",
     "load": "lab.data",
     "LabError": "lab.errors",
-    **dict.fromkeys(("SGD", "Adam", "RMSProp", "Adagrad", "Adadelta"), "lab.models.optimizers"),
+    **dict.fromkeys(_RULES, "lab.models.optimizers"),
 }
 _MODULES = {"layers": "lab.models.layers", "models": "lab.models"}
 

@@ -12,7 +12,10 @@ from keras import layers as keras_layers
 
 import lab
 from lab.errors import LabError
+from lab.models.adapt import Network
 from lab.models.mlp import MLP
+from lab.step.replica import Training
+from lab.step.trace import trace
 from lab.training import state as training_state
 
 
@@ -393,6 +396,93 @@ def test_two_networks_never_share_a_run(train, images, other):
         train(model=other, data=flat if other(0).name == "mlp" else images, name="mine")
 
 
+def test_what_tells_two_runs_apart(train, images):
+    """First weights, the names of what is recorded, and a rule of one's own."""
+
+    class Renamed(Net):
+        def __call__(self, x, training=False, seed=None, step=None):
+            lab.probe("other", x)
+            return super().__call__(x, training, seed, step)
+
+    class SGD(lab.SGD):
+        def delta(self, g, t, slots):
+            return 2.0 * self.learning_rate * g, ()
+
+    train(model=Net, data=images, name="mine", steps=2)
+    assert train(model=Net, data=images, name="mine", steps=2).result["step"] == 2
+    for changed in (
+        {"model": lambda: Net(seed=1)},
+        {"model": Renamed},
+        {"metrics": {"right": lambda y, out: tf.equal(tf.argmax(out, 1, tf.int32), y)}},
+        {"optimizer": SGD()},
+    ):
+        with pytest.raises(LabError, match="holds another run"):
+            train(**{"model": Net, "data": images, "name": "mine", "steps": 2} | changed)
+
+
+@pytest.mark.parametrize("first", [True, False])
+def test_a_network_of_functions_is_the_same_each_time(first):
+    """Its digest tells what its functions are and in which order they are called, and nothing of
+    what else the process has traced."""
+
+    def digest(swapped):
+        one = tf.function(lambda x: tf.sin(x))
+        two = tf.function(lambda x: tf.cos(x))
+
+        class Composed(tf.Module):
+            def __init__(self):
+                super().__init__()
+                self.w = tf.Variable(tf.ones([3]))
+
+            def __call__(self, x):
+                x = one(two(x)) if swapped else two(one(x))
+                return self.w * tf.cond(x[0, 0] > 0, lambda: x, lambda: one(x))
+
+        training = Training(Network(Composed()), None, lambda y, out: tf.reduce_sum(out, 1), 4)
+        x = tf.TensorSpec([4, 3])
+        return trace(tf.distribute.get_strategy(), training, x, x).digest
+
+    found = [digest(first) for _ in range(3)]
+    assert len({*found}) == 1 and digest(not first) != found[0]
+
+
+def test_activations_are_those_of_the_network_in_training(train, images):
+    """They are given what the call is given; or they would train another network."""
+
+    class Own(Net):
+        def activations(self, x, training=False, seed=None, step=None):
+            return {"out": self(x, training, seed, step)}
+
+    class Deaf(Net):
+        def activations(self, x):
+            return {"out": self(x)}
+
+    plain = train(model=Own, data=images, name="plain", steps=3)
+    watched = train(model=Own, data=images, name="watched", steps=3, watch=("activations", "norms"))
+    assert same(plain.weights(3), watched.weights(3)) and "out/activations" in watched.tags
+    with pytest.raises(LabError, match="activations must accept training, as its call does"):
+        train(model=Deaf, data=images, watch=("activations",))
+
+
+def test_arguments_of_a_named_model(train, tokens):
+    run = train(
+        model="transformer",
+        data=tokens,
+        steps=1,
+        watch=(),
+        vocabulary=11,
+        length=8,
+        width=8,
+        heads=2,
+        depth=1,
+        causal=True,
+    )
+    found = run.result["config"]
+    assert found["optimizer"] == "adam"  # by its recipe
+    assert {"vocabulary=11", "depth=1", "causal=true"} <= {*found["model_arguments"]}
+    assert run.at(1).gradients["embedding/weights"].shape == (11, 8)
+
+
 class Scaled(tf.Module):
     """Differs from another in a constant alone."""
 
@@ -566,6 +656,10 @@ def numbers(*shape, dtype=np.float32):
         ({"optimizer": "lion"}, "--optimizer=lion: must be one of"),
         ({"optimizer": lab.SGD(-1.0)}, "--learning_rate=-1.0: must be a number, at least 0"),
         ({"stepz": 3}, "stepz is no argument of lab.train"),
+        (
+            {"optimizer": lab.Adam(0.1), "learning_rate": 0.2},
+            "learning_rate is the optimizer's: give it to Adam",
+        ),
         ({"data": [1, 2]}, "data is list: must be a lab.Data"),
         ({"data": "nowhere"}, "nowhere"),
         ({"devices": "gpu:3"}, "--devices=gpu:3: must be"),

@@ -15,7 +15,7 @@ _collected: contextvars.ContextVar[dict[str, tf.Tensor] | None] = contextvars.Co
 
 def probe(name: str, tensor: tf.Tensor) -> tf.Tensor:
     """Records a tensor of a model at every step, as weights and gradients are: its histogram, its
-    largest absolute value, and how many of its entries are NaN or infinite.
+    largest finite absolute value, and how many of its entries are NaN or infinite.
 
     Call it in the model's call, outside a tf.function or tf.while_loop of the model's own. Where
     the model is not being trained by the lab it does nothing.

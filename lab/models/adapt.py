@@ -75,9 +75,23 @@ class Network:
         """Whether the model gives the outputs of its layers by a method `activations`."""
         return hasattr(self.model, "activations")
 
-    def activations(self, x: tf.Tensor) -> dict[str, tf.Tensor]:
-        """The output of each layer by name, the model's output last."""
-        return self.model.activations(x)
+    def activations(
+        self, x: Any, training: bool, seed: tf.Tensor, step: tf.Tensor
+    ) -> dict[str, tf.Tensor]:
+        """The output of each layer by name, the model's output last; arguments as for a call.
+
+        Raises:
+          LabError: the method does not accept what the model's call accepts: it would train another
+            network.
+        """
+        given = {"training": training, "seed": seed, "step": step}
+        accepted = inspect.signature(self.model.activations).parameters
+        for name in self._passed:
+            if name not in accepted:
+                raise LabError(
+                    f"{type(self.model).__name__}.activations must accept {name}, as its call does"
+                )
+        return self.model.activations(x, **{name: given[name] for name in self._passed})
 
 
 def _accepted(model: Any) -> tuple[str, ...]:

@@ -220,7 +220,8 @@ class TrainLoop:
             batch = first["totals"] * [training.scale, *[1 / size] * len(training.metrics)]
             if "products" in first:
                 noise = [gradient_noise.scalars(first["products"], self._bounds, training.scale)]
-            recorded = {"scalars": self.watch.scalars(batch, first["tensors"], noise, self.on_gpu)}
+            kernels = self.on_gpu, self.one_program
+            recorded = {"scalars": self.watch.scalars(batch, first["tensors"], noise, *kernels)}
             if self.watch.tags:
                 recorded |= self._histograms(first["tensors"], first.get("local"), number)
         return recorded | first.get("observed", {})

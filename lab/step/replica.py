@@ -35,7 +35,7 @@ class Training:
       model: called as model(x, training, seed, step), of operations that XLA compiles; random ones
         stateless, or runs do not repeat. `variables` are its trainable variables by tag, `state`
         the others, which it assigns in its call. To watch activations it needs a method
-        `activations`, from the same x to the outputs [batch, ...] by name, its own output last.
+        `activations`, from the same arguments to the outputs [batch, ...] by name, its own last.
       optimizer: of the model's trainable variables: `slots`, and a pure function `update`.
       loss: (y, output) -> floating [batch, ...]; the loss of an example is its mean over the
         other axes.
@@ -125,7 +125,7 @@ def step(
     with tf.GradientTape() as tape:
         with tf.name_scope("forward"), collected() as probes:
             if activations:
-                outputs = training.model.activations(training.prepare(x))
+                outputs = training.model.activations(training.prepare(x), True, seed, number)
                 output = list(outputs.values())[-1]
             else:
                 output = training.model(training.prepare(x), True, seed, number)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -18,7 +19,16 @@ from lab.step.replica import Training
 SLOW_UNDER_XLA = frozenset(
     {
         *("Conv2D", "Conv3D", "DepthwiseConv2dNative", "_FusedConv2D"),
-        *("MaxPool", "MaxPool3D", "AvgPool", "AvgPool3D"),
+        *("Conv2DBackpropInput", "Conv3DBackpropInputV2"),
+        *("MaxPool", "MaxPoolV2", "MaxPool3D", "AvgPool", "AvgPool3D"),
+    }
+)
+
+# Attributes of operations that say where or how they run.
+_NOT_OF_A_NETWORK = frozenset(
+    {
+        *("container", "shared_name", "allowed_devices"),
+        *("config", "config_proto", "executor_type"),
     }
 )
 
@@ -64,7 +74,8 @@ def trace(
         with collected() as probes:
             output = training.model(inputs, True, tf.zeros([2], tf.int64), number)
         _check_reachable(probes)
-        layers = training.model.activations(inputs) if activations else {}
+        arguments = inputs, True, tf.zeros([2], tf.int64), number
+        layers = training.model.activations(*arguments) if activations else {}
         metrics = {name: metric(y, output) for name, metric in training.metrics.items()}
         loss = training.loss(y, output)
         return {"output": output, "loss": loss, "metrics": metrics} | {
@@ -91,7 +102,7 @@ def trace(
         **specs,
         operations=frozenset(node.op for node in nodes),
         strays=tuple(v.name for v in concrete.graph.variables if id(v.handle) not in known),
-        digest=_digest(concrete),
+        digest=_Digest(concrete).digits,
     )
 
 
@@ -105,33 +116,53 @@ def _check_reachable(probes: dict[str, tf.Tensor]) -> None:
             )
 
 
-def _digest(concrete: Any) -> str:
-    """Of the graph's operations in their order, without names; of what they capture, the values of
-    all but variables."""
-    found = hashlib.sha256()
-    graph = concrete.graph.as_graph_def()
-    bodies = [graph.node, *(f.node_def for f in graph.library.function)]
-    for nodes in bodies:
-        places: dict[str, int] = {}
+class _Digest:
+    """64 hex digits over a graph: its operations in their order with their inputs and attributes,
+    those of the functions that they call, and the values that it captures, but for variables. Names
+    are left out: they depend on what else a process has traced."""
+
+    def __init__(self, concrete: Any) -> None:
+        graph = concrete.graph.as_graph_def()
+        self._functions = {f.signature.name: f for f in graph.library.function}
+        self._known: dict[str, str] = {}
+        found = hashlib.sha256(self._nodes(graph.node, [], []).encode())
+        for tensor, _ in concrete.graph.captures:
+            if tensor.dtype not in (tf.resource, tf.variant) and hasattr(tensor, "numpy"):
+                found.update(np.ascontiguousarray(tensor.numpy()).tobytes())
+        self.digits = found.hexdigest()
+
+    def _nodes(self, nodes: Sequence[Any], arguments: list[str], results: list[str]) -> str:
+        places = {name: f"argument {i}" for i, name in enumerate(arguments)}
+        places |= {node.name: str(i) for i, node in enumerate(nodes)}
+        found = hashlib.sha256()
         for node in nodes:
-            places[node.name] = len(places)
             inputs = [_place(name, places) for name in node.input]
             attributes = [
-                (key, node.attr[key].SerializeToString(deterministic=True))
+                (key, self._attribute(node.attr[key]))
                 for key in sorted(node.attr)
-                if not key.startswith("_")
-                and node.attr[key].WhichOneof("value") != "func"
-                and key not in ("container", "shared_name", "allowed_devices")
+                if not key.startswith("_") and key not in _NOT_OF_A_NETWORK
             ]
             found.update(repr((node.op, inputs, attributes)).encode())
-    for tensor, _ in concrete.graph.captures:
-        if tensor.dtype not in (tf.resource, tf.variant) and hasattr(tensor, "numpy"):
-            value = tensor.numpy()
-            found.update(np.ascontiguousarray(value).tobytes())
-    return found.hexdigest()
+        found.update(repr([_place(name, places) for name in results]).encode())
+        return found.hexdigest()
+
+    def _attribute(self, value: Any) -> Any:
+        kind = value.WhichOneof("value")
+        called = [value.func] if kind == "func" else value.list.func if kind == "list" else []
+        if called:
+            return [self._function(one.name) for one in called]
+        return value.SerializeToString(deterministic=True)
+
+    def _function(self, name: str) -> str:
+        if name not in self._known:
+            function = self._functions[name]
+            arguments = [one.name for one in function.signature.input_arg]
+            results = [function.ret[one.name] for one in function.signature.output_arg]
+            self._known[name] = self._nodes(function.node_def, arguments, results)
+        return self._known[name]
 
 
-def _place(name: str, places: dict[str, int]) -> str:
+def _place(name: str, places: dict[str, str]) -> str:
     """An input by the place of the operation that makes it, and which of its outputs it is."""
     base, *rest = name.removeprefix("^").split(":")
-    return ":".join([str(places.get(base, "argument")), *rest])
+    return ":".join([places.get(base, "elsewhere"), *rest])

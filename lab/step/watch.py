@@ -40,8 +40,8 @@ class Watch:
 
     Attributes:
       histograms: the tensors with histograms; those of a list are counted together.
-      scalar_tags: loss, the metrics, the norms, `gradient/norm`, the largest absolute value of each
-        probe and, with several replicas, what gradient_noise.py measures.
+      scalar_tags: loss, the metrics, the norms, `gradient/norm`, the largest finite absolute value
+        of each probe and, with several replicas, what gradient_noise.py measures.
       tags, sizes: of the histograms, and the number of entries of each; the replicas' come last.
     """
 
@@ -97,7 +97,12 @@ class Watch:
         return {entry.tag: entry.tensor(step) for entry in entries}
 
     def scalars(
-        self, batch: tf.Tensor, tensors: Tensors, noise: Sequence[tf.Tensor], on_gpu: bool
+        self,
+        batch: tf.Tensor,
+        tensors: Tensors,
+        noise: Sequence[tf.Tensor],
+        on_gpu: bool,
+        one_program: bool,
     ) -> tf.Tensor:
         """The scalars of a step: float32 [scalar_tags].
 
@@ -119,12 +124,7 @@ class Watch:
             if self._ratios:
                 ends.append(tf.math.divide_no_nan(norms[count : 2 * count], norms[:count]))
         if self._probes:
-            flat = [tf.abs(tf.cast(tf.reshape(tensors[n], [-1]), tf.float32)) for n in self._probes]
-            ends.append(
-                tf.stack([tf.reduce_max(x) for x in flat])
-                if on_gpu
-                else xla.largest(xla.grouped(flat))
-            )
+            ends.append(_largest([tensors[name] for name in self._probes], one_program))
         return tf.concat([*parts, *noise, *ends], 0)
 
 
@@ -145,3 +145,11 @@ def _applied(name: str, step: Step) -> tf.Tensor:
 
 def _squares(tensors: list[tf.Tensor]) -> tf.Tensor:
     return tf.stack([tf.reduce_sum(x * x) for x in tensors])
+
+
+def _largest(tensors: list[tf.Tensor], one_program: bool) -> tf.Tensor:
+    """The largest finite absolute value of each tensor, 0 of none: float32 [T]."""
+    flat = [tf.abs(tf.cast(tf.reshape(x, [-1]), tf.float32)) for x in tensors]
+    if one_program:
+        return tf.maximum(xla.largest(xla.grouped(flat)), 0.0)
+    return tf.stack([tf.reduce_max(tf.where(tf.math.is_finite(x), x, 0.0)) for x in flat])

@@ -9,7 +9,7 @@ import os
 import signal
 import threading
 import time
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
@@ -19,7 +19,7 @@ import tensorflow as tf
 from lab import machine
 from lab.data import Data
 from lab.errors import LabError
-from lab.models.optimizers import Rule
+from lab.models.optimizers import RULES, Rule
 from lab.processes.stop import Stop
 from lab.settings import source
 from lab.settings.config import Config, Settings
@@ -53,7 +53,7 @@ def train(
         or class that makes it, which is given `seed` if it accepts that, and which several
         devices need; or what --model takes: "mlp", "convnet", "transformer", "FILE.py:NAME". Its
         call is given `training`, `seed` (int64 [2], another at each step) and `step` if it accepts
-        them.
+        them; that of a Keras model only `training`.
       data: a `lab.Data`, or what --data takes.
       loss: (y, output) -> floating [batch, ...], or what --loss takes. The loss of an example is
         its mean over all axes but the first. Default: the model's recipe, or
@@ -63,13 +63,17 @@ def train(
       optimizer: such as `lab.Adam(1e-3)`, or what --optimizer takes.
       verbose: print the progress, the result and how to look at it.
       **flags: any other flag of bin/train (see its --help), with `steps` for --training_steps and
-        `name` for --run_name: batch_size, seed, devices, logdir, overwrite, watch, ...
+        `name` for --run_name: batch_size, seed, devices, logdir, overwrite, watch, ...; and, of a
+        model that is named, its constructor's arguments. `threads` is what TensorFlow takes, if it
+        has begun in this process.
 
     Raises:
       LabError: in one line, what does not fit, and what would.
       KeyboardInterrupt: after Ctrl-C, once the run is saved.
     """
     started = time.monotonic()
+    if isinstance(data, os.PathLike):
+        data = os.fspath(data)
     given = {
         name
         for name, value in (("model", model), ("data", data), ("loss", loss), ("metrics", metrics))
@@ -78,8 +82,6 @@ def train(
     if not (optimizer is None or isinstance(optimizer, (str, Rule))):
         name = getattr(optimizer, "__name__", type(optimizer).__name__)
         raise LabError(f"optimizer is {name}: must be such as lab.Adam(1e-3), or a name")
-    if isinstance(data, os.PathLike):
-        data = os.fspath(data)
     if not isinstance(data, (Data, str)):
         raise LabError(
             f"data is {type(data).__name__}: must be a lab.Data, such as lab.Data(x, y), or what "
@@ -89,7 +91,7 @@ def train(
     problem = problem_with(config, model=model, data=data, loss=loss, metrics=metrics)
     if isinstance(optimizer, Rule):
         problem = dataclasses.replace(problem, rule=optimizer)
-        if config.optimizer != type(optimizer).__name__.lower():
+        if type(optimizer) not in RULES.values():
             given.add("optimizer")
     problem = dataclasses.replace(problem, given=tuple(sorted(given)))
     with _stop() as stop:
@@ -122,17 +124,23 @@ def _configured(
     flags = {_RENAMED.get(name, name): _plain(value) for name, value in flags.items()}
     of_config = {one.name for one in dataclasses.fields(Config)}
     of_settings = {one.name for one in dataclasses.fields(Settings)} - {"grid", "seeds", "shard"}
-    for name in flags.keys() - of_config - of_settings:
+    arguments = _arguments(model, flags.keys() - of_config - of_settings, flags)
+    for name in flags.keys() - of_config - of_settings - arguments.keys():
         near = difflib.get_close_matches(name, of_config | of_settings, 1)
         hint = f": did you mean {near[0]}?" if near else ""
         raise LabError(f"{name} is no argument of lab.train, and no flag of bin/train{hint}")
-    named = _name_of(model)
-    values = source.defaults(named)
+    named, place = _name_of(model)
+    values = source.defaults(place)
     values |= {"model": named, "data": _data_name(data)}
+    if arguments:
+        (values["model_arguments"],) = source.read("model", model).choices(arguments)
     if loss is not None:
-        values["loss"] = loss if isinstance(loss, str) else _name_of(loss)
+        values["loss"], _ = _name_of(loss)
     if isinstance(optimizer, Rule):
-        values |= build.fields_of(optimizer)
+        fields = build.fields_of(optimizer)
+        if twice := sorted(fields.keys() & flags.keys()):
+            raise LabError(f"{twice[0]} is the optimizer's: give it to {type(optimizer).__name__}")
+        values |= fields
     elif optimizer is not None:
         values["optimizer"] = optimizer
     values |= {name: value for name, value in flags.items() if name in of_config}
@@ -150,20 +158,36 @@ def _configured(
     return Config(**values), settings
 
 
-def _name_of(value: Any) -> str:
-    """What a config calls a model or a loss: FILE.py:NAME for what is no text."""
+def _arguments(model: Any, names: Iterable[str], flags: Mapping[str, Any]) -> dict[str, str]:
+    """Of some arguments those that a named model's constructor takes, as texts like a flag's."""
+    if not isinstance(model, str) or model == "mlp":
+        return {}
+    known = {one.name for one in source.read("model", model).parameters}
+    found = {}
+    for name in known & {*names}:
+        value = flags[name]
+        if isinstance(value, (tuple, list)):
+            found[name] = "x".join(map(str, value))
+        else:
+            found[name] = str(value).lower() if isinstance(value, bool) else str(value)
+    return found
+
+
+def _name_of(value: Any) -> tuple[str, str]:
+    """What a config calls a model or a loss, FILE.py:NAME for what is no text; and the same with
+    the file's folder."""
     if isinstance(value, str):
-        return value
+        return value, value
     if not callable(value):
         raise LabError(f"{value!r} is no model and no loss: must be callable, or a name")
     named = value if hasattr(value, "__name__") else type(value)
     try:
-        file = os.path.basename(inspect.getsourcefile(named) or "")
+        path = inspect.getsourcefile(named) or ""
     except (OSError, TypeError):
-        file = ""
+        path = ""
     name = "".join(c for c in named.__name__ if c.isidentifier() or c.isdecimal()) or "made"
-    file = file if file.endswith(".py") else "notebook.py"
-    return f"{file}:{name}"
+    path = path if path.endswith(".py") else "notebook.py"
+    return f"{os.path.basename(path)}:{name}", f"{path}:{name}"
 
 
 def _data_name(data: Any) -> str:

@@ -78,9 +78,11 @@ def make_training(
     """Model, optimizer, loss and metrics of a run, checked on its data.
 
     Raises:
-      LabError: the model cannot train on them, see checks.checked_trace.
+      LabError: the model cannot train on them, see checks.checked.
     """
     data = problem.data
+    if config.shuffle_labels and data.is_function:
+        raise LabError("--shuffle_labels: the labels must be an array, not of a function's batches")
     with strategy.scope(), _seeded(config.seed):
         model = problem.make_model(strategy)
         _build(model, data, problem.prepare)

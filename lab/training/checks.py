@@ -104,7 +104,8 @@ def is_classifier(data: Data, output: tf.TensorSpec) -> bool:
     """Whether an output has a logit for each class of integer labels y."""
     if data.y.dtype.kind not in "iu" or not output.shape.rank:
         return False
-    return output.shape.rank > data.y.ndim and output.shape[1:-1] == data.y.shape[1:]
+    fits = output.shape.rank > data.y.ndim and output.shape[1:-1] == data.y.shape[1:]
+    return fits and output.shape[-1] > 1
 
 
 def _check_metrics(metrics: Any) -> None:
@@ -130,7 +131,10 @@ def _floating(metrics: Mapping[str, PerExample]) -> dict[str, PerExample]:
         whole = values.dtype.is_integer or values.dtype.is_bool
         return tf.cast(values, tf.float32) if whole else values
 
-    return {name: functools.partial(call, metric) for name, metric in metrics.items()}
+    return {
+        name: metric if metric is accuracy else functools.partial(call, metric)
+        for name, metric in metrics.items()
+    }
 
 
 def _check_operations(traced: Traced) -> None:

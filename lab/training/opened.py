@@ -71,5 +71,5 @@ def open_run(path: str | os.PathLike, **objects: Any) -> Run:
     if objects:
         from lab.training.replay import problem_with_objects
 
-        run._problem = problem_with_objects(run.checked_config, objects)
+        run._problem = problem_with_objects(run, objects)
     return run

@@ -34,6 +34,7 @@ class Problem:
         with the strategy.
       loss: (y, output) -> floating [batch, ...].
       metrics: by name, functions as the loss. None: accuracy, where y are the labels of classes.
+      fresh: whether make_model makes a new model, which begins where the run began.
       rule: the update rule; None: the config's.
       given: what the caller has given as objects, which no config can name: "model", "data", ...
       files: of what is read from files of the user's, a digest of each, by flag.
@@ -44,6 +45,7 @@ class Problem:
     loss: PerExample
     metrics: Mapping[str, PerExample] | None = None
     rule: Rule | None = None
+    fresh: bool = True
     given: tuple[str, ...] = ()
     files: Mapping[str, str] = dataclasses.field(default_factory=dict)
 
@@ -97,16 +99,15 @@ def problem_with(
         known = dataclasses.replace(known, loss=config.loss)
     problem = problem_of(known, data, data_files)
     if callable(model):
-        problem = dataclasses.replace(problem, make_model=_maker(model, config.seed))
+        there = hasattr(model, "trainable_variables") and not isinstance(model, type)
+        make = (lambda strategy: model) if there else _maker(model, config.seed)
+        problem = dataclasses.replace(problem, make_model=make, fresh=not there)
     if callable(loss):
         problem = dataclasses.replace(problem, loss=loss)
     return dataclasses.replace(problem, metrics=metrics)
 
 
 def _maker(model: Any, seed: int) -> Callable[[Any], Any]:
-    if hasattr(model, "trainable_variables") and not isinstance(model, type):
-        return lambda strategy: model
-
     def make(strategy: Any) -> Any:
         with explained("the model cannot be made", variables=True):
             return seeded(model, seed)()

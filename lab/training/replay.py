@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import os
+from collections.abc import Collection
 from typing import Any
 
 import numpy as np
@@ -32,7 +33,8 @@ class Replay:
 
     def __init__(self, run: StoredRun, problem: Problem | None) -> None:
         self._run, config = run, run.checked_config
-        self._steps = (run.result or {}).get("step", config.training_steps)
+        recorded = run.scalar("loss").steps[-1] if "loss" in run.tags else 0
+        self._steps = (run.result or {}).get("step", int(recorded))
         self._state = _state(run, config, problem or _named(run, config))
         self._observing = self._state.loop.observing()
 
@@ -96,26 +98,37 @@ def examples_of(run: StoredRun, step: int, problem: Problem | None) -> np.ndarra
     return Batches(config.seed, len(data.x), config.batch_size).indices(step, 1)[0]
 
 
-def problem_with_objects(config: Config, objects: dict[str, Any]) -> Problem:
-    """The problem of a run that `lab.train` was given as objects."""
-    rule = objects.pop("optimizer", None)
-    unknown = sorted(objects.keys() - {"model", "data", "loss", "metrics"})
+def problem_with_objects(run: StoredRun, objects: dict[str, Any]) -> Problem:
+    """The problem of a run that `lab.train` was given as objects.
+
+    Raises:
+      LabError: these are not the objects that it needs.
+    """
+    unknown = sorted(objects.keys() - {"model", "data", "loss", "metrics", "optimizer"})
     if unknown:
         raise LabError(f"open_run takes model, data, loss, metrics and optimizer, not {unknown[0]}")
-    problem = problem_with(config, **objects)
-    if isinstance(rule, Rule):
-        problem = dataclasses.replace(problem, rule=rule)
-    return problem
+    _check_given(run, objects)
+    rule = objects.pop("optimizer", None)
+    if rule is not None and not isinstance(rule, Rule):
+        raise LabError(f"optimizer is {type(rule).__name__}: must be such as lab.Adam(1e-3)")
+    given = tuple(run.circumstances.get("given", ()))
+    problem = problem_with(run.checked_config, **objects)
+    return dataclasses.replace(problem, rule=rule, given=given)
 
 
-def _named(run: StoredRun, config: Config) -> Problem:
-    """The problem that a run's config names."""
-    if given := run.circumstances.get("given"):
+def _check_given(run: StoredRun, objects: Collection[str]) -> None:
+    given = run.circumstances.get("given", ())
+    if not {*given} <= {*objects}:
         names = ", ".join(f"{name}=..." for name in given)
         raise LabError(
             f"{run.path} was given its {', '.join(given)} as objects: open it by "
             f"lab.open_run(path, {names})"
         )
+
+
+def _named(run: StoredRun, config: Config) -> Problem:
+    """The problem that a run's config names."""
+    _check_given(run, ())
     return problem_of(config)
 
 
@@ -132,11 +145,7 @@ def _state(run: StoredRun, config: Config, problem: Problem) -> TrainingState:
       LabError: what is at hand is not what the run trained.
     """
     facts = run.circumstances
-    devices = (
-        "auto"
-        if facts.get("replicas") == 1
-        else f"{facts.get('device', '').lower()}:{facts.get('replicas')}"
-    )
+    devices = f"{facts.get('device', 'CPU').lower()}:{facts.get('replicas', 1)}"
     strategy = build.make_strategy(config, devices, problem, None)
     training, traced = build.make_training(config, problem, strategy)
     now = trial.circumstances(problem, training, traced, strategy, None)

@@ -13,6 +13,7 @@ import tensorflow as tf
 from lab import machine
 from lab.data import Batches, Data, shuffled
 from lab.errors import LabError
+from lab.kernels.metrics import accuracy
 from lab.record.checkpoints import Checkpoint
 from lab.settings.config import Config
 from lab.step import gradient_noise
@@ -76,7 +77,7 @@ class TrainingState:
         )
         self._batches = Batches(config.seed, len(data.x), config.batch_size)
         self.loop = self._compiled(make, use_xla)
-        self.classes = "accuracy" in training.metrics and data.y.ndim == 1
+        self.classes = training.metrics.get("accuracy") is accuracy and data.y.ndim == 1
         self.evaluator = None
         if data.x_test is not None and data.y_test is not None:
             test = data.x_test, data.y_test

@@ -24,6 +24,8 @@ from lab import machine
 from lab.errors import LabError
 from lab.processes.cluster import Cluster
 from lab.processes.stop import Stop
+from lab.record.checkpoints import read_tensors
+from lab.record.directory import checkpoint_paths
 from lab.settings.config import Config, Settings, placeless
 from lab.step.agreement import Group
 from lab.step.replica import Training
@@ -71,6 +73,8 @@ def run(
     path = _directory(config, settings, problem, facts)
     opened = _opened(config, settings, path, facts, group, reporter)
     with _explained(path, cluster), opened as session:
+        if "model" in problem.given and problem.fresh:
+            _check_start(path, training)
         if session.result:
             reporter.notify(f"{path} is there already; --overwrite trains it again")
             return path, session.result
@@ -109,6 +113,19 @@ def run(
         result = session.finish(_result(state, facts, startup))
         group.largest(0)  # the chief would miss a worker that ends before it
         return path, result
+
+
+def _check_start(path: str, training: Training) -> None:
+    """Raises LabError where the run in a directory began with other weights, within rounding."""
+    first = checkpoint_paths(path).get(0)
+    before = read_tensors(first) if first else {}
+    for tag, variable in training.variables.items():
+        now = variable.numpy()
+        if tag in before and not np.allclose(now, before[tag], 1e-3, 1e-5, equal_nan=True):
+            raise LabError(
+                f"{path} holds another run (its {tag} began with other values): give this one "
+                "another name, or overwrite=True, which deletes that"
+            )
 
 
 def _directory(
@@ -207,7 +224,7 @@ def circumstances(
     shapes = {tag: [v.dtype.name, *v.shape.as_list()] for tag, v in variables.items()}
     return {
         "data": problem.data.digest,
-        "network": digest([traced.digest, shapes]),
+        "network": digest([traced.digest, shapes, [*traced.metrics], [*traced.probes]]),
         **{f"{flag}_files": one for flag, one in problem.files.items()},
         **({"given": list(problem.given)} if problem.given else {}),
         **({"rule": _rule(problem.rule)} if "optimizer" in problem.given else {}),
