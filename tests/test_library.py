@@ -1,14 +1,17 @@
 """lab.train: programs that a user writes, and what they end with where something does not fit."""
 
+import gc
 import pathlib
 import re
 import threading
+import weakref
 
 import keras
 import numpy as np
 import pytest
 import tensorflow as tf
 from keras import layers as keras_layers
+from tensorflow.python.framework import ops
 
 import lab
 from lab.errors import LabError
@@ -367,6 +370,18 @@ def test_a_model_that_was_made_already_keeps_its_weights(train, images):
     # Called again, under another name, it goes on from there.
     more = train(model=model, data=images, name="more")
     np.testing.assert_array_equal(more.weights(0)["blocks/0/w"], trained)
+
+
+def test_a_run_leaves_nothing_behind(train, images):
+    """TensorFlow would keep the graph of each custom gradient, and with it the data."""
+    before = {*ops.gradient_registry._registry}
+    data = lab.Data(images.x.reshape(-1, 12), images.y, name="flat")
+    held = weakref.ref(data)
+    train(data=data, steps=2, n_hidden_1=4, n_hidden_2=4)
+    assert {*ops.gradient_registry._registry} == before
+    del data
+    gc.collect()
+    assert held() is None
 
 
 def test_in_another_thread(train, images):

@@ -22,6 +22,7 @@ import tensorflow as tf
 import lab
 from lab import machine
 from lab.errors import LabError
+from lab.kernels import xla
 from lab.processes.cluster import Cluster
 from lab.processes.stop import Stop
 from lab.record.checkpoints import read_tensors
@@ -43,6 +44,7 @@ CUT_SHORT = (
 )
 
 
+@xla.released()
 def run(
     config: Config,
     settings: Settings,
