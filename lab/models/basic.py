@@ -20,15 +20,18 @@ def split_seed(seed: Seed, count: int) -> list[tf.Tensor]:
 
 
 def as_seed(seed: Seed) -> tf.Tensor:
+    """int64 [2]."""
     return seed if tf.is_tensor(seed) else tf.constant(seed, tf.int64)
 
 
 def check_last_axis(x: tf.Tensor, size: int, what: str) -> None:
+    """Raises ValueError unless the last axis of x has that size; `what` takes x."""
     if x.shape[-1] != size:
         raise ValueError(f"{what} takes [..., {size}], not {shape_text(x.shape)}")
 
 
 def shape_text(shape: tf.TensorShape) -> str:
+    """`[?, 28, 28]`: ? for a size that is not known."""
     return str(shape.as_list()).replace("None", "?")
 
 
@@ -150,8 +153,8 @@ class Embedding(tf.Module):
     """y = W[x]: a row of weights for each integer.
 
     Args:
-      n_in: x is in 0, 1, ..., n_in - 1; what is not is an error outside of XLA, and takes the
-        nearest row inside.
+      n_in: x is in 0, 1, ..., n_in - 1; what is not takes the nearest row under XLA, a row of
+        zeros on a GPU, and is an error otherwise.
       width: of a row.
       initializer: (shape, seed) -> float32 weights [n_in, width].
       seed: two integers, for the initializer.

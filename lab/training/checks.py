@@ -152,9 +152,8 @@ def _check_operations(traced: Traced) -> None:
 
 
 def _check_probes(strategy: tf.distribute.Strategy, training: Training, traced: Traced) -> None:
-    variables = (*training.variables, *traced.activations)
     taken = {"loss", "config", "gradient/norm", *training.metrics}
-    taken |= {tag + suffix for tag in variables for suffix in _SUFFIXES}
+    taken |= {tag + suffix for tag in training.variables for suffix in _SUFFIXES}
     size, several = training.batch_size, strategy.num_replicas_in_sync > 1
     for name, spec in traced.probes.items():
         what = f"lab.probe({name!r}, ...)"
