@@ -208,16 +208,17 @@ def test_killed_in_the_middle_of_a_write(program, whole):
 
 @pytest.mark.slow
 def test_killed_while_tensorflow_writes_a_checkpoint(program):
-    whole, directory = program.undisturbed(HEAVY), program.new()
-    for life, size in enumerate((100_000, 120_000, 139_000)):
-        outcome = program.train(directory, HEAVY, kill_at=["saved", 2 + (life > 0)])
+    large = [*HEAVY, "--n_hidden_1=200", "--n_hidden_2=200"]  # a checkpoint has 525,660 bytes
+    whole, directory = program.undisturbed(large), program.new()
+    for life, size in enumerate((400_000, 460_000, 520_000)):
+        outcome = program.train(directory, large, kill_at=["saved", 2 + (life > 0)])
         assert outcome.status == -signal.SIGKILL
-        outcome = program.train(directory, HEAVY, file_size=size, die_at_file_size=True)
+        outcome = program.train(directory, large, file_size=size, die_at_file_size=True)
         assert outcome.status == -signal.SIGXFSZ
         (left,) = (directory / "checkpoints").glob("unfinished-*/variables*data*")
         assert left.stat().st_size == size
         assert_nothing_is_lost(directory, whole)
-    assert_goes_on(program, directory, whole, HEAVY)
+    assert_goes_on(program, directory, whole, large)
 
 
 @pytest.mark.slow
@@ -244,12 +245,12 @@ def steps_of_tags(directory):
     """Which steps each scalar and histogram tag must have, from the run's own words."""
     layers = [f"{layer}/{kind}" for layer in ("h1", "h2", "logits") for kind in ("weights", "bias")]
     every, evaluated = list(range(1, STEPS + 1)), [10, 20, 30, 40, 48]
-    scalars = {"loss": every, "accuracy": every}
+    scalars = {"loss": every, "accuracy": every, "gradient/norm": every}
     scalars |= {"test-loss": evaluated, "test-accuracy": evaluated}
     histograms = [tag + suffix for tag in layers for suffix in ("", "/gradient")]
     for tag in layers:
         scalars |= {f"{tag}{kind}/norm": every for kind in ("", "/gradient", "/update")}
-        scalars[f"{tag}/distance"] = evaluated
+        scalars |= {f"{tag}/update/ratio": every, f"{tag}/distance": evaluated}
     return scalars, dict.fromkeys(histograms, every)
 
 

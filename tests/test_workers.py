@@ -463,7 +463,7 @@ def assert_one_run(workers, devices):
     assert (mine["workers"], theirs["workers"]) == (2, 1)
     assert (mine["replicas"], theirs["replicas"]) == (2, 2)
     for other in (mine, theirs):
-        for name in ("workers", "devices", "fingerprint"):
+        for name in ("workers", "devices", "fingerprint", "network"):  # a graph for each strategy
             del other[name]
     assert mine == theirs
 
