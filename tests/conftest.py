@@ -57,18 +57,23 @@ def idx_bytes(array: np.ndarray) -> bytes:
     return header + array.astype(np.uint8).tobytes()
 
 
+def learnable(seed, classes, shape, noise, *counts):
+    """For each count, so many images uint8 and their labels uint8, of classes that can be learnt: a
+    random image for each, and noise."""
+    random = np.random.default_rng(seed)
+    centres = random.integers(0, 256, (classes, *shape))
+    found = []
+    for examples in counts:
+        labels = random.permutation(np.arange(examples) % classes).astype(np.uint8)
+        images = centres[labels] + random.integers(-noise, noise + 1, (examples, *shape))
+        found += [np.clip(images, 0, 255).astype(np.uint8), labels]
+    return tuple(found)
+
+
 @pytest.fixture(scope="session")
 def tiny():
     """Four arrays: 103 train and 41 test images of 4 x 3 pixels, 5 classes that can be learnt."""
-    random = np.random.default_rng(7)
-    centres = random.integers(0, 256, (5, 4, 3))
-
-    def draw(examples):
-        labels = random.permutation(np.arange(examples) % 5).astype(np.uint8)
-        noise = random.integers(-40, 41, (examples, 4, 3))
-        return np.clip(centres[labels] + noise, 0, 255).astype(np.uint8), labels
-
-    return (*draw(103), *draw(41))
+    return learnable(7, 5, (4, 3), 40, 103, 41)
 
 
 @pytest.fixture

@@ -9,6 +9,7 @@ import forks
 import numpy as np
 import programs
 import pytest
+from conftest import learnable
 
 KERAS = os.path.join(programs.CHILDREN, "keras_network.py")
 KINDS = {
@@ -36,15 +37,7 @@ LONG += ["--steps_per_loop=4", "--batch_size=16", "--seed=9"]
 @pytest.fixture(scope="module")
 def images():
     """Images of 28 x 28 pixels of ten classes that can be learnt: 120 and 40."""
-    random_ = np.random.default_rng(3)
-    centres = random_.integers(0, 256, (10, 28, 28))
-
-    def draw(examples):
-        y = random_.permutation(np.arange(examples) % 10).astype(np.int32)
-        noise = random_.integers(-60, 61, (examples, 28, 28))
-        return np.clip(centres[y] + noise, 0, 255).astype(np.uint8), y
-
-    return (*draw(120), *draw(40))
+    return learnable(3, 10, (28, 28), 60, 120, 40)
 
 
 @pytest.fixture(scope="module")

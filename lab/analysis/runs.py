@@ -25,7 +25,7 @@ from lab.compare.results import network_of, read_results
 from lab.errors import LabError
 from lab.record import event_reader, result_file
 from lab.record.directory import CONFIG, RESULT, checkpoint_paths, read_object
-from lab.settings.config import Config, default, idx_folder
+from lab.settings.config import Config, default
 
 _DEFAULTS: dict[str, Any] = json.loads(json.dumps(dataclasses.asdict(Config())))
 _IN_NO_LABEL = comparison.RECORDING_FIELDS | {"seed", "deterministic", "on_nonfinite"}
@@ -232,11 +232,11 @@ def _read_run(folder: str) -> Run:
     values = read_object(os.path.join(folder, RESULT))
     if not values:
         raise LabError(f"it has no {RESULT}: it is not finished")
-    result = result_file.checked_result(values, RESULT) | {"given": values.get("given")}
+    result = result_file.checked_result(values, RESULT)
     config, step, status = _DEFAULTS | result["config"], result["step"], result["status"]
     if status not in ("completed", "collapsed"):
         raise LabError(f"it ended as {status} at step {step}")
-    network = network_of(values)
+    network = network_of(result)
     if result["data"] is None:
         raise LabError(f"its {RESULT} cannot be used: no data")
     if status == "collapsed" and result["collapsed"] is None:
@@ -295,9 +295,8 @@ def _find_data(runs: list[Run]) -> tuple[dict[str, str], list[str]]:
     places: dict[str, str] = {}
     lost = []
     of_known = {(run.result["data"], run.config["data"]) for run in runs if run.known}
-    for digest, given in sorted(of_known):
-        folder = idx_folder(given)
-        name = folder or "the embedded MNIST"
+    for digest, folder in sorted(of_known):
+        name = "the embedded MNIST" if folder == "mnist" else folder
         try:
             if data.load(folder).digest == digest:
                 places[digest] = folder

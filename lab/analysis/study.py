@@ -17,6 +17,7 @@ from lab.analysis.near_zero import LIMITS as LIMITS
 from lab.analysis.runs import Group, Run, Runs
 from lab.analysis.weights import Weights, not_dense
 from lab.analysis.workers import Compute
+from lab.kernels.inputs import prepare
 from lab.settings.config import Config
 
 SHARPNESS_EXAMPLES = 2000  # the first training images
@@ -177,8 +178,8 @@ def load_data(folder: str) -> tuple[data.Data, tf.Tensor, np.ndarray]:
 
 
 def unit(images: np.ndarray) -> tf.Tensor:
-    """Images uint8 as float32 in [0, 1], as the training divides them; other inputs stay."""
-    return tf.cast(images, tf.float32) / (255.0 if images.dtype == np.uint8 else 1.0)
+    """What the training gives the model, as float32: images uint8 are then in [0, 1]."""
+    return tf.cast(prepare(tf.constant(images)), tf.float32)
 
 
 def _run(run: Run, folder: str | None, deep: bool) -> RunMeasurements:

@@ -65,21 +65,19 @@ def parse_result(text: str, path: str) -> Result:
         metric=metric,
         metrics=metrics,
         evaluations=tuple(value for value in evaluations if value is not None),
-        network=network_of(json.loads(text)),
+        network=network_of(found),
         data=found["data"] or "",
         **{name: found[name] for name in same},
     )
 
 
-def network_of(values: Mapping[str, Any]) -> str:
-    """Of what result.json holds, 64 hex digits that tell apart networks which have one config:
-    the files and the objects that model, loss and metrics were; "" where the config says it all."""
-    given = values.get("given")
-    given = set(given) if isinstance(given, list) else set()
-    told = [name for name in ("model_files", "loss_files", "rule") if name in values]
-    if given & {"model", "loss", "metrics"}:
+def network_of(found: Mapping[str, Any]) -> str:
+    """Of a checked result, 64 hex digits that tell apart networks which have one config: the files
+    and the objects that model, loss and metrics were; "" where the config says it all."""
+    told = [name for name in ("model_files", "loss_files", "rule") if found[name] is not None]
+    if {*(found["given"] or ())} & {"model", "loss", "metrics"}:
         told.append("network")
-    parts = {name: values.get(name) for name in told}
+    parts = {name: found[name] for name in told}
     return hashlib.sha256(json.dumps(parts).encode()).hexdigest() if parts else ""
 
 

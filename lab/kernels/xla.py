@@ -15,7 +15,7 @@ from typing import NamedTuple
 
 import numpy as np
 import tensorflow as tf
-from tensorflow.python.framework import ops
+from tensorflow.python.framework.ops import gradient_registry as gradients
 
 _LANES = 32
 _LARGE = 4096  # entries from which on a table of pairs pays
@@ -54,14 +54,14 @@ def released() -> Iterator[None]:
     TensorFlow registers each of them for good, and with it the graph and all that this holds, the
     training data too: 50 MB for each run on MNIST in one process.
     """
-    registry = ops.gradient_registry._registry
-    before = {*registry}
+    kept = gradients._registry
+    before = {*kept}
     try:
         yield
     finally:
-        for name in {*registry} - before:
+        for name in {*kept} - before:
             if name.startswith("CustomGradient-"):
-                del registry[name]
+                del kept[name]
 
 
 class Group(NamedTuple):

@@ -67,8 +67,7 @@ class Network:
           seed: int64 [2], another one for each step and replica; for stateless random operations.
           step: number of the step, from 1, int64 scalar.
         """
-        given = {"training": training, "seed": seed, "step": step}
-        return self.model(x, **{name: given[name] for name in self._passed})
+        return self.model(x, **self._arguments(training, seed, step))
 
     @property
     def has_activations(self) -> bool:
@@ -84,14 +83,18 @@ class Network:
           LabError: the method does not accept what the model's call accepts: it would train another
             network.
         """
-        given = {"training": training, "seed": seed, "step": step}
         accepted = inspect.signature(self.model.activations).parameters
         for name in self._passed:
             if name not in accepted:
                 raise LabError(
                     f"{type(self.model).__name__}.activations must accept {name}, as its call does"
                 )
-        return self.model.activations(x, **{name: given[name] for name in self._passed})
+        return self.model.activations(x, **self._arguments(training, seed, step))
+
+    def _arguments(self, *values: Any) -> dict[str, Any]:
+        """Of the values of `_PASSED`, those that the model's call accepts."""
+        given = dict(zip(_PASSED, values, strict=True))
+        return {name: given[name] for name in self._passed}
 
 
 def _accepted(model: Any) -> tuple[str, ...]:

@@ -39,6 +39,11 @@ class StoredResult(Checked):
     seconds: float | None = _limited()
     devices: tuple[str, ...] | None = None
     data: str | None = None
+    network: str | None = None
+    given: tuple[str, ...] | None = None
+    model_files: str | None = None
+    loss_files: str | None = None
+    rule: str | None = None
     replicas: int | None = _limited(least=1, below=2**31)
     workers: int | None = _limited(least=1, below=2**31)
     tensorflow: str | None = None

@@ -15,7 +15,6 @@ from lab.analysis.workers import Compute
 from lab.report.figures import plural
 from lab.report.questions import SECTIONS
 from lab.report.section import Story
-from lab.settings.config import idx_folder
 
 
 def make_story(runs: Runs, compute: Compute = workers.compute) -> Story:
@@ -48,7 +47,8 @@ def _made(evidence: Evidence) -> list[tuple[str, str]]:
     made = [("lab", f"Everystep {lab.__version__}{commit}")]
     if every:
         versions = [_named(run.result["versions"]) for run in every if run.result["versions"]]
-        folders = [os.path.basename(idx_folder(run.config["data"])) or "MNIST" for run in every]
+        names = (run.config["data"] for run in every)
+        folders = ["MNIST" if n == "mnist" else os.path.basename(n.rstrip("/")) for n in names]
         gone = (
             ""
             if runs.folders or not any(run.known for run in every)

@@ -305,11 +305,6 @@ def renamed(fields: Any) -> Any:
     return rest | {"data": "mnist" if folder == "" else folder}
 
 
-def idx_folder(data: str) -> str:
-    """What lab.data.load takes for a config's `data`."""
-    return "" if data == "mnist" else data
-
-
 def _place(text: str) -> str:
     """A name for a file, a folder or FILE.py:NAME, different for each place."""
     path = os.path.abspath(text)

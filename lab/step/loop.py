@@ -183,11 +183,12 @@ class TrainLoop:
         steps = len(arrays[0])
         if steps > self._most:
             raise ValueError(f"{steps} steps: make the loop with steps_per_loop={steps}, or more")
-        # One program serves calls of all lengths.
-        padded = [np.zeros([self._most, *one.shape[1:]], one.dtype) for one in arrays]
-        for whole, one in zip(padded, arrays, strict=True):
-            whole[:steps] = one
-        given = tuple(padded) if self._fed else padded[0]
+        if steps < self._most:  # one program serves calls of all lengths
+            padded = [np.zeros([self._most, *one.shape[1:]], one.dtype) for one in arrays]
+            for whole, one in zip(padded, arrays, strict=True):
+                whole[:steps] = one
+            arrays = tuple(padded)
+        given = arrays if self._fed else arrays[0]
         # A program of XLA's sees the variables of the device that it runs on, and no others.
         with tf.device(self._device if self.one_program else None):
             recorded = self.function(given, tf.constant(steps), tf.constant(first_step, tf.int64))

@@ -8,17 +8,12 @@ from typing import Any, NamedTuple
 
 import tensorflow as tf
 
+from lab.kernels.inputs import prepare
 from lab.kernels.probes import collected
 
 Tensors = dict[str, tf.Tensor]
 # (y, output) -> floating [batch, ...]
 PerExample = Callable[[tf.Tensor, tf.Tensor], tf.Tensor]
-
-
-def prepare(x: tf.Tensor) -> tf.Tensor:
-    """What a model is given unless the data say otherwise: uint8 as float32 in [0, 1], all else as
-    it is."""
-    return tf.cast(x, tf.float32) / 255.0 if x.dtype == tf.uint8 else x
 
 
 def per_example(values: tf.Tensor) -> tf.Tensor:

@@ -86,19 +86,18 @@ class Evaluation:
         state, config, saved = self._state, self._state.config, self._state.saved
         found = state.evaluator.run() if state.evaluator else {}
         weights = state.weights()
-        figures = dict.fromkeys(FIGURES) | _figures(found, state.data.y_test)
+        means = {n: _mean(values) for n, values in found.items() if n != "predicted"}
+        figures = dict.fromkeys(FIGURES) | _figures(found, means, state.data.y_test)
         digests = state.digests()
         figures["frozen"] = [tag for tag in digests if digests[tag] == saved["digests"][tag]]
         earlier = saved["figures"]
         saved |= {"figures": figures, "digests": digests}
         names = ["loss", *state.training.metrics]
-        test = {f"test-{name}": _mean(found[name]) for name in names if name in found}
+        test = {f"test-{name}": mean for name, mean in means.items()}
         if found:
             saved["evaluations"]["step"].append(state.step)
-            for name in names:
-                value = test[f"test-{name}"]
-                course = saved["evaluations"][f"test_{name}"]
-                course.append(value if math.isfinite(value) else None)
+            for name, mean in means.items():
+                saved["evaluations"][f"test_{name}"].append(_finite(mean))
         if (figures["frozen"] and not earlier["frozen"]) or (
             figures["collapsed"] is not None and earlier["collapsed"] is None
         ):
@@ -149,8 +148,14 @@ def _mean(values: np.ndarray) -> float:
     return float(values.mean(dtype=np.float64))
 
 
-def _figures(found: dict[str, np.ndarray], labels: np.ndarray | None) -> dict[str, Any]:
-    """What result.json says of an evaluation, see Evaluator.run.
+def _finite(value: float) -> float | None:
+    return value if math.isfinite(value) else None
+
+
+def _figures(
+    found: dict[str, np.ndarray], means: dict[str, float], labels: np.ndarray | None
+) -> dict[str, Any]:
+    """What result.json says of an evaluation, see Evaluator.run, with the means of its values.
 
     test_loss, in nats, and test_metrics: None if not finite. For classes, readme_accuracy: the
     unweighted mean of the accuracies of batches, the last of which may be short; collapsed: the
@@ -158,8 +163,7 @@ def _figures(found: dict[str, np.ndarray], labels: np.ndarray | None) -> dict[st
     """
     if not found:
         return {}
-    means = {n: _mean(values) for n, values in found.items() if n != "predicted"}
-    finite = {name: mean if math.isfinite(mean) else None for name, mean in means.items()}
+    finite = {name: _finite(mean) for name, mean in means.items()}
     loss = finite.pop("loss")
     figures = {"test_total": len(found["loss"]), "test_loss": loss, "test_metrics": finite}
     if "accuracy" in finite:

@@ -13,6 +13,7 @@ import tensorflow as tf
 from lab.data import Data, load
 from lab.errors import LabError
 from lab.kernels import xla
+from lab.kernels.inputs import prepare
 from lab.models import layers, losses
 from lab.models.mlp import MLP
 from lab.models.optimizers import Rule
@@ -20,7 +21,7 @@ from lab.settings import source
 from lab.settings.config import Config
 from lab.settings.fields import REFERENCE
 from lab.step.placement import one_program
-from lab.step.replica import PerExample, prepare
+from lab.step.replica import PerExample
 from lab.training import user_code
 from lab.training.checks import explained
 
