@@ -20,6 +20,7 @@ import subprocess
 import sys
 import termios
 import time
+from concurrent import futures
 from unittest import mock
 
 import numpy as np
@@ -377,19 +378,30 @@ def test_a_signal_is_handed_on_and_nothing_more_begins(stand_in, tmp_path, numbe
         assert f"seed={seed}: not run" in notes
 
 
+def read_until(file, end):
+    """What a terminal is sent; a single read gives what lies there, which need not be all."""
+    shown = ""
+    while not shown.endswith(end):
+        shown += os.read(file, 2**16).decode()
+    return shown
+
+
 def test_a_terminal_gets_a_bar(stand_in):
     stand_in("steps")
     master, slave = pty.openpty()
     fcntl.ioctl(slave, termios.TIOCSWINSZ, struct.pack("HHHH", 24, 100, 0, 0))
     line = ["train", "--seeds=2", "--jobs=1", "--training_steps=25", "--display_step=10"]
     with (
+        futures.ThreadPoolExecutor() as threads,
         open(slave, "w") as terminal,
         contextlib.redirect_stdout(terminal),
         contextlib.redirect_stderr(terminal),
         mock.patch.object(sys, "argv", line),
     ):
+        reading = threads.submit(read_until, master, "\x04")
         assert main.train() == 1
-        shown = os.read(master, 2**16).decode()
+        print(end="\x04", file=terminal, flush=True)
+        shown = reading.result()
     os.close(master)
     parts = re.split("[\r\n]+", shown)
     bars = [part for part in parts if "step/s" in part or "s/step" in part]
