@@ -10,9 +10,8 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from lab.errors import LabError
-from lab.record import event_reader
 from lab.record.directory import CONFIG, RESULT, checkpoint_paths, read_object
-from lab.record.event_reader import Series
+from lab.record.event_reader import EventReader, Series
 from lab.settings.config import renamed
 
 
@@ -48,12 +47,18 @@ class RunReader:
         self.result: dict[str, Any] | None = read_object(os.path.join(path, RESULT)) or None
 
     @functools.cached_property
+    def _events(self) -> EventReader:
+        reader = EventReader(self.path, "scalars", "histograms")
+        reader.update()
+        return reader
+
+    @functools.cached_property
     def _scalars(self) -> dict[str, Series]:
-        return event_reader.read(self.path, "scalars")
+        return self._events.series("scalars")
 
     @functools.cached_property
     def _histograms(self) -> dict[str, Series]:
-        return event_reader.read(self.path, "histograms")
+        return self._events.series("histograms")
 
     @property
     def tags(self) -> list[str]:
