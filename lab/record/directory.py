@@ -17,8 +17,8 @@ from lab.settings.config import placeless, renamed
 
 CONFIG, RESULT, LOCK = "config.json", "result.json", "lock"
 EVENTS = "events.out.tfevents.*"
-_REPORT = ("report", "report.html", "report.json")  # of bin/report on this one run
-_OURS = (CONFIG, RESULT, LOCK, "*.tmp", EVENTS, "checkpoints", "plugins", *_REPORT)
+_PAGES = ("report", "report.html", "report.json", "view.html")  # of bin/report and bin/view
+_OURS = (CONFIG, RESULT, LOCK, "*.tmp", EVENTS, "checkpoints", "plugins", *_PAGES)
 # Statuses of a run that came to its end, and the exit status of each.
 FINISHED = {"completed": 0, "collapsed": 0, "nonfinite": 3}
 
@@ -126,7 +126,7 @@ class RunDirectory:
         old, new = _flat(earlier), _flat(config)
         changes = [
             f"{name} was {old.get(name)}, is {new.get(name)}"
-            for name in sorted((old.keys() | new.keys()) - {"fingerprint"})
+            for name in sorted((old.keys() | new.keys()) - {"fingerprint", "forward_order"})
             if old.get(name) != new.get(name)
         ]
         raise LabError(

@@ -95,23 +95,25 @@ class EventReader:
                 self._steps[tag].append(event.step)
                 self._contents[tag].append(content)
 
+    def tags(self, kind: str) -> list[str]:
+        """The tags of a kind in the order of their first values."""
+        return [tag for tag in self._contents if self._kinds[tag] == kind]
+
     def series(self, kind: str, have: Mapping[str, int] | None = None) -> dict[str, Series]:
-        """The series of a kind by tag, in the order of their first values. Of a step that is there
-        twice, the last one counts.
+        """The series of a kind by tag; of a step that is there twice, the last one counts.
 
         Args:
           have: by tag, how many values to leave out at the beginning.
         """
         shape = (-1,) if kind == "scalars" else (-1, 30, 3)
         found = {}
-        for tag, contents in self._contents.items():
-            if self._kinds[tag] == kind:
-                first = have.get(tag, 0) if have else 0
-                content = b"".join(contents[first:])
-                values = np.frombuffer(content, self._dtypes[tag]).astype(np.float64)
-                steps = np.array(self._steps[tag][first:], np.int64)
-                rising, last = np.unique(steps[::-1], return_index=True)
-                found[tag] = Series(rising, values.reshape(shape)[::-1][last])
+        for tag in self.tags(kind):
+            first = have.get(tag, 0) if have else 0
+            content = b"".join(self._contents[tag][first:])
+            values = np.frombuffer(content, self._dtypes[tag]).astype(np.float64)
+            steps = np.array(self._steps[tag][first:], np.int64)
+            rising, last = np.unique(steps[::-1], return_index=True)
+            found[tag] = Series(rising, values.reshape(shape)[::-1][last])
         return found
 
 

@@ -37,41 +37,55 @@ class RunReader:
       path: of the directory.
       config: every field of the run's config, by name.
       result: of result.json; None as long as the run has not ended.
+      forward_order: the tags of the variables in the order in which the model first uses them; of
+        an older run empty.
     """
 
     def __init__(self, path: str) -> None:
         self.path = path
-        self.config: Any = renamed(read_object(os.path.join(path, CONFIG)).get("config"))
+        identity = read_object(os.path.join(path, CONFIG))
+        self.config: Any = renamed(identity.get("config"))
         if not isinstance(self.config, dict):
             raise LabError(f"{path} is no run: it has no {CONFIG} of one")
         self.result: dict[str, Any] | None = read_object(os.path.join(path, RESULT)) or None
+        self.forward_order: list[str] = identity.get("forward_order", [])
 
     @functools.cached_property
-    def _events(self) -> EventReader:
+    def events(self) -> EventReader:
+        """The event files, read up to now."""
         reader = EventReader(self.path, "scalars", "histograms")
         reader.update()
         return reader
 
-    @functools.cached_property
-    def _scalars(self) -> dict[str, Series]:
-        return self._events.series("scalars")
+    def updated(self) -> RunReader:
+        """The run as it is now; what has been read of its events is not read again."""
+        fresh = RunReader(self.path)
+        fresh.events = self.events
+        fresh.events.update()
+        return fresh
 
     @functools.cached_property
-    def _histograms(self) -> dict[str, Series]:
-        return self._events.series("histograms")
+    def scalars(self) -> dict[str, Series]:
+        """All scalars by tag."""
+        return self.events.series("scalars")
+
+    @functools.cached_property
+    def histograms(self) -> dict[str, Series]:
+        """The rows of all histograms by tag: of each bucket left edge, right edge, count."""
+        return self.events.series("histograms")
 
     @property
     def tags(self) -> list[str]:
         """All tags with scalars or histograms, sorted."""
-        return sorted({*self._scalars, *self._histograms})
+        return sorted({*self.scalars, *self.histograms})
 
     def scalar(self, tag: str) -> Series:
         """The steps and values of a scalar. Raises KeyError for a tag without any."""
-        return _of(tag, self._scalars, "scalars")
+        return _of(tag, self.scalars, "scalars")
 
     def histogram(self, tag: str) -> Histograms:
         """The histograms of a tensor. Raises KeyError for a tag without any."""
-        steps, rows = _of(tag, self._histograms, "histograms")
+        steps, rows = _of(tag, self.histograms, "histograms")
         edges = np.concatenate([rows[:, :, 0], rows[:, -1:, 1]], axis=1)
         return Histograms(steps, edges, rows[:, :, 2])
 
@@ -88,7 +102,7 @@ class RunReader:
             raise LabError("to_pandas needs pandas: pip install pandas") from error
         columns = {
             tag: pandas.Series(series.values, index=series.steps)
-            for tag, series in self._scalars.items()
+            for tag, series in self.scalars.items()
         }
         return pandas.DataFrame(columns).rename_axis("step").sort_index()
 

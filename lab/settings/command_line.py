@@ -17,7 +17,7 @@ from absl import flags
 
 from lab.errors import LabError
 from lab.settings import grid_file, source
-from lab.settings.config import Config, LaunchSettings, ReportSettings, Settings
+from lab.settings.config import Config, LaunchSettings, ReportSettings, Settings, ViewSettings
 from lab.settings.fields import REFERENCE, allowed, check, fits, refusal
 
 
@@ -66,6 +66,20 @@ def parse_report(argv: Sequence[str]) -> ReportSettings:
     """bin/report's settings; the folder may stand without a flag. Raises as `parse`."""
     words = [f"--logdir={w}" if i and not w.startswith("-") else w for i, w in enumerate(argv)]
     return ReportSettings(**_single(_read(words, _REPORT, ReportSettings), ReportSettings))
+
+
+def parse_view(argv: Sequence[str]) -> tuple[list[str], list[tuple[int, int]], ViewSettings]:
+    """bin/view's run directories, the ranges of steps in --steps, and the rest. Raises as `parse`."""
+    paths = [word for word in argv[1:] if not word.startswith("-")]
+    words = [argv[0], *(word for word in argv[1:] if word.startswith("-"))]
+    settings = ViewSettings(**_single(_read(words, _VIEW, ViewSettings), ViewSettings))
+    if not paths:
+        raise LabError("name one or more run directories: bin/view logs/RUN")
+    found = [re.fullmatch(r"(\d+)\.\.(\d+)", part) for part in settings.steps]
+    ranges = [(int(match[1]), int(match[2])) for match in found if match]
+    if len(ranges) < len(found) or any(a > b for a, b in ranges):
+        raise LabError(f"--steps={','.join(settings.steps)}: must be A..B, such as 1..100")
+    return paths, ranges, settings
 
 
 def parse_launch(argv: Sequence[str]) -> tuple[int, list[str]]:
@@ -240,6 +254,12 @@ _REPORT = """bin/report [LOGDIR] [--flag=value ...]
 Prints the table of all runs below LOGDIR, and writes into it a page that answers from these runs
 what the lab asks: report.html, its figures as report.json, and the same as TensorBoard's run
 `report`."""
+
+
+_VIEW = """bin/view RUN [RUN ...] [--flag=value ...]
+
+Writes a page that shows every step of these run directories: view.html in the first of them. It
+needs nothing but a browser; all that it shows is in it."""
 
 
 _LAUNCH = """bin/launch [--workers=N] -- bin/train [--flag=value ...]

@@ -270,6 +270,20 @@ class ReportSettings(Checked):
 
 
 @dataclasses.dataclass(frozen=True)
+class ViewSettings(Checked):
+    """What bin/view is asked for."""
+
+    out: str = field("", "file to write; view.html in the first run's directory", group="View")
+    steps: tuple[str, ...] = field(
+        (), "A..B, or several: steps that are kept where not all fit into a page of 30 MB"
+    )
+    follow: bool = field(
+        False, "serve the page on this machine while the runs train, with what they add"
+    )
+    port: int = field(0, "where --follow serves it; 0 for a free one", least=0, below=65536)
+
+
+@dataclasses.dataclass(frozen=True)
 class LaunchSettings(Checked):
     """What bin/launch is asked for."""
 

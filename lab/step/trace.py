@@ -41,6 +41,7 @@ class Traced:
       output, loss: tf.TensorSpec of the model's output and of the loss.
       metrics, activations, probes: tf.TensorSpec by name.
       operations: the types of the operations of the forward pass and the loss.
+      order: the tags of the variables in the order in which the model first uses them.
       strays: names of variables that the model uses and that are neither its variables nor state.
       digest: 64 hex digits; equal for the same operations on the same shapes and constants.
     """
@@ -51,6 +52,7 @@ class Traced:
     activations: dict[str, tf.TensorSpec]
     probes: dict[str, tf.TensorSpec]
     operations: frozenset[str]
+    order: tuple[str, ...]
     strays: tuple[str, ...]
     digest: str
 
@@ -96,11 +98,18 @@ def trace(
         name: tf.nest.map_structure(lambda t: tf.TensorSpec(t.shape, t.dtype), part)
         for name, part in concrete.structured_outputs.items()
     }
-    own = {**training.variables, **training.model.state}.values()
-    known = {id(one.handle) for v in own for one in strategy.experimental_local_results(v)}
+    own = {**training.variables, **training.model.state}
+    known = {
+        id(one.handle): tag
+        for tag, variable in own.items()
+        for one in strategy.experimental_local_results(variable)
+    }
+    captured = [id(tensor) for tensor, _ in concrete.graph.captures]  # as they were first used
+    order = dict.fromkeys(known[one] for one in captured if one in known)
     return Traced(
         **specs,
         operations=frozenset(node.op for node in nodes),
+        order=tuple(tag for tag in order if tag in training.variables),
         strays=tuple(v.name for v in concrete.graph.variables if id(v.handle) not in known),
         digest=_Digest(concrete).digits,
     )

@@ -11,7 +11,7 @@ import os
 import platform
 import re
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import closing
 from typing import Any
 
@@ -73,7 +73,7 @@ def run(
     group, last = Group(strategy, cluster), config.training_steps
     facts = circumstances(problem, training, traced, strategy, cluster)
     path = _directory(config, settings, problem, facts)
-    opened = _opened(config, settings, path, facts, group, reporter)
+    opened = _opened(config, settings, path, facts, traced.order, group, reporter)
     with _explained(path, cluster), opened as session:
         if "model" in problem.given and problem.fresh:
             _check_start(path, training)
@@ -145,6 +145,7 @@ def _opened(
     settings: Settings,
     path: str,
     facts: dict[str, Any],
+    order: Sequence[str],
     group: Group,
     reporter: Reporter,
 ) -> closing[Session]:
@@ -153,7 +154,8 @@ def _opened(
     alike = placeless(fields) | facts
     alike |= {name: getattr(settings, name) for name in ("steps_per_loop", "checkpoint_every")}
     group.check_alike(alike)
-    identity, fingerprint = {"config": fields, **facts}, config.fingerprint(**facts)
+    fingerprint = config.fingerprint(**facts)
+    identity = {"config": fields, **facts, "forward_order": [*order]}
     return closing(
         open_session(group, path, identity, fingerprint, settings.overwrite, reporter.notify)
     )

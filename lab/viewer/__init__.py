@@ -1,0 +1,1 @@
+"""A page that shows every step of runs: bin/view."""

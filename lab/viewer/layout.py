@@ -1,0 +1,56 @@
+"""Where on a page the tensors and scalars of runs stand."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+# The tag of a tensor, and what of it is on record; without the second it is the tensor itself.
+_TENSOR = re.compile(r"(.*?)(?:/(gradient(?:/replica_\d+)?|update|activations))?", re.DOTALL)
+_USUAL = {"gradient/norm", "update/ratio", "norm"}  # and the scalars of the whole run
+
+
+def layout(
+    histograms: Iterable[str], scalars: Iterable[str], order: Sequence[str]
+) -> dict[str, Any]:
+    """The rows of a page: `tensors`, each with its layer and the tags of what is on record of it,
+    in the order of the forward pass; and `strips` of scalars, the same of all tensors in one, each
+    with its lines (tag, tensor) and whether it is shown from the start.
+
+    Args:
+      order: tags of variables as the forward pass uses them, as far as that is known.
+    """
+    rows: dict[str, list[str]] = {}
+    for tag in histograms:
+        rows.setdefault(_TENSOR.fullmatch(tag)[1], []).append(tag)  # type: ignore[index]
+    bases, places = list(rows), list(order)
+
+    def place(base: str) -> tuple[int, int]:
+        near = [i for i, tag in enumerate(places) if tag == base or tag.startswith(f"{base}/")]
+        near += [i for i, tag in enumerate(places) if _layer(tag) == _layer(base)]
+        return (near or [len(places)])[0], bases.index(base)
+
+    strips: dict[str, list[tuple[str, str]]] = {}
+    for tag in scalars:
+        base = next((one for one in bases if tag.startswith(f"{one}/")), None)
+        title = tag[len(base) + 1 :] if base else tag.removeprefix("test-")
+        strips.setdefault(title, []).append((tag, base or tag))
+    return {
+        "tensors": [
+            {"base": base, "layer": _layer(base), "tags": sorted(rows[base])}
+            for base in sorted(bases, key=place)
+        ],
+        "strips": [
+            {
+                "title": title,
+                "lines": lines,
+                "usual": title in _USUAL or any(tag == name for tag, name in lines),
+            }
+            for title, lines in strips.items()
+        ],
+    }
+
+
+def _layer(base: str) -> str:
+    return base.rpartition("/")[0] or base

@@ -1,0 +1,73 @@
+"""What happened in a run, and at which step: the marks on a page's axis of steps."""
+
+from __future__ import annotations
+
+import collections
+from typing import NamedTuple
+
+import numpy as np
+
+from lab.record.run import RunReader
+
+ROUTINE = ("evaluation", "checkpoint")
+
+
+class Mark(NamedTuple):
+    """Something at a step.
+
+    Attributes:
+      kind: one of ROUTINE or "resume", "end of warm-up", "nonfinite", "frozen".
+      text: what it was, in words.
+      tag: of the tensor that it is about; empty if it is about the whole run.
+    """
+
+    step: int
+    kind: str
+    text: str
+    tag: str = ""
+
+    @property
+    def routine(self) -> bool:
+        """Whether it happens in every run."""
+        return self.kind in ROUTINE
+
+
+def marks(run: RunReader) -> list[Mark]:
+    """All marks of a run by step."""
+    found = [Mark(step, "checkpoint", "checkpoint") for step in run.checkpoints]
+    tested = {int(s) for t, one in run.scalars.items() if t.startswith("test-") for s in one.steps}
+    found += [Mark(step, "evaluation", "evaluation on the test examples") for step in tested]
+    starts = [*run.events.starts.values()][1:]
+    found += [Mark(step, "resume", f"resumed after step {step - 1}") for step in starts]
+    warm_up = int(run.config.get("warmup_steps") or 0)
+    if 0 < warm_up:
+        found.append(Mark(warm_up, "end of warm-up", "the learning rate is at its peak"))
+    return sorted([*found, *_nonfinite(run), *_frozen(run)])
+
+
+def _nonfinite(run: RunReader) -> list[Mark]:
+    """The first step of each tensor or scalar with NaN or infinity."""
+    noted = {t: note["first_step"] for t, note in (run.result or {}).get("nonfinite", {}).items()}
+    for tag, (steps, values) in run.scalars.items():
+        bad = ~np.isfinite(values)
+        if bad.any() and tag not in noted:
+            noted[tag] = int(steps[bad.argmax()])
+    if not noted:
+        return []
+    first = min(noted.values())
+    tags = [tag for tag, step in noted.items() if step == first]
+    return [Mark(first, "nonfinite", f"first NaN or infinity, in {', '.join(tags)}", tags[0])]
+
+
+def _frozen(run: RunReader) -> list[Mark]:
+    """Since which step the tensors that the result names as frozen are as at the end."""
+    since = collections.defaultdict(list)
+    for tag in (run.result or {}).get("frozen", ()):
+        if tag in run.histograms:
+            steps, rows = run.histograms[tag]
+            changed = np.flatnonzero((rows != rows[-1]).any((1, 2)))
+            since[int(steps[changed[-1] + 1 if len(changed) else 0])].append(tag)
+    return [
+        Mark(step, "frozen", f"no change any more of {', '.join(tags)}", tags[0])
+        for step, tags in since.items()
+    ]
