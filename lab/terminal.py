@@ -25,6 +25,15 @@ def tensorboard_command(logdir: str) -> str:
     return f"{program} --samples_per_plugin {samples} --logdir {shlex.quote(logdir)}"
 
 
+def view_command(run: str) -> str:
+    """What to type for a page that shows every step of a run."""
+    launcher = os.path.join(os.path.dirname(os.path.dirname(__file__)), "bin", "view")
+    program = "everystep-view"
+    if os.path.exists(launcher):
+        program = min(launcher, os.path.relpath(launcher), key=len)
+    return f"{program} {shlex.quote(run)}"
+
+
 @contextlib.contextmanager
 def quiet_stderr() -> Iterator[None]:
     """Keeps back what native code prints while TensorFlow is loaded: notices about its build that

@@ -50,6 +50,13 @@ def report(*arguments: Any) -> Outcome:
     return _here(main.main, "report", arguments)
 
 
+def view(*arguments: Any) -> Outcome:
+    """bin/view in this process."""
+    from lab.viewer import main
+
+    return _here(main.main, "view", arguments)
+
+
 def launch(*arguments: Any) -> Outcome:
     """bin/launch in this process; the workers are others."""
     from lab.processes import launch

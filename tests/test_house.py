@@ -29,13 +29,23 @@ ROOMS: dict[str, set[str]] = {
         *("compare", "data", "errors", "machine", "models", "record", "settings", "terminal"),
     },
     "report": {"analysis", "compare", "errors", "record", "settings", "terminal"},
+    "viewer": {"errors", "record", "settings"},
     "training": {
         *("compare", "data", "errors", "kernels", "machine", "models", "processes", "record"),
         *("settings", "step", "terminal"),
     },
 }
 # The rooms that load no TensorFlow, and of others the modules that do not.
-LIGHT = ("settings", "data", "processes", "compare", "training.main", "record.run", "report.main")
+LIGHT = (
+    "settings",
+    "data",
+    "processes",
+    "compare",
+    "training.main",
+    "record.run",
+    "report.main",
+    "viewer",
+)
 HEAVY = {"tensorflow", "tensorboard", "keras"}
 
 

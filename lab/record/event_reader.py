@@ -36,8 +36,8 @@ class EventReader:
     A file is read up to the first record that is damaged or not yet whole; `update` goes on there.
 
     Attributes:
-      starts: by file, in the order in which TensorBoard reads them, the first step in it. Each start
-        of a run begins another file.
+      starts: by file, in the order in which TensorBoard reads them, the first step in it. A run
+        that is resumed begins another file.
       epoch: how often the files had to be read from the beginning again: a run that is resumed cuts
         what lies after its checkpoint, and one that is overwritten deletes all.
     """

@@ -69,7 +69,7 @@ def parse_report(argv: Sequence[str]) -> ReportSettings:
 
 
 def parse_view(argv: Sequence[str]) -> tuple[list[str], list[tuple[int, int]], ViewSettings]:
-    """bin/view's run directories, the ranges of steps in --steps, and the rest. Raises as `parse`."""
+    """bin/view's run directories, the ranges in --steps, and the rest. Raises as `parse`."""
     paths = [word for word in argv[1:] if not word.startswith("-")]
     words = [argv[0], *(word for word in argv[1:] if word.startswith("-"))]
     settings = ViewSettings(**_single(_read(words, _VIEW, ViewSettings), ViewSettings))

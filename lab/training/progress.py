@@ -8,7 +8,7 @@ from typing import Any
 import tqdm
 
 from lab.compare.statistics import wilson_interval
-from lab.terminal import tensorboard_command
+from lab.terminal import tensorboard_command, view_command
 
 
 class Reporter:
@@ -66,6 +66,7 @@ def conclusion(result: dict[str, Any], directory: str) -> str:
         first = min(note["first_step"] for note in result["nonfinite"].values())
         lines.append(f"NaN or infinity from step {first} on: {', '.join(result['nonfinite'])}")
     lines.append(f"the run lies in  {directory}")
+    lines.append(f"a page of every step:  {view_command(directory)}")
     lines.append(f"look at it with  {tensorboard_command(directory)}")
     return "\n".join(lines)
 

@@ -27,9 +27,10 @@ def layout(
     bases, places = list(rows), list(order)
 
     def place(base: str) -> tuple[int, int]:
-        near = [i for i, tag in enumerate(places) if tag == base or tag.startswith(f"{base}/")]
-        near += [i for i, tag in enumerate(places) if _layer(tag) == _layer(base)]
-        return (near or [len(places)])[0], bases.index(base)
+        if base in places:
+            return places.index(base), bases.index(base)
+        layer = [i for i, tag in enumerate(places) if _layer(tag) == _layer(base)]
+        return max(layer, default=len(places)), bases.index(base)
 
     strips: dict[str, list[tuple[str, str]]] = {}
     for tag in scalars:

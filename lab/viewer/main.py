@@ -12,7 +12,7 @@ from lab.errors import LabError
 from lab.record.directory import write_file
 from lab.record.run import RunReader
 from lab.settings import command_line
-from lab.viewer import page
+from lab.viewer import html_file
 from lab.viewer.pack import pack
 from lab.viewer.server import Server
 
@@ -30,7 +30,7 @@ def main() -> int:
             return 0
         target = settings.out or os.path.join(paths[0], "view.html")
         packed = pack(runs, always)
-        _write(target, page.as_html(packed))
+        _write(target, html_file.as_html(packed))
     except LabError as error:
         return _fail(error, 1)
     except KeyboardInterrupt:

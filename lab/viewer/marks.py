@@ -40,7 +40,7 @@ def marks(run: RunReader) -> list[Mark]:
     starts = [*run.events.starts.values()][1:]
     found += [Mark(step, "resume", f"resumed after step {step - 1}") for step in starts]
     warm_up = int(run.config.get("warmup_steps") or 0)
-    if 0 < warm_up:
+    if warm_up > 0:
         found.append(Mark(warm_up, "end of warm-up", "the learning rate is at its peak"))
     return sorted([*found, *_nonfinite(run), *_frozen(run)])
 

@@ -93,10 +93,12 @@ def pack_records(runs: Sequence[RunReader], records: Sequence[Record]) -> dict[s
                 "histograms": {tag: _histogram(one, blobs) for tag, one in histograms.items()},
             }
         )
-    kinds = ("histograms", "scalars")
-    tags = [dict.fromkeys(tag for run in runs for tag in run.events.tags(kind)) for kind in kinds]
+    tags = {
+        kind: dict.fromkeys(tag for run in runs for tag in run.events.tags(kind))
+        for kind in ("histograms", "scalars")
+    }
     order = [tag for run in runs for tag in run.forward_order]
-    return {"runs": packed, "blobs": blobs.texts, **layout(*tags, order)}
+    return {"runs": packed, "blobs": blobs.texts, **layout(**tags, order=order)}
 
 
 def _scalar(series: Series, blobs: Blobs) -> dict[str, int]:

@@ -11,7 +11,7 @@ from typing import Any
 from lab.errors import LabError
 from lab.record.event_reader import Series
 from lab.record.run import RunReader
-from lab.viewer import page
+from lab.viewer import html_file
 from lab.viewer.pack import pack_records
 
 _ADDRESS = "127.0.0.1"
@@ -59,7 +59,7 @@ class Server(http.server.ThreadingHTTPServer):
 
     def whole_page(self) -> str:
         """The page of all that is on record now."""
-        return page.as_html(self.record([{} for _ in self._runs]))
+        return html_file.as_html(self.record([{} for _ in self._runs]))
 
 
 def _new(run: RunReader, kind: str, have: Mapping[str, int]) -> dict[str, Series]:
@@ -90,7 +90,7 @@ class _Handler(http.server.BaseHTTPRequestHandler):
         if record["epoch"] != asked["epoch"]:
             self._send(205, "text/plain", "")
         else:
-            self._send(200, "application/json", page.as_json(record))
+            self._send(200, "application/json", html_file.as_json(record))
 
     def _own(self) -> bool:
         """Whether the request names this server: other sites' names that are made to lead to the

@@ -94,6 +94,11 @@ class Series {
     return [low, high];
   }
 
+  /** The smallest value above 0. */
+  get least() {
+    return this.values.reduce((least, value) => (value > 0 && value < least ? value : least), Infinity);
+  }
+
   /** A histogram as it is on record: 31 edges, 30 counts. */
   histogram(row) {
     const edges = this.edges?.subarray(row * (BUCKETS + 1), (row + 1) * (BUCKETS + 1))

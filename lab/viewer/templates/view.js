@@ -34,6 +34,7 @@ const around = (extents) => [Math.min(...extents.map((e) => e[0])), Math.max(...
 const numbered = (run) => (runs.length > 1 ? String(runs.indexOf(run) + 1) : "");
 const compared = () => (view.difference ? [runs.slice(0, 2)] : runs.map((run) => [run]));
 const tensors = () => data.tensors.flatMap((row) => row.tags);
+const chosenBase = () => data.tensors.find((row) => row.tags.includes(view.tensor))?.base;
 
 function sized(canvas) {
   const ratio = Math.min(devicePixelRatio, 2);
@@ -151,12 +152,12 @@ function strip({ title, lines: entries }) {
   const names = [...new Set(entries.map(([, name]) => name))];
   const many = names.length > 12;
   const lines = compared().flatMap((shown, r) => entries.filter(([tag]) => shown.every((run) => run.scalars.has(tag)))
-    .map(([tag, name]) => ({ tag, name, shown, dashed: r % 2 === 1, colour: `--c${names.indexOf(name) % 8}`,
-      own: () => data.tensors.some((row) => row.base === name && row.tags.includes(view.tensor)), value: make("span") })));
+    .map(([tag, name]) => ({ tag, name, shown, dashed: r % 2 === 1, value: make("span"),
+      colour: `--c${names.indexOf(name) % 8}`, own: () => name === chosenBase() })));
   const draw = async (canvas) => {
     for (const line of lines) line.series = await ofLine(line);
     const [low, high] = around(lines.map((line) => inRange(line.series)));
-    const least = Math.min(...lines.map((line) => line.series.values.reduce((a, b) => (b > 0 && b < a ? b : a), Infinity)));
+    const least = Math.min(...lines.map((line) => line.series.least));
     const wide = low >= 0 && high > 100 * least;
     sized(canvas);
     drawLines(canvas, lines.map((line) => ({
@@ -173,11 +174,12 @@ function strip({ title, lines: entries }) {
     }
   };
   const legend = lines.map(({ name, shown, value, colour }) =>
-    make("span", { style: many ? "" : `color: var(${colour})` }, `${name} ${shown.map(numbered).join(" − ")} `, value));
+    make("span", many ? {} : { style: `color: var(${colour})` }, `${name} ${shown.map(numbered).join(" − ")} `, value));
   const box = plot("strip", title, draw, { move, lines: true });
   const csv = () => saveRows(title, [["run", "tag", "step", "value"], ...lines.flatMap(({ shown, tag, series }) =>
     Array.from(series.steps, (step, i) => [shown.map((run) => run.name).join(" − "), tag, step, series.values[i]]))]);
-  const caption = make("figcaption", {}, make("b", {}, title), ...legend, button("CSV", csv), button("PNG", () => savePicture(box)));
+  const saves = [button("CSV", csv), button("PNG", () => savePicture(box))];
+  const caption = make("figcaption", {}, make("b", {}, title), ...legend, ...saves);
   return lines.length ? make("figure", { "data-strip": title }, caption, box) : "";
 }
 
@@ -198,13 +200,14 @@ function lane(run) {
     for (const { kind, step, routine } of run.marks) {
       const context = canvas.getContext("2d");
       context.fillStyle = styled(kind === "evaluation" ? "--soft" : routine ? "--c0" : "--c1");
-      const place = scale().to(step) * canvas.width;
-      context.fillRect(place - (routine ? 1 : 3), kind === "evaluation" ? canvas.height / 2 : 0, routine ? 2 : 6, canvas.height);
+      const [place, half] = [scale().to(step) * canvas.width, routine ? 1 : 3];
+      context.fillRect(place - half, kind === "evaluation" ? canvas.height / 2 : 0, 2 * half, canvas.height);
     }
   });
   const list = run.marks.filter((mark) => !mark.routine).map(({ step, kind, text, tag }) => {
     const go = () => change({ step, hold: true, tensor: run.histograms.has(tag) ? tag : view.tensor });
-    return make("li", {}, make("button", { type: "button", click: go }, make("b", {}, `step ${step}`), ` ${kind}: ${text}`));
+    const words = [make("b", {}, `step ${step}`), ` ${kind}: ${text}`];
+    return make("li", {}, make("button", { type: "button", click: go }, ...words));
   });
   const caption = `${numbered(run)} checkpoints blue, evaluations grey${list.length ? ", and in orange:" : ""}`;
   return make("figure", {}, make("figcaption", {}, caption), make("ul", { class: "happened" }, ...list), box);
@@ -219,8 +222,10 @@ function fillPanel() {
   while (places.length > shown.length) places[0].remove();
   const columns = shown.flatMap((run, i) => {
     const series = run.histograms.get(view.tensor);
-    const ends = () => make("div", { class: "ends" }, make("span"), make("span"));
-    if (!places[i]) $("histograms").append(make("figure", {}, make("figcaption"), make("canvas", { role: "img" }), ends()));
+    if (!places[i]) {
+      const ends = make("div", { class: "ends" }, make("span"), make("span"));
+      $("histograms").append(make("figure", {}, make("figcaption"), make("canvas", { role: "img" }), ends));
+    }
     const [caption, canvas, { children: [low, high] }] = places[i].children;
     if (canvas.width !== Math.round(canvas.clientWidth * Math.min(devicePixelRatio, 2))) sized(canvas);
     const rows = [view.step, view.pin].map((step) => rowAt(run, series, step));
@@ -229,19 +234,21 @@ function fillPanel() {
     caption.textContent = runs.length > 1 ? `${numbered(run)}: ${run.name}` : "";
     [low.textContent, high.textContent] = pair[0] || pair[1] ? values.map(short) : ["", "no record at this step"];
     canvas.setAttribute("aria-label", `Histogram of ${view.tensor} at step ${view.step}`);
-    return rows.slice(0, view.pin === null ? 1 : 2).map((row, j) => ({ run, series, row, name: ["cursor", "pinned"][j] }));
+    const columns = rows.map((row, j) => ({ run, series, row, name: ["cursor", "pinned"][j] }));
+    return columns.slice(0, view.pin === null ? 1 : 2);
   });
   const figures = columns.map(({ series, row }) => (row < 0 ? {} : series.figures(row)));
   for (const line of $("figures").rows) {
     const key = line.dataset.figure;
-    const text = ({ [key]: value }) => (value === undefined ? "–" : key === "near" ? `${+(100 * value).toFixed(2)}%` : short(value));
-    const texts = key ? figures.map(text) : columns.map(({ run, name }) => `${numbered(run)} ${name}`);
+    const text = (value = NaN) => (key === "near" && value >= 0 ? `${+(100 * value).toFixed(2)}%` : short(value));
+    const heads = columns.map(({ run, name }) => `${numbered(run)} ${name}`);
+    const texts = key ? figures.map((one) => text(one[key])) : heads;
     line.replaceChildren(line.cells[0], ...texts.map((one) => make("td", {}, one)));
   }
   if ($("buckets").open && columns[0]?.row >= 0) {
     const { edges, counts } = columns[0].series.histogram(columns[0].row);
-    const line = (count, k) => make("tr", {}, ...[edges[k], edges[k + 1], count].map((one) => make("td", {}, String(one))));
-    $("buckets").querySelector("tbody").replaceChildren(...counts.map(line));
+    const line = (...numbers) => make("tr", {}, ...numbers.map((one) => make("td", {}, String(one))));
+    $("buckets").querySelector("tbody").replaceChildren(...counts.map((n, k) => line(edges[k], edges[k + 1], n)));
   }
   return columns.filter(({ row }) => row >= 0);
 }
@@ -295,7 +302,8 @@ function savePicture({ plot: { canvas, title, top, bottom } }) {
   rectangle("--ink", size + scale().to(view.step) * canvas.width, 2 * size, 2, canvas.height);
   context.font = `${size}px system-ui, sans-serif`;
   context.fillText(`${title}: ${bottom.textContent} to ${top.textContent}`, size, 1.5 * size, canvas.width);
-  context.fillText(`steps ${range().join(" to ")}, cursor at ${view.step}`, size, canvas.height + 3.5 * size, canvas.width);
+  const below = `steps ${range().join(" to ")}, cursor at ${view.step}`;
+  context.fillText(below, size, canvas.height + 3.5 * size, canvas.width);
   whole.toBlob((blob) => save(`${title}.png`, blob));
 }
 
@@ -361,7 +369,8 @@ function change({ hold = held, ...parts }) {
 }
 
 function choose() {
-  for (const one of document.querySelectorAll("[data-tag]")) one.classList.toggle("chosen", one.dataset.tag === view.tensor);
+  const figures = document.querySelectorAll("[data-tag]");
+  for (const one of figures) one.classList.toggle("chosen", one.dataset.tag === view.tensor);
   for (const one of plots) one.dirty ||= Boolean(one.lines);
   for (const run of runs) run.histograms.get(view.tensor)?.load().then(schedule);
 }
@@ -380,7 +389,7 @@ function link() {
 function followLink() {
   const given = new URLSearchParams(location.hash.slice(1));
   const numbers = (name) => (given.get(name) ?? "").split("..").map(parseFloat);
-  const pair = (name) => { const two = numbers(name); return two.length === 2 && two.every(Number.isFinite) ? two : null; };
+  const pair = (name) => (numbers(name).length === 2 && numbers(name).every(Number.isFinite) ? numbers(name) : null);
   const tensor = tensors().includes(given.get("tensor")) ? given.get("tensor") : view.tensor;
   const pin = numbers("pin")[0];
   const switches = Object.fromEntries(SWITCHES.map((name) => [name, given.get(name) === "1"]));
@@ -454,7 +463,9 @@ const KEYS = { " ": "play", p: "pin", "+": "in", "=": "in", "-": "out", 0: "all"
 
 for (const [name, act] of Object.entries(actions)) $(name).addEventListener("click", act);
 for (const name of SWITCHES) $(name).addEventListener("change", () => change({ [name]: $(name).checked }));
-for (const name of ["first", "last"]) $(name).addEventListener("change", () => change({ range: [+$("first").value, +$("last").value] }));
+for (const name of ["first", "last"]) {
+  $(name).addEventListener("change", () => change({ range: [+$("first").value, +$("last").value] }));
+}
 for (const name of ["low", "high"]) {
   $(name).addEventListener("change", () => {
     const two = [parseFloat($("low").value), parseFloat($("high").value)];
@@ -500,10 +511,11 @@ async function renew() {
 }
 
 async function add({ runs: described, blobs, ...rows }) {
-  const [before, atEnd] = [JSON.stringify([data.tensors, data.strips, runs.map((run) => run.marks)]), view.step === lastStep];
+  const content = () => JSON.stringify([data.tensors, data.strips, runs.map((run) => run.marks)]);
+  const [before, atEnd] = [content(), view.step === lastStep];
   await Promise.all(described.map((one, i) => runs[i].add(one, blobs)));
   Object.assign(data, rows);
-  if (before !== JSON.stringify([data.tensors, data.strips, runs.map((run) => run.marks)])) build();
+  if (before !== content()) build();
   describe();
   for (const one of plots) one.dirty = true;
   change(atEnd ? { step: lastStep } : {});
@@ -511,9 +523,11 @@ async function add({ runs: described, blobs, ...rows }) {
 
 build();
 sized($("scale"));
-paint($("scale"), Float32Array.from({ length: $("scale").width }, (_, x) => 10 ** ((4 * x) / $("scale").width - 4)), dark.matches);
+const ramp = Float32Array.from({ length: $("scale").width }, (_, x) => 10 ** ((4 * x) / $("scale").width - 4));
+paint($("scale"), ramp, dark.matches);
 const happened = runs.flatMap((run) => run.marks).find((mark) => !mark.routine);
-change({ step: happened?.step ?? lastStep, tensor: tensors().includes(happened?.tag) ? happened.tag : (tensors()[0] ?? "") });
+const [step, tag] = [happened?.step ?? lastStep, tensors().includes(happened?.tag) ? happened.tag : tensors()[0]];
+change({ step, tensor: tag ?? "" });
 $("differs").hidden = runs.length < 2;
 if (location.hash) followLink();
 if (data.epoch !== undefined) {

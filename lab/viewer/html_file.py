@@ -36,4 +36,4 @@ def as_json(packed: Mapping[str, Any]) -> str:
 
 
 def _text(name: str) -> str:
-    return importlib.resources.files("lab.viewer").joinpath("templates", name).read_text("utf-8")
+    return (importlib.resources.files("lab.viewer") / "templates" / name).read_text("utf-8")
