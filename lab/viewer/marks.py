@@ -16,7 +16,7 @@ class Mark(NamedTuple):
     """Something at a step.
 
     Attributes:
-      kind: one of ROUTINE or "resume", "end of warm-up", "nonfinite", "frozen".
+      kind: one of ROUTINE or "resume", "end of warm-up", "nonfinite", "frozen" (no change since).
       text: what it was, in words.
       tag: of the tensor that it is about; empty if it is about the whole run.
     """
@@ -68,6 +68,6 @@ def _frozen(run: RunReader) -> list[Mark]:
             changed = np.flatnonzero((rows != rows[-1]).any((1, 2)))
             since[int(steps[changed[-1] + 1 if len(changed) else 0])].append(tag)
     return [
-        Mark(step, "frozen", f"no change any more of {', '.join(tags)}", tags[0])
+        Mark(step, "frozen", ", ".join(tags), tags[0])
         for step, tags in since.items()
     ]

@@ -523,6 +523,7 @@ async function add({ runs: described, blobs, ...rows }) {
 
 build();
 sized($("scale"));
+$("scale").height = 1;
 const ramp = Float32Array.from({ length: $("scale").width }, (_, x) => 10 ** ((4 * x) / $("scale").width - 4));
 paint($("scale"), ramp, dark.matches);
 const happened = runs.flatMap((run) => run.marks).find((mark) => !mark.routine);
