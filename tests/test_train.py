@@ -48,9 +48,10 @@ LIES_IN, LOOK = "the run lies in  ", "look at it with  "
 
 
 def last_lines(outcome):
-    """The run's directory and TensorBoard's command, from the last two lines."""
-    *_, where, look = outcome.out.splitlines()
+    """The run's directory and TensorBoard's command, from the last three lines."""
+    *_, where, view, look = outcome.out.splitlines()
     assert where.startswith(LIES_IN)
+    assert shlex.split(view.partition(":")[2])[1:] == [where.removeprefix(LIES_IN)]
     assert look.startswith(LOOK)
     return where.removeprefix(LIES_IN), look.removeprefix(LOOK)
 

@@ -67,7 +67,4 @@ def _frozen(run: RunReader) -> list[Mark]:
             steps, rows = run.histograms[tag]
             changed = np.flatnonzero((rows != rows[-1]).any((1, 2)))
             since[int(steps[changed[-1] + 1 if len(changed) else 0])].append(tag)
-    return [
-        Mark(step, "frozen", ", ".join(tags), tags[0])
-        for step, tags in since.items()
-    ]
+    return [Mark(step, "frozen", ", ".join(tags), tags[0]) for step, tags in since.items()]
