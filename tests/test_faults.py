@@ -529,7 +529,7 @@ def test_frozen_and_collapsed_are_said_on_the_spot_with_the_cause(tmp_path):
     assert result["test_correct"] == constant.sum()
     assert result["test_accuracy"] == constant.mean()
     assert result["readme_accuracy"] == pytest.approx(readme_accuracy(constant), abs=1e-12)
-    conclusion = outcome.out.splitlines()[-3]
+    conclusion = outcome.out.splitlines()[-4]
     assert conclusion.startswith("collapsed at step 60")
     assert f"class {result['collapsed']}" in conclusion and "frozen" in conclusion
     # Each is said once, when it is seen first, and not only at the end.

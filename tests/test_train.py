@@ -262,7 +262,7 @@ def test_plain_lines_where_there_is_no_terminal(run):
     assert [int(line.split()[1]) for line in reports] == EVALUATIONS
     for line, accuracy in zip(reports, run.result["evaluations"]["test_accuracy"], strict=True):
         assert line.endswith(f"test-accuracy {accuracy:.4f}")
-    assert len(lines) == 2 + len(EVALUATIONS) + 3
+    assert len(lines) == 2 + len(EVALUATIONS) + 4
     assert "\r" not in run.outcome.out
     assert run.outcome.err == ""
 
@@ -270,7 +270,7 @@ def test_plain_lines_where_there_is_no_terminal(run):
 def test_the_last_lines_are_accuracy_with_interval_folder_and_command(run):
     from scipy import stats
 
-    conclusion = run.outcome.out.splitlines()[-3]
+    conclusion = run.outcome.out.splitlines()[-4]
     test = stats.binomtest(run.result["test_correct"], 10000)
     interval = test.proportion_ci(0.95, "wilson")
     assert f"{run.result['test_accuracy']:.4f}" in conclusion
