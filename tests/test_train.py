@@ -308,7 +308,7 @@ def test_a_bar_on_a_terminal_and_a_clean_end_on_ctrl_c(tmp_path, idx_folder):
     assert (pressed, child.wait().status) == (True, 130), shown
     lines = shown.replace("\r\n", "\n").splitlines()
     assert not [line for line in lines if re.match(r"step +\d+ +loss", line)]
-    *_, conclusion, where, look = lines
+    *_, conclusion, where, _, look = lines
     assert conclusion.startswith("interrupted")
     assert where.startswith(LIES_IN)
     assert look.startswith(LOOK)
