@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 
+from bench import page
 from bench.workers import ROOT, Failed, Worker, environment, log
 
 SIZES, BATCH, CHUNK = [784, 128, 256, 10], 256, 100
@@ -199,9 +200,15 @@ def grid(bench: Bench) -> dict[str, Any]:
     return {"seconds": time.monotonic() - begun, "steps": 9 * steps}
 
 
+def view(bench: Bench) -> dict[str, Any]:
+    """The pages of bin/view."""
+    return {"pages": page.measure(bench.scratch, bench.quick)}
+
+
 PARTS: dict[str, Callable[[Bench], dict[str, Any]]] = {
     "record": record,
     "peers": peers,
     "grid": grid,
     "sweeps": sweeps,
+    "view": view,
 }

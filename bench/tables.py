@@ -77,6 +77,8 @@ def to_markdown(results: dict[str, Any]) -> str:
             lines += [f"**{part}, {rule}**", "", *_rows(rows), ""] if rows else []
         if "points" in found:
             lines += [*_sweeps(found["rule"], found["points"]), ""]
+        if "pages" in found:
+            lines += [*_pages(found["pages"]), ""]
         if "steps" in found:
             steps, seconds = found["steps"], found["seconds"]
             lines += [f"The README's grid, default record, {steps:,} steps: {seconds:.1f} s.", ""]
@@ -137,6 +139,15 @@ def _sweeps(rule: str, points: list[dict[str, Any]]) -> list[str]:
         none, some = point["ms"]["no record"], point["ms"]["default record"]
         cells = f"{median(none):.2f}", f"{median(some):.2f}", *_spread(ratios(some, none))
         lines.append(_line(f"{point['axis']} {point['value']}", *cells))
+    return lines
+
+
+def _pages(rows: list[dict[str, Any]]) -> list[str]:
+    head = "MB", "made in s", "first picture, s", "all in sight, s", "frames/s, cursor moving"
+    lines = _table("bin/view", *head)
+    for row in rows:
+        cells = [f"{row[key]:.1f}" for key in ("megabytes", "made", "opened", "drawn", "frames")]
+        lines.append(_line(row["name"], *cells))
     return lines
 
 
