@@ -16,9 +16,9 @@ import numpy as np
 
 from bench.workers import ROOT, Failed, environment
 
-_OPENED = "typeof plots !== 'undefined' && plots.some((one) => one.tag && one.top.textContent)"
+_OPENED = "typeof plots !== 'undefined' && plots.some((one) => one.tag && one.extent.textContent)"
 _DRAWN = (
-    "plots.every((one) => !one.visible || one.top.textContent || one.title.startsWith('Marks'))"
+    "plots.every((one) => !one.visible || one.extent.textContent || one.title.startsWith('Marks'))"
 )
 # Moves the cursor for three seconds; returns the milliseconds between frames.
 _MOVE = """async () => {

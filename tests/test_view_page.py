@@ -258,9 +258,8 @@ def test_two_runs_side_by_side_and_their_difference(page, logdir, recorded):
     other = events.read(logdir / "short")
     expected = recorded["loss"].values[19] - other["loss"].values[19]
     assert abs(expected) < 1e-6  # the same seed; the same first steps
-    until(
-        page, "/0$/.test(document.querySelector('[data-strip=loss] figcaption span').textContent)"
-    )
+    legend = "document.querySelector('[data-strip=loss] figcaption span:not(.extent)').textContent"
+    until(page, f"{legend} === 'loss run 1 − run 2 0'")
     assert page.locator("[data-tag='h1/weights/gradient'] .absent").count() == 1
 
 
@@ -342,7 +341,7 @@ def test_a_run_that_is_still_training(browser, tmp_path):
             server.shutdown()
             thread.join()
             server.server_close()
-        until(page, "document.querySelector('#live').textContent.includes('no longer answers')")
+        until(page, "document.querySelector('#live').textContent.includes('does not answer')")
         assert not [text for text in wrong if "ERR_CONNECTION_REFUSED" not in text]
         page.close()
 

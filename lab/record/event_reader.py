@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import bisect
 import collections
 import os
 import struct
@@ -103,12 +104,12 @@ class EventReader:
         """The series of a kind by tag; of a step that is there twice, the last one counts.
 
         Args:
-          have: by tag, how many values to leave out at the beginning.
+          have: by tag, the last step to leave out.
         """
         shape = (-1,) if kind == "scalars" else (-1, 30, 3)
         found = {}
         for tag in self.tags(kind):
-            first = have.get(tag, 0) if have else 0
+            first = bisect.bisect_right(self._steps[tag], have[tag]) if have and tag in have else 0
             content = b"".join(self._contents[tag][first:])
             values = np.frombuffer(content, self._dtypes[tag]).astype(np.float64)
             steps = np.array(self._steps[tag][first:], np.int64)

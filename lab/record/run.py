@@ -43,6 +43,8 @@ class RunReader:
 
     def __init__(self, path: str) -> None:
         self.path = path
+        if not os.path.isdir(path):
+            raise LabError(f"{path} is no run: there is no such directory")
         identity = read_object(os.path.join(path, CONFIG))
         self.config: Any = renamed(identity.get("config"))
         if not isinstance(self.config, dict):

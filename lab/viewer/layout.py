@@ -8,11 +8,17 @@ from typing import Any
 
 # The tag of a tensor, and what of it is on record; without the second it is the tensor itself.
 _TENSOR = re.compile(r"(.*?)(?:/(gradient(?:/replica_\d+)?|update|activations))?", re.DOTALL)
+# What is on record of a tensor as scalars.
+_SCALAR = re.compile(
+    r"(.+?)/((?:gradient/(?:replica_\d+/|noise/)?|update/)?"
+    r"(?:norm|ratio|distance|largest|nonfinite|cosine|variance|signal|scale))",
+    re.DOTALL,
+)
 _USUAL = {"gradient/norm", "update/ratio", "norm"}  # and the scalars of the whole run
 
 
 def layout(
-    histograms: Iterable[str], scalars: Iterable[str], order: Sequence[str]
+    histograms: Iterable[str], scalars: Iterable[str], order: Sequence[str], summed: bool
 ) -> dict[str, Any]:
     """The rows of a page: `tensors`, each with its layer and the tags of what is on record of it,
     in the order of the forward pass; and `strips` of scalars, the same of all tensors in one, each
@@ -20,6 +26,7 @@ def layout(
 
     Args:
       order: tags of variables as the forward pass uses them, as far as that is known.
+      summed: whether the loss is a sum over the batch, which no test loss can be compared with.
     """
     rows: dict[str, list[str]] = {}
     for tag in histograms:
@@ -34,9 +41,11 @@ def layout(
 
     strips: dict[str, list[tuple[str, str]]] = {}
     for tag in scalars:
-        base = next((one for one in bases if tag.startswith(f"{one}/")), None)
-        title = tag[len(base) + 1 :] if base else tag.removeprefix("test-")
-        strips.setdefault(title, []).append((tag, base or tag))
+        match = None if tag in ("gradient/norm",) else _SCALAR.fullmatch(tag)
+        base, title = match.groups() if match else (tag, tag.removeprefix("test-"))
+        if base == "test-loss" and summed:
+            title = base
+        strips.setdefault(title, []).append((tag, base))
     return {
         "tensors": [
             {"base": base, "layer": _layer(base), "tags": sorted(rows[base])}

@@ -16,7 +16,7 @@ class Mark(NamedTuple):
     """Something at a step.
 
     Attributes:
-      kind: one of ROUTINE or "resume", "end of warm-up", "nonfinite", "frozen" (no change since).
+      kind: one of ROUTINE or "resume", "end of warm-up", "nonfinite", "frozen".
       text: what it was, in words.
       tag: of the tensor that it is about; empty if it is about the whole run.
     """
@@ -50,8 +50,10 @@ def _nonfinite(run: RunReader) -> list[Mark]:
     noted = {t: note["first_step"] for t, note in (run.result or {}).get("nonfinite", {}).items()}
     for tag, (steps, values) in run.scalars.items():
         bad = ~np.isfinite(values)
-        if bad.any() and tag not in noted:
-            noted[tag] = int(steps[bad.argmax()])
+        if tag.endswith("/nonfinite"):  # a tensor's number of such entries
+            noted.setdefault(tag.removesuffix("/nonfinite"), int(steps[0]))
+        elif bad.any():
+            noted.setdefault(tag, int(steps[bad.argmax()]))
     if not noted:
         return []
     first = min(noted.values())
@@ -60,11 +62,15 @@ def _nonfinite(run: RunReader) -> list[Mark]:
 
 
 def _frozen(run: RunReader) -> list[Mark]:
-    """Since which step the tensors that the result names as frozen are as at the end."""
+    """After which step the tensors that the result names as frozen are as at the end."""
     since = collections.defaultdict(list)
-    for tag in (run.result or {}).get("frozen", ()):
+    frozen = (run.result or {}).get("frozen", ())
+    for tag in frozen:
         if tag in run.histograms:
             steps, rows = run.histograms[tag]
-            changed = np.flatnonzero((rows != rows[-1]).any((1, 2)))
+            changed = np.flatnonzero((rows != rows[-1]).any((1, 2))[:-1])
             since[int(steps[changed[-1] + 1 if len(changed) else 0])].append(tag)
-    return [Mark(step, "frozen", ", ".join(tags), tags[0]) for step, tags in since.items()]
+    return [
+        Mark(step, "frozen", f"no change after this step: {', '.join(tags)}", tags[0])
+        for step, tags in since.items()
+    ]

@@ -78,16 +78,17 @@ def pack_records(runs: Sequence[RunReader], records: Sequence[Record]) -> dict[s
       `runs`, for each its name, status, last step, marks, and by tag its `scalars` and `histograms`
       as numbers of blobs; `blobs`, see Blobs; and the rows of the page, see `layout`.
     """
-    blobs = Blobs()
-    packed = []
+    blobs, packed = Blobs(), []
+    names = {run.path: os.path.basename(os.path.abspath(run.path)) for run in runs}
+    if len({*names.values()}) < len(names):
+        names = {path: path for path in names}
     for run, (scalars, histograms) in zip(runs, records, strict=True):
         status = (run.result or {}).get("status", "")
-        last = max((int(s.steps[-1]) for s in run.scalars.values() if len(s.steps)), default=0)
         packed.append(
             {
-                "name": os.path.basename(os.path.abspath(run.path)),
+                "name": names[run.path],
                 "status": status if status in FINISHED else "still training, or interrupted",
-                "steps": last,
+                "steps": _last(run),
                 "marks": [mark._asdict() | {"routine": mark.routine} for mark in marks(run)],
                 "scalars": {tag: _scalar(one, blobs) for tag, one in scalars.items()},
                 "histograms": {tag: _histogram(one, blobs) for tag, one in histograms.items()},
@@ -98,7 +99,14 @@ def pack_records(runs: Sequence[RunReader], records: Sequence[Record]) -> dict[s
         for kind in ("histograms", "scalars")
     }
     order = [tag for run in runs for tag in run.forward_order]
-    return {"runs": packed, "blobs": blobs.texts, **layout(**tags, order=order)}
+    summed = any(run.config.get("reduction") == "sum" for run in runs)
+    return {"runs": packed, "blobs": blobs.texts, **layout(**tags, order=order, summed=summed)}
+
+
+def _last(run: RunReader) -> int:
+    """The last step on record; 0 if there is none."""
+    series = [*run.scalars.values(), *run.histograms.values()]
+    return max((int(one.steps[-1]) for one in series if len(one.steps)), default=0)
 
 
 def _scalar(series: Series, blobs: Blobs) -> dict[str, int]:
@@ -108,9 +116,10 @@ def _scalar(series: Series, blobs: Blobs) -> dict[str, int]:
 
 def _histogram(series: Series, blobs: Blobs) -> dict[str, Any]:
     """Steps, low and high [n], counts [30, n], and edges [n, 31] where they are not `low + (high -
-    low) * i / 30` in the precision of the record; `size`, the number of entries, the most that were
-    finite; `linear`, below which absolute value a symmetric-log axis is linear."""
+    low) * i / 30` in the precision of the record; NaN where no entry was finite. And `linear`, below
+    which absolute value a symmetric-log axis is linear."""
     edges = np.concatenate([series.values[:, :, 0], series.values[:, -1:, 1]], axis=1)
+    edges[series.values[:, :, 2].sum(1) == 0] = np.nan
     low, high, counts = edges[:, 0], edges[:, -1], series.values[:, :, 2]
     small = _small(edges)
     largest = np.maximum(abs(low), abs(high))
@@ -120,7 +129,6 @@ def _histogram(series: Series, blobs: Blobs) -> dict[str, Any]:
         "low": blobs.add(np.ascontiguousarray(small[:, 0])),
         "high": blobs.add(np.ascontiguousarray(small[:, -1])),
         "counts": blobs.add(_whole(counts.T)),
-        "size": int(counts.sum(1).max(initial=0)),
         # Two decades below what is usual.
         "linear": 10.0 ** (np.floor(np.log10(np.median(largest))) - 2) if largest.size else 1.0,
     }
@@ -137,7 +145,7 @@ def _kept(
     """A run's record with one step of so many, and a note that says what was left out."""
     if every == 1:
         return run.scalars, run.histograms, ""
-    last = max(int(series.steps[-1]) for series in run.scalars.values())
+    last = _last(run)
     around = [mark.step for mark in marks(run) if not mark.routine]
     ranges = [(step - _AROUND, step + _AROUND) for step in (0, last, *around)]
     kept = _merged([*ranges, *always], last)
@@ -182,12 +190,9 @@ def _merged(ranges: Sequence[tuple[int, int]], last: int) -> list[tuple[int, int
 
 
 def _thinned(series: Series, kept: Sequence[tuple[int, int]], every: int) -> Series:
-    """The steps within the ranges, and of the others each whose number `every` divides; all of a
-    series that is no longer than that would leave it."""
+    """The steps within the ranges, and of the others the first in each `every` steps."""
     steps = series.steps
-    if len(steps) <= steps[-1] // every + 1:
-        return series
-    keep = steps % every == 0
+    keep = np.diff(steps // every, prepend=-1) > 0
     for a, b in kept:
         keep |= (a <= steps) & (steps <= b)
     return Series(steps[keep], series.values[keep])

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import http.server
 import json
 import threading
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from lab.errors import LabError
@@ -46,10 +47,16 @@ class Server(http.server.ThreadingHTTPServer):
         had to be read from the beginning again, so that what a page has may no longer hold.
 
         Args:
-          have: of each run, by tag, how many values to leave out at the beginning.
+          have: of each run, by tag, the last step that a page has.
+
+        Raises:
+          LabError: a run directory is gone, or cannot be read.
         """
         with self._lock:
-            self._runs = [run.updated() for run in self._runs]
+            try:
+                self._runs = [run.updated() for run in self._runs]
+            except OSError as error:
+                raise LabError(str(error)) from error
             records = [
                 (_new(run, "scalars", known), _new(run, "histograms", known))
                 for run, known in zip(self._runs, have, strict=True)
@@ -67,44 +74,57 @@ def _new(run: RunReader, kind: str, have: Mapping[str, int]) -> dict[str, Series
     return {tag: one for tag, one in series.items() if len(one.steps)}
 
 
+def _is_news(record: dict[str, Any], status: Sequence[str]) -> bool:
+    runs = record["runs"]
+    more = any(run["scalars"] or run["histograms"] for run in runs)
+    return more or [run["status"] for run in runs] != status
+
+
 class _Handler(http.server.BaseHTTPRequestHandler):
     server: Server
 
     def do_GET(self) -> None:
-        if self._own() and self.path == "/":
-            self._send(200, "text/html; charset=utf-8", self.server.whole_page())
-        else:
-            self.send_error(404)
+        self._answer("/", lambda: (200, "text/html; charset=utf-8", self.server.whole_page()))
 
     def do_POST(self) -> None:
+        self._answer("/more", self._more)
+
+    def _more(self) -> tuple[int, str, str]:
         length = int(self.headers.get("Content-Length", 0))
-        if not self._own() or self.path != "/more" or length > _LONGEST:
+        if not 0 < length <= _LONGEST:
+            raise ValueError
+        asked = json.loads(self.rfile.read(length))
+        record = self.server.record(asked["have"])
+        if record["epoch"] != asked["epoch"]:
+            return 205, "text/plain", ""
+        if not _is_news(record, asked["status"]):
+            return 204, "text/plain", ""
+        return 200, "application/json", html_file.as_json(record)
+
+    def _answer(self, path: str, answer: Callable[[], tuple[int, str, str]]) -> None:
+        """Answers a request that names this server: other sites' names that are made to lead to
+        the loopback address do not."""
+        name, _, port = self.headers.get("Host", "").rpartition(":")
+        own = name in (_ADDRESS, "localhost") and port == str(self.server.server_port)
+        if not own or self.path != path:
             self.send_error(404)
             return
         try:
-            asked = json.loads(self.rfile.read(length))
-            record = self.server.record(asked["have"])
-        except (KeyError, TypeError, ValueError):
+            status, kind, text = answer()
+        except LabError as error:
+            self.send_error(503, str(error).splitlines()[0])
+            return
+        except (AttributeError, KeyError, TypeError, ValueError):
             self.send_error(400)
             return
-        if record["epoch"] != asked["epoch"]:
-            self._send(205, "text/plain", "")
-        else:
-            self._send(200, "application/json", html_file.as_json(record))
-
-    def _own(self) -> bool:
-        """Whether the request names this server: other sites' names that are made to lead to the
-        loopback address do not."""
-        name, _, port = self.headers.get("Host", "").rpartition(":")
-        return name in (_ADDRESS, "localhost") and port == str(self.server.server_port)
-
-    def _send(self, status: int, kind: str, text: str) -> None:
         content = text.encode()
         self.send_response(status)
-        self.send_header("Content-Type", kind)
-        self.send_header("Content-Length", str(len(content)))
+        if status != 204:
+            self.send_header("Content-Type", kind)
+            self.send_header("Content-Length", str(len(content)))
         self.send_header("Cache-Control", "no-store")
         self.end_headers()
-        self.wfile.write(content)
+        with contextlib.suppress(ConnectionError):  # the page was closed
+            self.wfile.write(content)
 
     def log_message(self, format: str, *arguments: Any) -> None: ...

@@ -52,7 +52,7 @@ class Series {
   }
 
   /** Adds what an entry holds to what is there. */
-  async add({ size, linear, ...numbers }, blobs) {
+  async add({ linear, ...numbers }, blobs) {
     const names = Object.keys(numbers);
     const arrays = await Promise.all(names.map((name) => unpack(blobs[numbers[name]])));
     const more = Object.fromEntries(names.map((name, i) => [name, arrays[i]]));
@@ -62,7 +62,7 @@ class Series {
     for (const [name, array] of Object.entries(more)) {
       this[name] = this.ready ? joined(this[name], array, name === "counts" ? BUCKETS : 1) : array;
     }
-    Object.assign(this, { size: Math.max(size, this.size ?? 0), linear: this.linear ?? linear, ready: true });
+    Object.assign(this, { linear: this.linear ?? linear, ready: true });
   }
 
   /** The row that holds at a step: the newest one that is not after it; -1 if there is none. */
@@ -114,11 +114,9 @@ class Series {
     const mean = counts.reduce((sum, c, k) => sum + (c * (edges[k] + edges[k + 1])) / 2, 0) / finite;
     const square = counts.reduce((sum, c, k) => sum + c * ((edges[k] + edges[k + 1]) / 2 - mean) ** 2, 0);
     const zero = counts.findLastIndex((_, k) => edges[k] <= 0 && 0 <= edges[k + 1]);
-    return {
-      ...{ step: this.steps[row], smallest: edges[0], largest: edges[BUCKETS], mean },
-      ...{ deviation: Math.sqrt(square / finite), nonfinite: this.size - finite },
-      near: zero < 0 ? 0 : counts[zero] / finite,
-    };
+    const near = zero < 0 ? 0 : counts[zero] / finite;
+    const deviation = Math.sqrt(square / finite);
+    return { step: this.steps[row], smallest: edges[0], largest: edges[BUCKETS], mean, deviation, near };
   }
 }
 

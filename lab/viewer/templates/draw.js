@@ -28,27 +28,30 @@ function columnRows(series, width, scale, lastStep) {
   });
 }
 
-/** For each pixel the largest share of a tensor's entries in the bucket that is drawn there, over the
- * steps of its column: Float32Array [height * width]. Buckets within one pixel are added. */
+/** For each pixel the largest share of a tensor's finite entries in the bucket that is drawn there,
+ * over the steps of its column: Float32Array [height * width]. Buckets within one pixel are added. */
 function shares(series, { width, height }, scale, values, lastStep) {
   const found = new Float32Array(width * height);
   const column = new Float32Array(height);
   const n = series.steps.length;
-  const pixels = new Int32Array(BUCKETS + 1);
+  const places = new Float64Array(BUCKETS + 1);
+  const pixel = (u) => Math.min(Math.floor(u * height), height - 1);
   columnRows(series, width, scale, lastStep).forEach(([first, end], x) => {
     for (let row = first; row < end; row++) {
       const [low, high] = [series.low[row], series.high[row]];
+      let entries = 0;
       for (let k = 0; k <= BUCKETS; k++) {
         const edge = series.edges ? series.edges[row * (BUCKETS + 1) + k] : low + ((high - low) * k) / BUCKETS;
-        pixels[k] = Math.min(Math.floor((1 - values.to(edge)) * height), height);
+        places[k] = 1 - values.to(edge); // from the top, 0 to 1
+        if (k < BUCKETS) entries += series.counts[k * n + row];
       }
-      if (low === high) pixels.fill(Math.min(pixels[0], height - 1));
       column.fill(0);
       for (let k = 0; k < BUCKETS; k++) {
-        const share = series.counts[k * n + row] / series.size;
-        const top = Math.max(pixels[k + 1], 0);
-        if (pixels[k] === pixels[k + 1]) column[pixels[k]] += share; // outside, if it is no index
-        else if (share) for (let y = top; y < pixels[k]; y++) column[y] = Math.max(column[y], share);
+        const share = series.counts[k * n + row] / entries;
+        if (!share || places[k] < 0 || places[k + 1] > 1) continue; // empty, above or below
+        const [top, bottom] = [pixel(Math.max(places[k + 1], 0)), Math.floor(Math.min(places[k], 1) * height)];
+        if (bottom <= top) column[top] += share;
+        for (let y = top; y < bottom; y++) column[y] = Math.max(column[y], share);
       }
       for (let y = 0, i = x; y < height; y++, i += width) if (column[y] > found[i]) found[i] = column[y];
     }
@@ -109,7 +112,7 @@ function drawHistograms(canvas, pair, colours, linear) {
   const context = canvas.getContext("2d");
   const { width, height } = canvas;
   context.clearRect(0, 0, width, height);
-  const shown = pair.filter(Boolean);
+  const shown = pair.filter((one) => Number.isFinite(one?.edges[0]));
   const range = [Math.min(...shown.map((h) => h.edges[0])), Math.max(...shown.map((h) => h.edges[BUCKETS]))];
   const values = valueScale(range, linear);
   const most = Math.max(1, ...shown.flatMap((h) => h.counts));
@@ -132,5 +135,5 @@ function short(number) {
   if (!Number.isFinite(number)) return Number.isNaN(number) ? "–" : number > 0 ? "∞" : "−∞";
   const size = Math.abs(number);
   const plain = size === 0 || (size >= 1e-3 && size < 1e6);
-  return (plain ? String(+number.toPrecision(4)) : number.toExponential(3)).replace("-", "−").replace("e+", "e");
+  return (plain ? String(+number.toPrecision(4)) : number.toExponential(3)).replaceAll("-", "−").replace("e+", "e");
 }

@@ -27,11 +27,13 @@ const button = (text, act, title = text) => make("button", { type: "button", tit
 const styled = (name) => getComputedStyle(document.documentElement).getPropertyValue(name).trim();
 const range = () => view.range ?? [1, lastStep];
 const scale = () => stepScale(range(), view.log);
-const clamp = (step, [first, last] = [1, lastStep]) => Math.max(first, Math.min(last, Math.round(step) || 1));
-const rowAt = (run, series, step) => (!series || step === null || step > run.steps ? -1 : series.at(step));
+const clamp = (step, [first, last] = [1, lastStep]) => Math.max(first, Math.min(last, Math.round(step) || 0));
+const rowAt = (shown, series, step) => (!series || step === null || step > until(shown) ? -1 : series.at(step));
 const inRange = (series) => series.extent(...series.rows(...range()));
 const around = (extents) => [Math.min(...extents.map((e) => e[0])), Math.max(...extents.map((e) => e[1]))];
-const numbered = (run) => (runs.length > 1 ? String(runs.indexOf(run) + 1) : "");
+const numbered = (run) => (runs.length > 1 ? `run ${runs.indexOf(run) + 1}` : "");
+const minus = (shown) => shown.map(numbered).join(" − ");
+const until = (shown) => Math.min(...shown.map((run) => run.steps));
 const compared = () => (view.difference ? [runs.slice(0, 2)] : runs.map((run) => [run]));
 const tensors = () => data.tensors.flatMap((row) => row.tags);
 const chosenBase = () => data.tensors.find((row) => row.tags.includes(view.tensor))?.base;
@@ -57,10 +59,10 @@ const resized = new ResizeObserver((entries) => {
  * the range of its values; `move` whenever the step changes. */
 function plot(kind, title, draw, options = {}) {
   const canvas = make("canvas", { role: "img", "aria-label": title });
-  const [top, bottom] = ["top", "bottom"].map((side) => make("span", { class: `range ${side}` }));
   const [cursor, pinned] = ["cursor", "pinned"].map((name) => make("div", { class: name }));
-  const box = make("div", { class: `plot ${kind}` }, canvas, top, bottom, pinned, cursor);
-  box.plot = { box, canvas, top, bottom, cursor, pinned, title, draw, dirty: true, visible: false, ...options };
+  const box = make("div", { class: `plot ${kind}` }, canvas, pinned, cursor);
+  const extent = make("span", { class: "extent" });
+  box.plot = { box, canvas, extent, cursor, pinned, title, draw, dirty: true, visible: false, ...options };
   plots.push(box.plot);
   seen.observe(box);
   resized.observe(box);
@@ -69,10 +71,11 @@ function plot(kind, title, draw, options = {}) {
 }
 
 async function redraw(one) {
+  one.dirty = false;
   const values = await one.draw(one.canvas);
   if (!values) return;
-  [one.top.textContent, one.bottom.textContent] = [short(values[1]), short(values[0])];
-  const words = `steps ${range().join(" to ")}, values ${values.map(short).join(" to ")}`;
+  one.extent.textContent = `${short(values[0])} to ${short(values[1])}${values[2] ? ", log scale" : ""}`;
+  const words = `steps ${range().join(" to ")}, values ${one.extent.textContent}`;
   one.canvas.setAttribute("aria-label", `${one.title}: ${words}`);
 }
 
@@ -85,23 +88,27 @@ function listen(box) {
     return [(clientX - left) / width, (clientY - top) / height].map((u) => Math.max(0, Math.min(1, u)));
   };
   const stepAt = (u) => clamp(scale().from(u), range());
-  const dragged = (event) => start && Math.abs(at(event)[0] - start[0]) * box.clientWidth > 5;
+  const touch = (event) => event.pointerType === "touch";
+  const dragged = (event) => start && !touch(event) && Math.abs(at(event)[0] - start[0]) * box.clientWidth > 5;
   const show = (event) => {
     const [a, b] = [start, at(event)].map(([u]) => 100 * u).sort((x, y) => x - y);
     Object.assign(area.style, { left: `${a}%`, right: `${100 - b}%` });
     area.hidden = false;
   };
   box.addEventListener("pointerdown", (event) => {
-    if (event.button || event.pointerType === "touch") return;
+    if (event.button) return;
     start = at(event);
+    if (touch(event)) return;
     box.setPointerCapture(event.pointerId);
   });
   box.addEventListener("pointermove", (event) => {
     if (dragged(event)) show(event);
-    else if (!held && playing === null) change({ step: stepAt(at(event)[0]) });
+    else if (touch(event) || (!held && playing === null)) change({ step: stepAt(at(event)[0]) });
   });
+  box.addEventListener("pointercancel", () => { start = null; area.hidden = true; });
   box.addEventListener("pointerup", (event) => {
-    const [a, b, drag, { tag, values }] = [start ?? at(event), at(event), dragged(event), box.plot];
+    if (!start) return;
+    const [a, b, drag, { tag, values }] = [start, at(event), dragged(event), box.plot];
     start = null;
     area.hidden = true;
     if (drag) {
@@ -109,7 +116,7 @@ function listen(box) {
       const ends = [a[1], b[1]].sort((x, y) => y - x).map((u) => values?.from(1 - u));
       change({ range: [a, b].map(([u]) => stepAt(u)), ...(tall && { values: { ...view.values, [tag]: ends } }) });
     } else {
-      const hold = !held || Boolean(tag && tag !== view.tensor);
+      const hold = !held || Boolean(tag && tag !== view.tensor) || touch(event);
       change({ step: stepAt(b[0]), tensor: tag ?? view.tensor, hold });
     }
   });
@@ -123,13 +130,13 @@ function valuesOf(tag) {
 
 function heatMap(tag, shown) {
   const all = runs.map((run) => run.histograms.get(tag)).filter(Boolean);
-  const title = `${tag} ${shown.map(numbered).join(" − ")}`.trim();
+  const title = `${tag} ${minus(shown)}`.trim();
   const box = plot("heat", title, async (canvas) => {
     await Promise.all(all.map((series) => series.load()));
     const values = valuesOf(tag);
     box.plot.values = valueScale(values, view.symlog && Math.min(...all.map((series) => series.linear)));
     sized(canvas);
-    const found = shown.map((run) => shares(run.histograms.get(tag), canvas, scale(), box.plot.values, run.steps));
+    const found = shown.map((run) => shares(run.histograms.get(tag), canvas, scale(), box.plot.values, until(shown)));
     paint(canvas, found[0], dark.matches, found[1]);
     return values;
   }, { tag });
@@ -142,8 +149,9 @@ function cells(tag) {
     const missing = shown.find((run) => !run.histograms.has(tag));
     const choose = button(tag, () => change({ tensor: tag }), "Show its histogram");
     const none = missing && make("div", { class: "absent" }, `not on record in ${missing.name}`);
-    const caption = make("figcaption", {}, choose, shown.map(numbered).join(" − "));
-    return make("figure", { "data-tag": tag }, caption, none ?? heatMap(tag, shown));
+    const picture = none ?? heatMap(tag, shown);
+    const caption = make("figcaption", {}, choose, minus(shown), picture.plot?.extent ?? "");
+    return make("figure", { "data-tag": tag }, caption, picture);
   });
 }
 
@@ -164,22 +172,22 @@ function strip({ title, lines: entries }) {
       ...line, thick: line.own(), colour: styled(many && !line.own() ? "--rule" : line.colour),
     })).sort((a, b) => a.thick - b.thick), scale(), valueScale([low, high], wide && Math.max(least, high * 1e-12)));
     schedule();
-    return [low, high];
+    return [low, high, wide];
   };
   const move = () => {
     for (const line of lines) {
-      const row = rowAt(line.shown[0], line.series, view.step);
+      const row = rowAt(line.shown, line.series, view.step);
       line.value.textContent = row < 0 ? "–" : short(line.series.values[row]);
       line.value.parentNode.hidden = many && !line.own();
     }
   };
   const legend = lines.map(({ name, shown, value, colour }) =>
-    make("span", many ? {} : { style: `color: var(${colour})` }, `${name} ${shown.map(numbered).join(" − ")} `, value));
+    make("span", many ? {} : { style: `color: var(${colour})` }, `${name} ${minus(shown)} `, value));
   const box = plot("strip", title, draw, { move, lines: true });
   const csv = () => saveRows(title, [["run", "tag", "step", "value"], ...lines.flatMap(({ shown, tag, series }) =>
     Array.from(series.steps, (step, i) => [shown.map((run) => run.name).join(" − "), tag, step, series.values[i]]))]);
   const saves = [button("CSV", csv), button("PNG", () => savePicture(box))];
-  const caption = make("figcaption", {}, make("b", {}, title), ...legend, ...saves);
+  const caption = make("figcaption", {}, make("b", {}, title), box.plot.extent, ...legend, ...saves);
   return lines.length ? make("figure", { "data-strip": title }, caption, box) : "";
 }
 
@@ -209,7 +217,8 @@ function lane(run) {
     const words = [make("b", {}, `step ${step}`), ` ${kind}: ${text}`];
     return make("li", {}, make("button", { type: "button", click: go }, ...words));
   });
-  const caption = `${numbered(run)} checkpoints blue, evaluations grey${list.length ? ", and in orange:" : ""}`;
+  const happened = list.length ? " Orange: what happened." : "";
+  const caption = `${runs.length > 1 ? `${numbered(run)}. ` : ""}Blue: checkpoints. Grey: evaluations.${happened}`;
   return make("figure", {}, make("figcaption", {}, caption), make("ul", { class: "happened" }, ...list), box);
 }
 
@@ -228,7 +237,7 @@ function fillPanel() {
     }
     const [caption, canvas, { children: [low, high] }] = places[i].children;
     if (canvas.width !== Math.round(canvas.clientWidth * Math.min(devicePixelRatio, 2))) sized(canvas);
-    const rows = [view.step, view.pin].map((step) => rowAt(run, series, step));
+    const rows = [view.step, view.pin].map((step) => rowAt([run], series, step));
     const pair = rows.map((row) => (row < 0 ? null : series.histogram(row)));
     const values = drawHistograms(canvas, pair, [styled("--c0"), styled("--c1")], view.symlog && series.linear);
     caption.textContent = runs.length > 1 ? `${numbered(run)}: ${run.name}` : "";
@@ -237,7 +246,12 @@ function fillPanel() {
     const columns = rows.map((row, j) => ({ run, series, row, name: ["cursor", "pinned"][j] }));
     return columns.slice(0, view.pin === null ? 1 : 2);
   });
-  const figures = columns.map(({ series, row }) => (row < 0 ? {} : series.figures(row)));
+  const figures = columns.map(({ run, series, row }) => {
+    const broken = run.scalars.get(`${view.tensor}/nonfinite`);
+    const place = broken?.ready && row >= 0 ? broken.at(series.steps[row]) : -1;
+    const nonfinite = place >= 0 && broken.steps[place] === series.steps[row] ? broken.values[place] : 0;
+    return row < 0 ? {} : { ...series.figures(row), nonfinite };
+  });
   for (const line of $("figures").rows) {
     const key = line.dataset.figure;
     const text = (value = NaN) => (key === "near" && value >= 0 ? `${+(100 * value).toFixed(2)}%` : short(value));
@@ -265,6 +279,7 @@ function fillControls() {
   $("tensor").value = view.tensor;
   $("pin").setAttribute("aria-pressed", view.pin !== null);
   $("pin").textContent = view.pin === null ? "Pin" : `Pinned ${view.pin}`;
+  $("held").hidden = !held;
   $("play").textContent = playing === null ? "Play" : "Pause";
 }
 
@@ -291,7 +306,7 @@ function saveHistogram() {
 }
 
 /** A plot under its title, with its ranges and the cursor. */
-function savePicture({ plot: { canvas, title, top, bottom } }) {
+function savePicture({ plot: { canvas, title, extent } }) {
   const size = 13 * Math.min(devicePixelRatio, 2);
   const whole = make("canvas", { width: canvas.width + 2 * size, height: canvas.height + 5 * size });
   const context = whole.getContext("2d");
@@ -301,7 +316,7 @@ function savePicture({ plot: { canvas, title, top, bottom } }) {
   context.drawImage(canvas, size, 2 * size);
   rectangle("--ink", size + scale().to(view.step) * canvas.width, 2 * size, 2, canvas.height);
   context.font = `${size}px system-ui, sans-serif`;
-  context.fillText(`${title}: ${bottom.textContent} to ${top.textContent}`, size, 1.5 * size, canvas.width);
+  context.fillText(`${title}: ${extent.textContent}`, size, 1.5 * size, canvas.width);
   const below = `steps ${range().join(" to ")}, cursor at ${view.step}`;
   context.fillText(below, size, canvas.height + 3.5 * size, canvas.width);
   whole.toBlob((blob) => save(`${title}.png`, blob));
@@ -335,7 +350,6 @@ function frame(time) {
   const end = performance.now() + 12;
   for (const one of visible.filter(({ dirty }) => dirty)) {
     if (performance.now() > end) return schedule();
-    one.dirty = false;
     redraw(one);
   }
 }
@@ -357,6 +371,7 @@ function change({ hold = held, ...parts }) {
   held = hold;
   Object.assign(view, parts, { step: clamp(parts.step ?? view.step) });
   if (view.range) view.range = view.range.map((step) => clamp(step)).sort((a, b) => a - b);
+  if (parts.range) view.step = clamp(view.step, view.range);
   if (difference !== view.difference) build();
   if (tensor !== view.tensor) choose();
   schedule();
@@ -372,7 +387,10 @@ function choose() {
   const figures = document.querySelectorAll("[data-tag]");
   for (const one of figures) one.classList.toggle("chosen", one.dataset.tag === view.tensor);
   for (const one of plots) one.dirty ||= Boolean(one.lines);
-  for (const run of runs) run.histograms.get(view.tensor)?.load().then(schedule);
+  for (const run of runs) {
+    run.histograms.get(view.tensor)?.load().then(schedule);
+    run.scalars.get(`${view.tensor}/nonfinite`)?.load().then(schedule);
+  }
 }
 
 // ---------------------------------------------------------------- the link
@@ -389,14 +407,17 @@ function link() {
 function followLink() {
   const given = new URLSearchParams(location.hash.slice(1));
   const numbers = (name) => (given.get(name) ?? "").split("..").map(parseFloat);
-  const pair = (name) => (numbers(name).length === 2 && numbers(name).every(Number.isFinite) ? numbers(name) : null);
+  const pair = (name) => {
+    const [a, b, ...rest] = numbers(name);
+    return Number.isFinite(a) && a <= b && b < Infinity && !rest.length ? [a, b] : null;
+  };
   const tensor = tensors().includes(given.get("tensor")) ? given.get("tensor") : view.tensor;
   const pin = numbers("pin")[0];
   const switches = Object.fromEntries(SWITCHES.map((name) => [name, given.get(name) === "1"]));
   if (runs.length < 2) switches.difference = false;
   change({
     ...switches, tensor, hold: given.has("step"), step: numbers("step")[0] || view.step, pin: pin ? clamp(pin) : null,
-    range: pair("range"), values: pair("values") ? { [tensor]: pair("values") } : {},
+    range: pair("range"), values: pair("values")?.[0] < pair("values")?.[1] ? { [tensor]: pair("values") } : {},
   });
 }
 
@@ -416,6 +437,8 @@ function build() {
   resized.disconnect();
   plots = [];
   describe();
+  $("ramp").className = view.difference ? "difference" : "";
+  $("ramp").textContent = view.difference ? "more in run 2, more in run 1" : "0.01% to 100%";
   $("marks").replaceChildren(...runs.map(lane));
   const [usual, more] = [true, false].map((which) => data.strips.filter((one) => one.usual === which).map(strip));
   const open = $("strips").querySelector("details")?.open;
@@ -438,7 +461,7 @@ function zoom(factor) {
 
 function neighbour(by) {
   const all = tensors();
-  return all[clamp(all.indexOf(view.tensor) + by, [0, all.length - 1])];
+  return all[clamp(all.indexOf(view.tensor) + by, [0, all.length - 1])] ?? "";
 }
 
 const actions = {
@@ -496,41 +519,43 @@ dark.addEventListener("change", schedule);
 /** Asks the server again and again for what has come since; less often where that takes long. */
 async function renew() {
   const begun = performance.now();
-  try {
-    const series = runs.map((run) => [...run.scalars, ...run.histograms]);
-    await Promise.all(series.flat().map(([, one]) => one.load()));
-    const have = series.map((of) => Object.fromEntries(of.map(([tag, one]) => [tag, one.steps.length])));
-    const reply = await fetch("more", { method: "POST", body: JSON.stringify({ epoch: data.epoch, have }) });
-    if (reply.status === 205) return location.reload();
-    await add(await reply.json());
-    $("live").textContent = "Live: new steps appear as they are recorded.";
-  } catch {
-    $("live").textContent = "bin/view no longer answers: the page stays as it is.";
-  }
+  const series = runs.map((run) => [...run.scalars, ...run.histograms]);
+  await Promise.all(series.flat().map(([, one]) => one.load()));
+  const have = series.map((of) => Object.fromEntries(of.map(([tag, { steps }]) => [tag, steps[steps.length - 1]])));
+  const body = JSON.stringify({ epoch: data.epoch, status: runs.map((run) => run.status), have });
+  const reply = await fetch("more", { method: "POST", body }).catch(() => ({ status: 0 }));
+  if (reply.status === 205) return location.reload();
+  if (reply.status === 200) await add(await reply.json());
+  $("live").textContent = [200, 204].includes(reply.status)
+    ? "Live: new steps appear as they are recorded." : "bin/view does not answer: this is what it sent last.";
   setTimeout(renew, Math.max(1000, 4 * (performance.now() - begun)));
 }
 
 async function add({ runs: described, blobs, ...rows }) {
-  const content = () => JSON.stringify([data.tensors, data.strips, runs.map((run) => run.marks)]);
-  const [before, atEnd] = [content(), view.step === lastStep];
+  const [before, atEnd] = [JSON.stringify([data.tensors, data.strips]), view.step === lastStep];
   await Promise.all(described.map((one, i) => runs[i].add(one, blobs)));
   Object.assign(data, rows);
-  if (before !== content()) build();
-  describe();
+  if (before !== JSON.stringify([data.tensors, data.strips])) build();
+  $("marks").replaceChildren(...runs.map(lane));
+  plots = plots.filter((one) => one.box.isConnected);
   for (const one of plots) one.dirty = true;
+  describe();
   change(atEnd ? { step: lastStep } : {});
 }
 
+/** At the first that happened, if anything did: one step later, with that one pinned. */
+function begin() {
+  const { step, tag } = runs.flatMap((run) => run.marks).find((mark) => !mark.routine) ?? { step: lastStep };
+  const known = [`${tag}/gradient`, tag, ...tensors()].find((one) => tensors().includes(one));
+  const early = step <= 50 && step < lastStep;
+  change({ tensor: known ?? "", step: step + 1, pin: step < lastStep ? step : null, log: early });
+}
+
 build();
-sized($("scale"));
-$("scale").height = 1;
-const ramp = Float32Array.from({ length: $("scale").width }, (_, x) => 10 ** ((4 * x) / $("scale").width - 4));
-paint($("scale"), ramp, dark.matches);
-const happened = runs.flatMap((run) => run.marks).find((mark) => !mark.routine);
-const [step, tag] = [happened?.step ?? lastStep, tensors().includes(happened?.tag) ? happened.tag : tensors()[0]];
-change({ step, tensor: tag ?? "" });
+begin();
 $("differs").hidden = runs.length < 2;
 if (location.hash) followLink();
+addEventListener("beforeprint", () => plots.filter((one) => one.dirty).forEach(redraw));
 if (data.epoch !== undefined) {
   $("live").hidden = false;
   renew();
