@@ -116,7 +116,7 @@ def _scalar(series: Series, blobs: Blobs) -> dict[str, int]:
 
 def _histogram(series: Series, blobs: Blobs) -> dict[str, Any]:
     """Steps, low and high [n], counts [30, n], and edges [n, 31] where they are not `low + (high -
-    low) * i / 30` in the precision of the record; NaN where no entry was finite. And `linear`, below
+    low) * i / 30` in the precision of the record; NaN where no entry was finite. `linear`: below
     which absolute value a symmetric-log axis is linear."""
     edges = np.concatenate([series.values[:, :, 0], series.values[:, -1:, 1]], axis=1)
     edges[series.values[:, :, 2].sum(1) == 0] = np.nan
