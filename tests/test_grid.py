@@ -685,6 +685,7 @@ def test_a_killed_grid_leaves_no_worker_and_goes_on_later(whole, other):
 
 
 @linux
+@pytest.mark.slow
 def test_a_worker_does_not_outlive_its_parent_by_a_trial(other):
     with other.start("--training_steps=1000000", "--jobs=1") as process:
         endless = parse(*other.line, "--training_steps=1000000")[0].run_name

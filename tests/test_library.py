@@ -269,7 +269,9 @@ def test_an_autoencoder_with_tied_weights(train, images):
             return tf.tanh(self.encode(x)) @ tf.transpose(self.decode.w) + self.bias
 
     x = images.x.reshape(-1, 12) / np.float32(255)
-    run = train(model=Tied, data=lab.Data(x), loss="mean_squared_error", steps=30, watch=Config().watch)
+    run = train(
+        model=Tied, data=lab.Data(x), loss="mean_squared_error", steps=30, watch=Config().watch
+    )
     assert {t for t in run.tags if t.endswith("/gradient")} == {
         *("encode/w/gradient", "encode/b/gradient", "bias/gradient")
     }

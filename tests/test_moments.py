@@ -37,13 +37,10 @@ def transformer(seed):
     return lab.models.Transformer(width=8, heads=2, depth=1, dropout=0.2, seed=seed)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("model", "devices"),
-    [
-        (convnet, "cpu:1"),
-        pytest.param(transformer, "cpu:1", marks=pytest.mark.slow),
-        pytest.param(convnet, "cpu:2", marks=pytest.mark.slow),
-    ],
+    [(convnet, "cpu:1"), (transformer, "cpu:1"), (convnet, "cpu:2")],
     ids=["convnet", "transformer", "convnet on two devices"],
 )
 def test_ten_random_steps_again(train, images, monkeypatch, model, devices):
@@ -84,7 +81,9 @@ class Normed(tf.Module):
 def test_batch_norm_on_several_replicas(train, images):
     """Each replica normalizes its own share of the batch, and the moving averages are the mean of
     what the replicas make of them: as two Keras layers do, one on each half."""
-    run = train(model=Normed, data=images, optimizer=lab.SGD(0.05), steps=6, devices="cpu:2")
+    arguments = {"model": Normed, "data": images, "optimizer": lab.SGD(0.05), "steps": 6}
+    arguments |= {"watch": ()}
+    run = train(**arguments, devices="cpu:2")
     start, end = run.weights(0), run.weights(6)
     norm = keras.layers.BatchNormalization(momentum=0.9, epsilon=1e-3)
     head = keras.layers.Dense(10)
@@ -123,5 +122,5 @@ def test_batch_norm_on_several_replicas(train, images):
         np.testing.assert_allclose(end[name], variable.numpy(), 1e-3, 1e-5, err_msg=name)
     assert end["calls"] == 6  # integers are not averaged, and each replica has its own
     # One replica normalizes the whole batch, which is something else.
-    one = train(model=Normed, data=images, optimizer=lab.SGD(0.05), steps=6, devices="cpu:1")
+    one = train(**arguments, devices="cpu:1")
     assert np.abs(one.weights(6)["norm/variance"] / end["norm/variance"] - 1).max() > 0.01

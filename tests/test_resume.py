@@ -108,6 +108,7 @@ def test_a_killed_run_goes_on_to_the_same_result(program, whole, kind, count):
         assert path.read_bytes() == (other / path.name).read_bytes()
 
 
+@pytest.mark.slow
 def test_a_name_that_tensorflow_takes_for_a_pattern_loses_no_run(program):
     """It saves checkpoints there but cannot load them: a run must be refused, or go on."""
     name = "lr=[0.1]"
@@ -324,6 +325,7 @@ def test_a_run_that_is_asked_to_stop_saves_where_it_is(program, long, number, st
     assert f"step {50:>6}  " not in out
 
 
+@pytest.mark.slow
 def test_a_run_that_is_interrupted_before_its_first_evaluation(program, whole):
     directory = program.new()
     outcome = program.train(directory, kill_at=["saved", 1, signal.SIGINT])
@@ -423,7 +425,13 @@ def test_the_last_resort_is_the_first_checkpoint(program, whole, killed_at_24, s
     assert forks.resumed_after(out) == max({0, 18, 24} - set(steps))
 
 
-@pytest.mark.parametrize("damage", MATRIX)
+@pytest.mark.parametrize(
+    "damage",
+    [
+        pytest.param(name, marks=() if "missing" in name or "folder" in name else pytest.mark.slow)
+        for name in MATRIX
+    ],
+)
 def test_where_no_checkpoint_is_whole_the_run_is_refused(program, killed_at_24, damage):
     directory = killed_at_24
     for folder in forks.checkpoints(directory).values():

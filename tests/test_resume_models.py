@@ -49,10 +49,8 @@ def small(tmp_path_factory, images):
     return forks.Program(folder / "small.npz", folder / "runs")
 
 
-@pytest.mark.parametrize(
-    "kind",
-    ["convnet", *(pytest.param(kind, marks=pytest.mark.slow) for kind in ("transformer", "keras"))],
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", KINDS)
 def test_killed_once_it_goes_on_to_the_same_bits(small, kind):
     flags = [*KINDS[kind], *SHORT]
     whole, directory = small.undisturbed(flags), small.new()

@@ -171,6 +171,7 @@ def test_idle_cores_are_told(tmp_path, monkeypatch, idx_folder):
         monkeypatch.setattr(machine, "cores", lambda cores=cores: list(range(cores)))
         outcome = programs.train(
             *("--training_steps=2", "--batch_size=8", f"--data={idx_folder}", "--watch="),
+            "--xla=off",
             *(f"--logdir={tmp_path}", f"--run_name={cores}"),
         )
         assert outcome.status == 0, outcome.err
@@ -221,7 +222,7 @@ def test_a_signal_in_the_midst_of_a_step():
         ("state", "_INDICES", 32, 2),  # two batches of 16
     ],
 )
-def test_a_loop_is_no_longer_than_it_may(program, whole, monkeypatch, where, limit, value, longest):
+def test_a_loop_is_no_longer_than_it_may(program, monkeypatch, where, limit, value, longest):
     """That changes no bit."""
     from lab.step import loop as step
 
@@ -234,9 +235,10 @@ def test_a_loop_is_no_longer_than_it_may(program, whole, monkeypatch, where, lim
 
     monkeypatch.setattr(step.TrainLoop, "run", noted)
     monkeypatch.setattr(f"lab.training.{where}.{limit}", value)
-    directory = program.new()
-    assert program.here(directory, *RUN).status == 0
+    flags, directory = [*RUN, "--watch="], program.new()
+    assert program.here(directory, *flags).status == 0
     assert max(lengths) == longest and sum(lengths) == STEPS
+    whole = program.undisturbed(flags)
     assert forks.tensors(forks.checkpoints(directory)[STEPS]) == forks.tensors(
         forks.checkpoints(whole)[STEPS]
     )
