@@ -9,7 +9,6 @@ import functools
 import itertools
 import re
 import signal
-import statistics
 from unittest import mock
 
 import events
@@ -164,15 +163,16 @@ def test_any_number_of_devices_gives_one_curve(tiny, optimizer, counts):
 @pytest.mark.slow
 @pytest.mark.parametrize("optimizer", ["sgd", "adam", "adagrad"])
 def test_any_number_of_devices_gives_one_curve_for_long(tiny, tmp_path, optimizer):
-    """200 steps: on the tiny set, and with the program on MNIST."""
+    """200 steps: on the tiny set, and for one rule with the program on MNIST."""
     tiny_curves = [curve(tiny, count, optimizer, 200) for count in (1, 2, 4)]
     for many in tiny_curves[1:]:
         assert_one_curve(tiny_curves[0], many)
-    rate = {"sgd": 0.5, "adam": 0.002, "adagrad": 0.02}[optimizer]
+    if optimizer != "adam":
+        return
     curves = []
     for count in (1, 2, 4):
         flags = ["--training_steps=200", "--batch_size=250", "--reduction=mean", "--watch="]
-        flags += [f"--optimizer={optimizer}", f"--learning_rate={rate}", "--initializer=glorot"]
+        flags += ["--optimizer=adam", "--learning_rate=0.002", "--initializer=glorot"]
         folder = tmp_path / str(count)
         outcome = programs.train(
             *flags, f"--devices=cpu:{count}", f"--logdir={folder}", "--run_name=x"
@@ -774,24 +774,3 @@ def test_local_gradients_of_gpus_sum_to_the_reduced_one(tiny):
     variables = [*under.model.trainable_variables, *slots]
     group = agreement.Group(under.strategy, None)
     group.check_identical({str(i): variable for i, variable in enumerate(variables)})
-
-
-# ------------------------------------------------------------------ the cost
-
-
-@pytest.mark.slow
-def test_the_cost_of_a_second_replica_is_printed(tmp_path, capsys):
-    """The reference recipe on one and on two logical CPU devices, the whole record included, in
-    turns. What the figure is depends on the cores that are free: it is printed, not judged."""
-    seconds = {1: [], 2: []}
-    for turn, count in itertools.product(range(3), (1, 2)):
-        folder = tmp_path / f"{turn}-{count}"
-        flags = ["--training_steps=300", f"--devices=cpu:{count}", f"--logdir={folder}"]
-        assert programs.train(*flags, "--run_name=x").status == 0
-        seconds[count].append(programs.result(folder / "x")["seconds"])
-    one, two = (statistics.median(seconds[count]) for count in (1, 2))
-    with capsys.disabled():
-        print(
-            f"\n300 steps: {one:.2f} s on one logical CPU device, {two:.2f} s on two at the same "
-            f"global batch: {two / one:.2f} times (medians of {seconds})"
-        )

@@ -205,7 +205,7 @@ def test_a_function_as_data(train):
     assert moment.examples is None and moment.differing == ()
 
 
-@pytest.mark.parametrize("kind", ["own", "gru"])
+@pytest.mark.parametrize("kind", ["own", pytest.param("gru", marks=pytest.mark.slow)])
 def test_tokens(train, tokens, kind):
     """Loss and accuracy are per token; a Keras GRU on them, too."""
     model = keras.Sequential(

@@ -64,24 +64,15 @@ def recipe(request, tmp_path_factory, program):
     return run
 
 
-ONE = {"TF_NUM_INTRAOP_THREADS": "1"}
-CORE = [min(os.sched_getaffinity(0))]
-
-
-@pytest.mark.parametrize(
-    ("name", "how"),
-    [
-        # As a trial of a grid has it, and more; the slow ones tell which.
-        ("both", {"environment": ONE | {"TF_NUM_INTEROP_THREADS": "1"}, "cores": CORE}),
-        pytest.param("one thread", {"environment": ONE}, marks=pytest.mark.slow),
-        pytest.param("one core", {"cores": CORE}, marks=pytest.mark.slow),
-    ],
-)
-def test_threads_and_cores_of_the_machine_change_no_bit(recipe, name, how):
-    assert_same_bits(recipe(name, **how), recipe.whole)
+def test_threads_and_cores_of_the_machine_change_no_bit(recipe):
+    """As a trial of a grid has them, and fewer."""
+    threads = {"TF_NUM_INTRAOP_THREADS": "1", "TF_NUM_INTEROP_THREADS": "1"}
+    core = [min(os.sched_getaffinity(0))]
+    assert_same_bits(recipe("one", environment=threads, cores=core), recipe.whole)
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("recipe", ["cpu:1"], indirect=True)
 def test_a_grid_changes_no_bit(recipe, tmp_path):
     """A trial on its share of the cores, beside another one."""
     done = programs.finish(
@@ -121,6 +112,7 @@ def assert_equal_within_rounding(run, wanted, atol=2e-3):
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("recipe", ["cpu:1"], indirect=True)
 @pytest.mark.parametrize("kind", [AVX2, SSE], ids=["AVX2", "SSE"])
 def test_another_kind_of_cpu_is_equal_within_rounding(tmp_path, recipe, kind):
     done = programs.finish(

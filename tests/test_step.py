@@ -547,8 +547,7 @@ def test_names_of_variables_are_distinct():
     ("replicas", "batch"),
     [
         (2, 7),
-        *(pytest.param(r, 16, marks=pytest.mark.slow) for r in (2, 3, 4)),
-        pytest.param(4, 7, marks=pytest.mark.slow),
+        *(pytest.param(r, b, marks=pytest.mark.slow) for r, b in [(3, 16), (4, 7)]),
     ],
 )
 def test_replicas_together_do_what_one_does(tiny, replicas, batch):
