@@ -349,7 +349,8 @@ def test_any_step_again(train, images, monkeypatch):
     """Weights, slots and state are those of a run that saved each step, bit for bit; the rest is
     what was recorded, and what the update rule makes of it."""
     arguments = {"model": Net, "data": images, "optimizer": lab.Adam(0.01), "xla": "auto"}
-    run = train(**arguments, checkpoint_every=5, steps_per_loop=3, watch=Config().watch)
+    arguments |= {"watch": ("norms", "probes")}
+    run = train(**arguments, checkpoint_every=5, steps_per_loop=3)
     monkeypatch.setattr(checkpoints, "KEEP", 100)
     whole = train(**arguments, checkpoint_every=1, name="whole")
     for step in (1, 4, 5, 6, 11, 12):
