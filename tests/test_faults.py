@@ -33,8 +33,6 @@ from references import readme_accuracy
 
 from lab import data
 
-pytestmark = pytest.mark.numbers
-
 AS_ROOT = os.geteuid() == 0
 
 
@@ -391,6 +389,7 @@ NONFINITE = [
 
 
 @pytest.mark.parametrize(("kind", "more"), NONFINITE, ids=lambda value: str(value).strip("[]'-="))
+@pytest.mark.numbers
 def test_the_first_nonfinite_step_is_named_and_ends_the_run(program, diverged, kind, more):
     first, counts, course = diverged(kind)
     assert set(counts) >= {"all": {"loss", *TAGS}, "loss": {"loss"}}.get(kind, {"h1/weights"})
@@ -437,6 +436,7 @@ def test_the_first_nonfinite_step_is_named_and_ends_the_run(program, diverged, k
 
 
 @pytest.mark.slow
+@pytest.mark.numbers
 def test_a_run_that_is_to_continue_goes_to_the_end(program, diverged):
     first, counts, _ = diverged("all")
     directory = program.new()
@@ -511,6 +511,7 @@ def numpy_standstill(checkpoint, dataset, batch):
     return p.argmax(1), clipped.mean(), max(np.abs(g).max() for g in gradients)
 
 
+@pytest.mark.numbers
 def test_frozen_and_collapsed_are_said_on_the_spot_with_the_cause(tmp_path):
     """The recipe at ten times its learning rate."""
     outcome = programs.train(
@@ -547,6 +548,7 @@ def test_frozen_and_collapsed_are_said_on_the_spot_with_the_cause(tmp_path):
     assert max(float(largest), expected) < 1e-4  # of 256 examples, each 0 or 1 - p all but 0
 
 
+@pytest.mark.numbers
 def test_a_rate_of_0_freezes_but_not_for_want_of_a_gradient(tmp_path):
     outcome = programs.train(
         *("--learning_rate=0", "--training_steps=30", "--display_step=10", "--n_hidden_1=9"),
@@ -566,6 +568,7 @@ def test_a_rate_of_0_freezes_but_not_for_want_of_a_gradient(tmp_path):
     assert ("clip" in more) == (on_clip > 0)
 
 
+@pytest.mark.numbers
 def test_a_run_that_trains_is_not_called_frozen_or_collapsed(long):
     result = forks.result(long)
     assert (result["status"], result["frozen"], result["collapsed"]) == ("completed", [], None)
