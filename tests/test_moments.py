@@ -71,10 +71,12 @@ class Normed(tf.Module):
         self.norm = layers.BatchNorm(784, momentum=0.9)
         self.head = layers.Dense(784, 10, seed=(seed, 0))
         self.calls = tf.Variable(0, trainable=False)
+        self.level = tf.Variable(0.0, trainable=False)  # without an aggregation of its own
 
     def __call__(self, x, training=False):
         if training:
             self.calls.assign_add(1)
+            self.level.assign(tf.reduce_mean(x))
         return self.head(self.norm(tf.reshape(x, [-1, 784]), training))
 
 
@@ -120,6 +122,7 @@ def test_batch_norm_on_several_replicas(train, images):
             variable.assign(np.mean(values, axis=0))
     for name, variable in names.items():  # float32, of sums over 784 pixels
         np.testing.assert_allclose(end[name], variable.numpy(), 1e-3, 1e-5, err_msg=name)
+    np.testing.assert_allclose(end["level"], x[run.batch(6)].mean(), 1e-5)
     assert end["calls"] == 6  # integers are not averaged, and each replica has its own
     # One replica normalizes the whole batch, which is something else.
     one = train(**arguments, devices="cpu:1")

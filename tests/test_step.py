@@ -419,6 +419,14 @@ def test_the_same_seed_gives_the_same_bits(tiny):
         np.testing.assert_array_equal(a, b)
 
 
+def test_every_call_of_a_model_has_a_seed_of_its_own(tiny):
+    """At each step and on each replica; none that a layer begins with (see `call_seed`)."""
+    training = Under(tiny).training
+    seeds = [training.call_seed(tf.constant(step), r, 3) for step in range(1, 8) for r in range(3)]
+    assert len({tuple(seed.numpy()) for seed in seeds}) == 21
+    assert all(seed[1] < 0 for seed in seeds)
+
+
 class Counting(tf.Module):
     """Counts how often Python walks through the model."""
 
