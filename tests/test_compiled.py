@@ -53,10 +53,14 @@ def test_squares_of_nan_and_beyond_float32():
     np.testing.assert_array_equal(squares, [np.nan, np.inf, np.inf])
 
 
-@pytest.mark.parametrize("size", SIZES)
-@pytest.mark.parametrize("buckets", [1, 64])
-@pytest.mark.parametrize("rows", [1, 3])
-def test_bincounts(size, buckets, rows):
+@pytest.mark.parametrize(
+    ("rows", "buckets", "size"),
+    [
+        *((3, 64, size) for size in SIZES),
+        *((1, buckets, size) for buckets in (1, 64) for size in (1, 385, 4096, 99991)),
+    ],
+)
+def test_bincounts(rows, buckets, size):
     values = random.integers(0, buckets, (rows, size))
     counts = tf.function(lambda x: xla.bincounts(x, buckets), jit_compile=True)(
         tf.constant(values.astype(np.float32))

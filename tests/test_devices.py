@@ -9,7 +9,6 @@ import functools
 import itertools
 import re
 import signal
-import statistics
 from unittest import mock
 
 import events
@@ -149,7 +148,11 @@ def assert_one_curve(one, many, tolerance=1e-4):
 
 
 @pytest.mark.parametrize(
-    ("optimizer", "counts"), [("sgd", (2, 4)), ("adam", (2,)), ("adagrad", (2,))]
+    ("optimizer", "counts"),
+    [
+        ("sgd", (2, 4)),
+        *(pytest.param(rule, (2,), marks=pytest.mark.slow) for rule in ("adam", "adagrad")),
+    ],
 )
 def test_any_number_of_devices_gives_one_curve(tiny, optimizer, counts):
     one = curve(tiny, 1, optimizer, 30)
@@ -160,15 +163,16 @@ def test_any_number_of_devices_gives_one_curve(tiny, optimizer, counts):
 @pytest.mark.slow
 @pytest.mark.parametrize("optimizer", ["sgd", "adam", "adagrad"])
 def test_any_number_of_devices_gives_one_curve_for_long(tiny, tmp_path, optimizer):
-    """200 steps: on the tiny set, and with the program on MNIST."""
+    """200 steps: on the tiny set, and for one rule with the program on MNIST."""
     tiny_curves = [curve(tiny, count, optimizer, 200) for count in (1, 2, 4)]
     for many in tiny_curves[1:]:
         assert_one_curve(tiny_curves[0], many)
-    rate = {"sgd": 0.5, "adam": 0.002, "adagrad": 0.02}[optimizer]
+    if optimizer != "adam":
+        return
     curves = []
     for count in (1, 2, 4):
         flags = ["--training_steps=200", "--batch_size=250", "--reduction=mean", "--watch="]
-        flags += [f"--optimizer={optimizer}", f"--learning_rate={rate}", "--initializer=glorot"]
+        flags += ["--optimizer=adam", "--learning_rate=0.002", "--initializer=glorot"]
         folder = tmp_path / str(count)
         outcome = programs.train(
             *flags, f"--devices=cpu:{count}", f"--logdir={folder}", "--run_name=x"
@@ -309,7 +313,7 @@ def test_the_local_gradients_sum_to_the_reduced_one(tiny, count, batch):
 
 
 def test_one_replica_has_none_of_that(tiny):
-    under = Watched(tiny, 1, watch=("gradients", "replicas"))
+    under = Watched(tiny, 1, watch=("replicas",))
     assert under.loop.watch.scalar_tags == ["loss", "accuracy"]
     assert not [tag for tag in under.loop.watch.tags if "replica_" in tag]
     assert under.run(1)["scalars"].shape == (1, 2)
@@ -429,7 +433,7 @@ def assert_scales(directory):
 
 
 def test_the_noise_scale_of_the_steps_since_the_last_evaluation(idx_folder, tmp_path):
-    """At the steps of evaluations; also where the run was interrupted between two of them."""
+    """At the steps of evaluations; also where the run was interrupted before the first of them."""
     flags = [*NOISY, f"--data={idx_folder}"]
     whole, pieced = (f"--logdir={tmp_path / name}" for name in ("whole", "pieced"))
     assert forks.train(*flags, whole).status == 0
@@ -437,13 +441,14 @@ def test_the_noise_scale_of_the_steps_since_the_last_evaluation(idx_folder, tmp_
     assert {tag for tag in series if "noise/scale" in tag} == {
         f"{prefix}gradient/noise/scale" for prefix in prefixes()
     }
-    for step, saves in ((7, 2), (14, 1)):  # the first one saves step 0, too
-        outcome = forks.train(*flags, pieced, kill_at=["saved", saves, signal.SIGTERM])
-        assert (outcome.status, outcome.err) == (128 + signal.SIGTERM, "")
-        assert max(forks.checkpoints(tmp_path / "pieced" / "x")) == step
+    outcome = forks.train(*flags, pieced, kill_at=["saved", 2, signal.SIGTERM])  # of step 7
+    assert (outcome.status, outcome.err) == (128 + signal.SIGTERM, "")
+    stopped = forks.result(tmp_path / "pieced" / "x")
+    assert (stopped["status"], stopped["step"]) == ("interrupted", 7)
+    assert stopped["test_accuracy"] is None and not stopped["evaluations"]["step"]
     outcome = forks.train(*flags, pieced)
     assert (outcome.status, outcome.err) == (0, "")
-    assert forks.resumed_after(outcome.out) == 14
+    assert forks.resumed_after(outcome.out) == 7
     assert_scales(tmp_path / "pieced" / "x")
     forks.assert_same_run(tmp_path / "pieced" / "x", tmp_path / "whole" / "x")
 
@@ -769,24 +774,3 @@ def test_local_gradients_of_gpus_sum_to_the_reduced_one(tiny):
     variables = [*under.model.trainable_variables, *slots]
     group = agreement.Group(under.strategy, None)
     group.check_identical({str(i): variable for i, variable in enumerate(variables)})
-
-
-# ------------------------------------------------------------------ the cost
-
-
-@pytest.mark.slow
-def test_the_cost_of_a_second_replica_is_printed(tmp_path, capsys):
-    """The reference recipe on one and on two logical CPU devices, the whole record included, in
-    turns. What the figure is depends on the cores that are free: it is printed, not judged."""
-    seconds = {1: [], 2: []}
-    for turn, count in itertools.product(range(3), (1, 2)):
-        folder = tmp_path / f"{turn}-{count}"
-        flags = ["--training_steps=300", f"--devices=cpu:{count}", f"--logdir={folder}"]
-        assert programs.train(*flags, "--run_name=x").status == 0
-        seconds[count].append(programs.result(folder / "x")["seconds"])
-    one, two = (statistics.median(seconds[count]) for count in (1, 2))
-    with capsys.disabled():
-        print(
-            f"\n300 steps: {one:.2f} s on one logical CPU device, {two:.2f} s on two at the same "
-            f"global batch: {two / one:.2f} times (medians of {seconds})"
-        )

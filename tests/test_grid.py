@@ -685,6 +685,7 @@ def test_a_killed_grid_leaves_no_worker_and_goes_on_later(whole, other):
 
 
 @linux
+@pytest.mark.slow
 def test_a_worker_does_not_outlive_its_parent_by_a_trial(other):
     with other.start("--training_steps=1000000", "--jobs=1") as process:
         endless = parse(*other.line, "--training_steps=1000000")[0].run_name
@@ -697,8 +698,8 @@ def test_a_worker_does_not_outlive_its_parent_by_a_trial(other):
 
 @linux
 @pytest.mark.slow
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_a_signal_ends_a_grid_with_the_table_so_far(whole, other, number):
+def test_a_signal_ends_a_grid_with_the_table_so_far(whole, other):
+    number = signal.SIGTERM
     process = other.start("--jobs=1")
     wait_half_way(other, process)
     process.send_signal(number)
@@ -805,6 +806,7 @@ FAULTS = """\
 """
 
 
+@pytest.mark.slow
 def test_trials_that_cannot_run_do_not_stop_the_others(whole, other):
     other.line = [write(other.cwd, FAULTS), *other.line[2:]]
     a_file, foreign, locked, changed, diverging, good, finished = names = [

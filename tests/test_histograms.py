@@ -33,20 +33,21 @@ def counted(*tensors):
     return [part.numpy() for part in result]
 
 
-def assert_is_histogram(x, counts, low, high, nonfinite):
+def assert_is_histogram(x, counts, low, high, nonfinite, name=""):
     """The row of one tensor is np.histogram's, but for values on an edge."""
     x = np.asarray(x).astype(np.float32).ravel()
     finite = x[np.isfinite(x)].astype(np.float64)
-    assert nonfinite == x.size - finite.size
-    assert counts.sum() == finite.size and counts.min() >= 0
+    assert nonfinite == x.size - finite.size, name
+    assert counts.sum() == finite.size and counts.min() >= 0, name
     if not finite.size:
-        assert low == 0 and high == 0
+        assert low == 0 and high == 0, name
         return
     smallest, largest = finite.min(), finite.max()
-    assert abs(low - smallest) <= (SMALLEST_NORMAL if abs(smallest) < SMALLEST_NORMAL else 0)
-    assert abs(high - largest) <= (SMALLEST_NORMAL if abs(largest) < SMALLEST_NORMAL else 0)
+    for found, right in ((low, smallest), (high, largest)):
+        slack = SMALLEST_NORMAL if abs(right) < SMALLEST_NORMAL else 0
+        assert abs(found - right) <= slack, name
     if smallest == largest:
-        assert counts.max() == finite.size, "a constant lies in one bucket"
+        assert counts.max() == finite.size, f"a constant lies in one bucket {name}"
         return
     expected, _ = np.histogram(finite, BUCKETS, (smallest, largest))
     place = (finite - smallest) / (largest - smallest) * BUCKETS
@@ -55,7 +56,7 @@ def assert_is_histogram(x, counts, low, high, nonfinite):
     for edge in range(1, BUCKETS):
         below = expected[:edge].sum()
         near = np.sum(np.abs(place - edge) <= slack)
-        assert abs(counts[:edge].sum() - below) <= near, f"values below edge {edge}"
+        assert abs(counts[:edge].sum() - below) <= near, f"values below edge {edge} {name}"
 
 
 random = np.random.default_rng(5)
@@ -107,18 +108,21 @@ def test_one_tensor(name):
     assert_is_histogram(x, *(part[0] for part in result))
 
 
-@pytest.mark.parametrize("size", [None, 4096, 4097, 12345])
-@pytest.mark.parametrize("name", TENSORS)
-def test_tensors_of_known_sizes_are_counted_by_a_program_of_their_own(name, size):
-    """As every weight is: small ones together, large ones two entries at a time."""
-    x, between = TENSORS[name].astype(np.float32), TENSORS["matrix"].astype(np.float32)
-    tensors = [x if size is None else np.resize(x, size), between, x]
-    with tf.device("/cpu:0"):
-        together = tf.function(histograms)([tf.constant(x) for x in tensors])
-        singly = histograms([tf.constant(x) for x in tensors], xla=False)
-    for result in (together, singly):
-        for x, *row in zip(tensors, *(part.numpy() for part in result), strict=True):
-            assert_is_histogram(x, *row)
+@pytest.mark.parametrize("size", [31, 1000, 4096, 4097, 12345])
+def test_tensors_of_known_sizes_are_counted_by_a_program_of_their_own(size):
+    """As every weight is: small ones together, large ones two entries at a time. One program for
+    the tensors of all kinds."""
+    together, between = tf.function(histograms), TENSORS["matrix"].astype(np.float32)
+    for name, values in TENSORS.items():
+        x = values.astype(np.float32)
+        tensors = [np.resize(x, size), between, np.resize(x, 1001)]
+        given = [tf.constant(x) for x in tensors]
+        with tf.device("/cpu:0"):
+            results = together(given), histograms(given, xla=False)
+        for result in results:
+            for x, *row in zip(tensors, *(part.numpy() for part in result), strict=True):
+                assert_is_histogram(x, *row, name)
+    assert together.experimental_get_tracing_count() == 1
 
 
 @pytest.mark.gpu
@@ -162,9 +166,12 @@ def test_an_odd_tensor_leaves_the_others_right(name):
 
 
 def test_every_tensor_at_once():
+    """Of shapes that are not known, and in one program of those that are."""
     tensors = [x.astype(np.float32) for x in TENSORS.values()]
-    for x, *row in zip(tensors, *counted(*tensors), strict=True):
-        assert_is_histogram(x, *row)
+    known = tf.function(histograms)([tf.constant(x) for x in tensors])
+    for result in (counted(*tensors), [part.numpy() for part in known]):
+        for name, x, *row in zip(TENSORS, tensors, *result, strict=True):
+            assert_is_histogram(x, *row, name)
 
 
 @pytest.mark.parametrize("dtype", ["float64", "bfloat16", "float16"])

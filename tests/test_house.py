@@ -2,6 +2,7 @@
 
 import ast
 import collections
+import functools
 import pathlib
 import subprocess
 import sys
@@ -67,6 +68,7 @@ MODULES = modules(FOLDER)
 TREES = {name: parse(path) for name, path in MODULES.items()}
 
 
+@functools.cache
 def imports(name, lazy=True):
     """The modules that a file imports; `from lab import x` counts as lab.x.
 
@@ -94,6 +96,7 @@ def room(name):
     return [*name.split("."), ""][1]
 
 
+@functools.cache
 def reachable(name, lazy=True):
     """What a module imports, and what that imports, within lab."""
     seen, new = set(), {name}

@@ -187,8 +187,9 @@ def keras_attention(attention, width, heads):
     return theirs, set_variables(ours, [v for k in kernels for v in (k.kernel, k.bias)])
 
 
-@pytest.mark.parametrize("causal", [False, True])
-@pytest.mark.parametrize(("width", "heads"), [(8, 2), (6, 1), (6, 3)])
+@pytest.mark.parametrize(
+    ("width", "heads", "causal"), [(8, 2, False), (8, 2, True), (6, 1, False), (6, 3, True)]
+)
 def test_attention(width, heads, causal):
     attention = layers.MultiHeadAttention(width, heads, causal)
     theirs, pair = keras_attention(attention, width, heads)

@@ -17,6 +17,8 @@ import lab
 from lab.errors import LabError
 from lab.models.adapt import Network
 from lab.models.mlp import MLP
+from lab.record import checkpoints
+from lab.settings.config import Config
 from lab.step.replica import Training
 from lab.step.trace import trace
 from lab.training import state as training_state
@@ -24,11 +26,13 @@ from lab.training import state as training_state
 
 @pytest.fixture
 def train(tmp_path):
-    """lab.train into a folder of its own, and without a word."""
+    """lab.train into a folder of its own, and without a word. Unless a test is about them, of
+    tensors it records the norms, and TensorFlow's kernels compute: little to compile."""
 
     def call(**arguments):
         options = {"logdir": str(tmp_path), "verbose": False, "batch_size": 16, "steps": 12}
-        return lab.train(**options | {"display_step": 5} | arguments)
+        options |= {"display_step": 5, "watch": ("norms",), "xla": "off"}
+        return lab.train(**options | arguments)
 
     return call
 
@@ -98,7 +102,9 @@ def test_the_readmes_network(tmp_path):
 
 def test_a_network_of_ones_own(train, images):
     """Its tags are attribute paths; training, seed and step reach it; the record has its probe."""
-    run = train(model=Net, data=images, optimizer=lab.Adam(0.01), name="net", seed=3)
+    arguments = {"model": Net, "data": images, "optimizer": lab.Adam(0.01), "name": "net"}
+    arguments |= {"watch": Config().watch, "xla": "auto"}
+    run = train(**arguments, seed=3)
     tags = [f"blocks/{i}/{name}" for i in (0, 1) for name in ("b", "w")]
     for tag in tags:
         assert {tag, f"{tag}/gradient", f"{tag}/norm", f"{tag}/update/ratio"} <= {*run.tags}
@@ -110,10 +116,9 @@ def test_a_network_of_ones_own(train, images):
     assert weights.keys() == {*tags, "calls", *(f"{t}/{slot}" for t in tags for slot in "mv")}
     assert run.path.endswith("net")
     # The same call opens the run; another seed is another run.
-    again = train(model=Net, data=images, optimizer=lab.Adam(0.01), name="net", seed=3)
-    assert again.result == run.result
+    assert train(**arguments, seed=3).result == run.result
     with pytest.raises(LabError, match="seed was 3, is 4"):
-        train(model=Net, data=images, optimizer=lab.Adam(0.01), name="net", seed=4)
+        train(**arguments, seed=4)
 
 
 def test_the_readmes_own_network(train):
@@ -128,7 +133,14 @@ def test_the_readmes_own_network(train):
     )
     names = {"__name__": "net"}
     exec(compile(code, "net.py", "exec"), names)
-    run = train(model=names["Net"], data=lab.load("mnist"), steps=2, display_step=2)
+    run = train(
+        model=names["Net"],
+        data=lab.load("mnist"),
+        steps=2,
+        display_step=2,
+        watch=Config().watch,
+        xla="auto",
+    )
     assert {"conv/weights", "head/bias/gradient", "pooled"} <= {*run.tags}
     assert run.at(2).activations["pooled"].shape == (16, 14, 14, 16)
 
@@ -154,6 +166,7 @@ def test_against_a_plain_loop(train):
         loss=lambda y, out: (y - out) ** 2,
         metrics={"mae": lambda y, out: abs(y - out)},
         optimizer=lab.SGD(0.1),
+        xla="auto",
     )
     w = np.zeros([3, 1])
     for step in range(1, 13):
@@ -179,6 +192,7 @@ def test_a_function_as_data(train):
         optimizer=lab.Adam(0.01),
         steps=40,
         batch_size=32,
+        xla="auto",
     )
     assert run.result["config"]["batch_size"] == 32
     _, loss = run.scalar("loss")
@@ -191,7 +205,7 @@ def test_a_function_as_data(train):
     assert moment.examples is None and moment.differing == ()
 
 
-@pytest.mark.parametrize("kind", ["own", "gru"])
+@pytest.mark.parametrize("kind", ["own", pytest.param("gru", marks=pytest.mark.slow)])
 def test_tokens(train, tokens, kind):
     """Loss and accuracy are per token; a Keras GRU on them, too."""
     model = keras.Sequential(
@@ -208,7 +222,7 @@ def test_tokens(train, tokens, kind):
                 vocabulary=11, length=8, width=16, heads=2, depth=1, causal=True
             )
 
-    run = train(model=model, data=tokens, optimizer=lab.Adam(0.03), steps=60)
+    run = train(model=model, data=tokens, optimizer=lab.Adam(0.03), steps=60, xla="auto", watch=())
     assert run.scalar("accuracy").values[-1] > 0.9 and run.result["test_accuracy"] > 0.9
     assert run.result["test_correct"] is None and run.result["test_total"] == 30
 
@@ -220,11 +234,12 @@ def functional():
     return keras.Model(x, keras_layers.Dense(5, name="head")(h))
 
 
-@pytest.mark.parametrize("devices", ["cpu:1", "cpu:2"])
+@pytest.mark.parametrize("devices", ["cpu:1", pytest.param("cpu:2", marks=pytest.mark.slow)])
 def test_keras(train, images, devices):
     """A functional model with BatchNorm and dropout: tags are its paths, its state is in the
     checkpoints, training is told from evaluation, and it repeats bit for bit."""
     arguments = {"model": functional, "data": images, "optimizer": lab.SGD(0.05, momentum=0.9)}
+    arguments |= {"xla": "auto"}
     runs = [train(**arguments, devices=devices, name=name) for name in ("one", "two")]
     found, again = (run.weights(12) for run in runs)
     assert same(found, again)
@@ -254,7 +269,9 @@ def test_an_autoencoder_with_tied_weights(train, images):
             return tf.tanh(self.encode(x)) @ tf.transpose(self.decode.w) + self.bias
 
     x = images.x.reshape(-1, 12) / np.float32(255)
-    run = train(model=Tied, data=lab.Data(x), loss="mean_squared_error", steps=30)
+    run = train(
+        model=Tied, data=lab.Data(x), loss="mean_squared_error", steps=30, watch=Config().watch
+    )
     assert {t for t in run.tags if t.endswith("/gradient")} == {
         *("encode/w/gradient", "encode/b/gradient", "bias/gradient")
     }
@@ -277,7 +294,11 @@ def test_float64_and_integers_of_rank_one(train):
             return tf.gather(self.rows, tf.cast(x, tf.int32))
 
     run = train(
-        model=Table, data=lab.Data(x, y), loss=lambda y, out: (y - out) ** 2, optimizer=lab.SGD(0.3)
+        model=Table,
+        data=lab.Data(x, y),
+        loss=lambda y, out: (y - out) ** 2,
+        optimizer=lab.SGD(0.3),
+        xla="auto",
     )
     rows = np.zeros(7)
     for step in range(1, 13):
@@ -290,6 +311,7 @@ def test_float64_and_integers_of_rank_one(train):
     np.testing.assert_allclose(found, rows, rtol=1e-7)  # the rate is a float32
 
 
+@pytest.mark.slow
 def test_two_hundred_variables(train, images):
     class Deep(tf.Module):
         def __init__(self):
@@ -302,7 +324,7 @@ def test_two_hundred_variables(train, images):
                 x += 0.1 * tf.tanh(layer(x))
             return self.layers[-1](x)
 
-    run = train(model=Deep, data=images, steps=3)
+    run = train(model=Deep, data=images, steps=3, watch=Config().watch, xla="auto")
     assert len([t for t in run.tags if t.endswith("/gradient")]) == 200
     assert run.histogram("layers/98/w").steps.tolist() == [1, 2, 3]
 
@@ -323,15 +345,17 @@ def test_data_larger_than_what_the_devices_may_hold(train, images, tmp_path, mon
 # ------------------------------------------------------------------ any step again
 
 
-def test_any_step_again(train, images):
-    """Weights, slots and state are those of an uninterrupted run that ends at that step, bit for
-    bit; the rest is what was recorded, and what the update rule makes of it."""
-    arguments = {"model": Net, "data": images, "optimizer": lab.Adam(0.01), "batch_size": 16}
+def test_any_step_again(train, images, monkeypatch):
+    """Weights, slots and state are those of a run that saved each step, bit for bit; the rest is
+    what was recorded, and what the update rule makes of it."""
+    arguments = {"model": Net, "data": images, "optimizer": lab.Adam(0.01), "xla": "auto"}
+    arguments |= {"watch": ("norms", "probes")}
     run = train(**arguments, checkpoint_every=5, steps_per_loop=3)
+    monkeypatch.setattr(checkpoints, "KEEP", 100)
+    whole = train(**arguments, checkpoint_every=1, name="whole")
     for step in (1, 4, 5, 6, 11, 12):
         moment = run.at(step)
-        short = train(**arguments, steps=step, name=f"until{step}")
-        assert same(moment.weights | moment.slots | moment.state, short.weights(step))
+        assert same(moment.weights | moment.slots | moment.state, whole.weights(step))
         assert moment.differing == ()
         np.testing.assert_array_equal(moment.examples, run.batch(step))
         loss = run.scalar("loss").values[step - 1]
@@ -349,11 +373,11 @@ def test_any_step_again(train, images):
 
 
 def test_a_run_that_was_given_objects_is_told_them_again(train, images):
-    run = train(model=Net, data=images)
+    run = train(model=Net, data=images, checkpoint_every=9)
     with pytest.raises(LabError, match=r"data, model as objects: open it by .*model=\.\.\."):
         lab.open_run(run.path).at(3)
-    opened = lab.open_run(run.path, model=Net, data=images)
-    assert same(opened.at(3).weights, run.at(3).weights)
+    moment = lab.open_run(run.path, model=Net, data=images).at(9)
+    assert same(moment.weights | moment.slots | moment.state, run.weights(9))
     other = lab.open_run(run.path, model=lambda seed: Net(7, seed=seed), data=images)
     with pytest.raises(LabError, match="cannot be trained again: its network was"):
         other.at(3)
@@ -396,19 +420,17 @@ def test_in_another_thread(train, images):
 # ------------------------------------------------------------------ networks never share a run
 
 
-@pytest.mark.parametrize(
-    "other",
-    [
-        lambda seed: Net(7, seed=seed),
-        lambda seed: MLP([12, 6, 5], seed=seed),
-        lambda seed: Scaled(Net(seed=seed), 2.0),
-    ],
-)
-def test_two_networks_never_share_a_run(train, images, other):
+def test_two_networks_never_share_a_run(train, images):
+    """Another size, another network, another constant."""
     train(model=lambda seed: Scaled(Net(seed=seed), 1.0), data=images, name="mine")
     flat = lab.Data(images.x.reshape(-1, 12), images.y, name="tiny")
-    with pytest.raises(LabError, match="holds another run"):
-        train(model=other, data=flat if other(0).name == "mlp" else images, name="mine")
+    for other, data in (
+        (lambda seed: Net(7, seed=seed), images),
+        (lambda seed: MLP([12, 6, 5], seed=seed), flat),
+        (lambda seed: Scaled(Net(seed=seed), 2.0), images),
+    ):
+        with pytest.raises(LabError, match="holds another run"):
+            train(model=other, data=data, name="mine")
 
 
 def test_what_tells_two_runs_apart(train, images):
@@ -472,7 +494,7 @@ def test_activations_are_those_of_the_network_in_training(train, images):
         def activations(self, x):
             return {"out": self(x)}
 
-    plain = train(model=Own, data=images, name="plain", steps=3)
+    plain = train(model=Own, data=images, name="plain", steps=3, watch=())
     watched = train(model=Own, data=images, name="watched", steps=3, watch=("activations", "norms"))
     assert same(plain.weights(3), watched.weights(3)) and "out/activations" in watched.tags
     with pytest.raises(LabError, match="activations must accept training, as its call does"):
@@ -484,7 +506,6 @@ def test_arguments_of_a_named_model(train, tokens):
         model="transformer",
         data=tokens,
         steps=1,
-        watch=(),
         vocabulary=11,
         length=8,
         width=8,
@@ -495,7 +516,7 @@ def test_arguments_of_a_named_model(train, tokens):
     found = run.result["config"]
     assert found["optimizer"] == "adam"  # by its recipe
     assert {"vocabulary=11", "depth=1", "causal=true"} <= {*found["model_arguments"]}
-    assert run.at(1).gradients["embedding/weights"].shape == (11, 8)
+    assert run.weights(1)["embedding/weights"].shape == (11, 8)
 
 
 class Scaled(tf.Module):
@@ -694,7 +715,7 @@ def numbers(*shape, dtype=np.float32):
             {"model": probing("p", lambda x: tf.reduce_mean(x, 0)), "devices": "cpu:2"},
             r"is float32 \[6\]: with several replicas it must start with the batch, \[16, \.\.\.\]",
         ),
-        ({"model": Net, "watch": ("activations",)}, "Net has no method activations"),
+        ({"watch": ("activations",)}, "Net has no method activations"),
         ({"metrics": [abs]}, "metrics is list: must be a dict"),
         ({"metrics": {"loss": abs}}, "the metric 'loss': its name must be"),
         ({"metrics": {"m": "accuracy"}}, "the metric m is str: must be a function"),

@@ -37,24 +37,21 @@ def transformer(seed):
     return lab.models.Transformer(width=8, heads=2, depth=1, dropout=0.2, seed=seed)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("model", "devices"),
-    [
-        (convnet, "cpu:1"),
-        pytest.param(transformer, "cpu:1", marks=pytest.mark.slow),
-        pytest.param(convnet, "cpu:2", marks=pytest.mark.slow),
-    ],
+    [(convnet, "cpu:1"), (transformer, "cpu:1"), (convnet, "cpu:2")],
     ids=["convnet", "transformer", "convnet on two devices"],
 )
-def test_ten_random_steps_again(train, images, monkeypatch, model, devices):
+def test_five_random_steps_again(train, images, monkeypatch, model, devices):
     """Each is the bits of the uninterrupted run, of which every step is in a checkpoint; what is on
     record of it is the same, count for count."""
     monkeypatch.setattr(checkpoints, "KEEP", 10**6)
-    arguments = {"model": model, "data": images, "optimizer": lab.Adam(0.01), "steps": 60}
+    arguments = {"model": model, "data": images, "optimizer": lab.Adam(0.01), "steps": 30}
     arguments |= {"devices": devices, "loss": "softmax_cross_entropy"}
     whole = train(**arguments, name="whole", checkpoint_every=1)
-    run = train(**arguments, name="run", checkpoint_every=17, steps_per_loop=7)
-    for step in random.Random(10).sample(range(1, 61), 10):
+    run = train(**arguments, name="run", checkpoint_every=11, steps_per_loop=7)
+    for step in random.Random(10).sample(range(1, 31), 5):
         moment, bits = run.at(step), whole.weights(step)
         found = moment.weights | moment.slots | moment.state
         assert found.keys() == bits.keys()
@@ -74,17 +71,21 @@ class Normed(tf.Module):
         self.norm = layers.BatchNorm(784, momentum=0.9)
         self.head = layers.Dense(784, 10, seed=(seed, 0))
         self.calls = tf.Variable(0, trainable=False)
+        self.level = tf.Variable(0.0, trainable=False)  # without an aggregation of its own
 
     def __call__(self, x, training=False):
         if training:
             self.calls.assign_add(1)
+            self.level.assign(tf.reduce_mean(x))
         return self.head(self.norm(tf.reshape(x, [-1, 784]), training))
 
 
 def test_batch_norm_on_several_replicas(train, images):
     """Each replica normalizes its own share of the batch, and the moving averages are the mean of
     what the replicas make of them: as two Keras layers do, one on each half."""
-    run = train(model=Normed, data=images, optimizer=lab.SGD(0.05), steps=6, devices="cpu:2")
+    arguments = {"model": Normed, "data": images, "optimizer": lab.SGD(0.05), "steps": 6}
+    arguments |= {"watch": ()}
+    run = train(**arguments, devices="cpu:2")
     start, end = run.weights(0), run.weights(6)
     norm = keras.layers.BatchNormalization(momentum=0.9, epsilon=1e-3)
     head = keras.layers.Dense(10)
@@ -121,7 +122,8 @@ def test_batch_norm_on_several_replicas(train, images):
             variable.assign(np.mean(values, axis=0))
     for name, variable in names.items():  # float32, of sums over 784 pixels
         np.testing.assert_allclose(end[name], variable.numpy(), 1e-3, 1e-5, err_msg=name)
+    np.testing.assert_allclose(end["level"], x[run.batch(6)].mean(), 1e-5)
     assert end["calls"] == 6  # integers are not averaged, and each replica has its own
     # One replica normalizes the whole batch, which is something else.
-    one = train(model=Normed, data=images, optimizer=lab.SGD(0.05), steps=6, devices="cpu:1")
+    one = train(**arguments, devices="cpu:1")
     assert np.abs(one.weights(6)["norm/variance"] / end["norm/variance"] - 1).max() > 0.01

@@ -200,14 +200,12 @@ def test_the_recipe_is_of_literals(name):
 
 def test_names_load_no_tensorflow():
     """`import lab` stays light, and its layers and models come when they are asked for."""
-    program = (
-        "import sys, lab, lab.models\n"
-        "assert 'tensorflow' not in sys.modules\n"
-        "from lab import layers, models\n"
-        "assert models.MLP and layers.Dense and lab.models.layers is layers\n"
-    )
+    program = "import sys, lab, lab.models; assert 'tensorflow' not in sys.modules"
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
+    from lab import layers, models
+
+    assert models.MLP and layers.Dense and lab.models.layers is layers
 
 
 def test_the_first_values_of_a_layer_follow_its_seed():

@@ -1,4 +1,4 @@
-"""The update rules against Keras 3, TensorFlow's kernels and NumPy in float64, over 100 steps."""
+"""The update rules against Keras 3, TensorFlow's kernels and NumPy in float64, over 40 steps."""
 
 import dataclasses
 import functools
@@ -17,7 +17,7 @@ from lab.training import build
 
 pytestmark = pytest.mark.numbers
 
-STEPS = 100
+STEPS = 40
 TOLERANCE = 1e-6
 SHAPES = [(7, 5), (11,), (2, 3, 4), ()]
 # The update of all rules alike; the schedules have tests of their own, below.
@@ -175,7 +175,7 @@ def test_the_gradients_are_clipped_in_some_steps_only():
     norms = [np.sqrt(sum(np.sum(np.float64(g) ** 2) for g in step)) for step in tensors()[1]]
     for _, given in SETS:
         if "clip_norm" in given:
-            assert 10 < sum(norm > given["clip_norm"] for norm in norms) < 90
+            assert 5 < sum(norm > given["clip_norm"] for norm in norms) < 35
 
 
 @pytest.mark.parametrize("rule", RULES)
@@ -359,21 +359,24 @@ def keras_schedule(rule, steps):
     return WarmUp(peak, warmup, then)
 
 
-@pytest.mark.parametrize(
-    ("warmup", "jit"), [(0, False), (1, False), (6, True), (20, False)], ids=str
-)
+SCHEDULED = {
+    "sgd": (optimizers.SGD(0.1), (6, 20)),
+    "momentum": (optimizers.SGD(0.1, momentum=0.9, weight_decay=0.1), (0, 6)),
+    "nesterov": (optimizers.SGD(0.1, momentum=0.9, nesterov=True), (1, 20)),
+    "adam": (optimizers.Adam(0.01, weight_decay=0.3, clip_norm=4.5), (0, 1, 6, 20)),
+}
+
+
 @pytest.mark.parametrize("decay", ["none", "linear", "cosine"])
 @pytest.mark.parametrize(
-    "rule",
+    ("rule", "warmup"),
     [
-        optimizers.SGD(0.1),
-        optimizers.SGD(0.1, momentum=0.9, weight_decay=0.1),
-        optimizers.SGD(0.1, momentum=0.9, nesterov=True),
-        optimizers.Adam(0.01, weight_decay=0.3, clip_norm=4.5),
+        pytest.param(rule, warmup, id=f"{name}-{warmup}")
+        for name, (rule, warmups) in SCHEDULED.items()
+        for warmup in warmups
     ],
-    ids=["sgd", "momentum", "nesterov", "adam"],
 )
-def test_warmup_and_decay_are_those_of_keras(rule, decay, warmup, jit):
+def test_warmup_and_decay_are_those_of_keras(rule, warmup, decay):
     """Momentum under a schedule too: steps of the past keep the rate of their time."""
     steps = 20
     rule = dataclasses.replace(rule, decay=decay, warmup=warmup)
@@ -381,7 +384,7 @@ def test_warmup_and_decay_are_those_of_keras(rule, decay, warmup, jit):
     start = np.random.default_rng(0).normal(size=(7, 3)).astype(np.float32)
     ours, theirs = [tf.constant(start)], keras.Variable(start)
     optimizer = Optimizer(rule, [tf.Variable(start)], steps)
-    update = tf.function(optimizer.update, jit_compile=jit)
+    update = tf.function(optimizer.update, jit_compile=warmup == 6)
     slots = [tuple(map(tf.convert_to_tensor, optimizer.slots[0]))]
     for step in range(1, steps + 1):
         g = np.random.default_rng(step).normal(size=(7, 3)).astype(np.float32)

@@ -244,7 +244,7 @@ def test_large_tensors_have_float64_and_so_exact_counts(tmp_path):
         assert rows[4, 2] == rows[:, 2].sum() == size
 
 
-@pytest.mark.parametrize("every", [3, 11])
+@pytest.mark.parametrize("every", [3, pytest.param(11, marks=pytest.mark.slow)])
 def test_histogram_every_thins_histograms_only(every, truth, tmp_path):
     bench = Bench(every=every)
     recorder = bench.recorder(tmp_path)

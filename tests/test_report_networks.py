@@ -94,7 +94,7 @@ def _trained(folder: pathlib.Path, images: str) -> None:
     for kind, runs in kinds.items():
         for arguments in runs:
             options = {"steps": STEPS, "batch_size": 16, "display_step": 2, "verbose": False}
-            options |= {"watch": ("norms",)}
+            options |= {"watch": ("norms",), "xla": "off"}  # which takes longer to compile
             lab.train(**options | {"logdir": str(folder / "logs" / kind)} | arguments)
 
 

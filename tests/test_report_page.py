@@ -20,6 +20,7 @@ import matplotlib.image
 import numpy as np
 import programs
 import pytest
+import small_runs
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from lab.errors import LabError
@@ -135,18 +136,42 @@ SHORT = dataclasses.replace(STORY, sections=STORY.sections[1:])
 DRAWN = [p for section in STORY.sections for p in section.pictures if not isinstance(p, Table)]
 
 
-def apart(program, **environment):
-    """What a Python program that may import this file prints, in a process of its own."""
+# Makes a page, and then a report where files may not grow beyond 30 kB.
+ELSEWHERE = """
+import json, os, resource, signal, sys, tempfile
+import test_report_page as t
+
+found = {"page": t.page.as_html(t.SHORT), "said": ""}
+with tempfile.TemporaryDirectory() as folder:
+    t.board.write(t.SHORT, folder)
+    before = os.listdir(folder + "/report")
+    signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (30_000, limits[1]))
+    try:
+        t.board.write(t.SHORT, folder)
+    except t.LabError as error:
+        found["said"] = str(error)
+    resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    found["same"] = os.listdir(folder + "/report") == before
+sys.stdout.write(json.dumps(found))
+"""
+
+
+@pytest.fixture(scope="module")
+def elsewhere():
+    """What a process of its own says, with another hash of texts."""
     path = os.pathsep.join([programs.ROOT, os.path.dirname(__file__)])
+    environment = {"PYTHONPATH": path, "PYTHONUTF8": "1", "PYTHONHASHSEED": "5"}
     done = subprocess.run(
-        [sys.executable, "-c", program],
+        [sys.executable, "-c", ELSEWHERE],
         capture_output=True,
         text=True,
         encoding="utf-8",
-        env=programs.ENVIRONMENT | {"PYTHONPATH": path, "PYTHONUTF8": "1"} | environment,
+        env=programs.ENVIRONMENT | environment,
     )
     assert done.returncode == 0, done.stderr
-    return done.stdout
+    return json.loads(done.stdout)
 
 
 class Page(html.parser.HTMLParser):
@@ -339,10 +364,9 @@ def test_figures_are_rounded_by_their_intervals(figure, text):
     assert figures.rounded(figure) == text
 
 
-def test_equal_stories_give_equal_bytes(text):
+def test_equal_stories_give_equal_bytes(text, elsewhere):
     assert page.as_html(STORY) == text
-    program = "import sys, test_report_page as t; sys.stdout.write(t.page.as_html(t.SHORT))"
-    assert apart(program, PYTHONHASHSEED="5") == page.as_html(SHORT)
+    assert elsewhere["page"] == page.as_html(SHORT)
 
 
 def test_names_must_be_unique():
@@ -439,24 +463,9 @@ def test_two_reports_at_once_are_told_in_one_line(tmp_path, monkeypatch):
         board.write(STORY, str(tmp_path))
 
 
-def test_a_full_disk_leaves_the_last_report():
-    """In a process of its own, whose files may not grow beyond 30 kB."""
-    program = (
-        "import os, resource, shutil, signal, tempfile, test_report_page as t\n"
-        "folder = tempfile.mkdtemp()\n"
-        "t.board.write(t.SHORT, folder)\n"
-        "before = os.listdir(folder + '/report')\n"
-        "signal.signal(signal.SIGXFSZ, signal.SIG_IGN)\n"
-        "resource.setrlimit(resource.RLIMIT_FSIZE, (30_000, 30_000))\n"
-        "try:\n"
-        "    t.board.write(t.SHORT, folder)\n"
-        "except t.LabError as error:\n"
-        "    print(error)\n"
-        "print(os.listdir(folder + '/report') == before)\n"
-        "shutil.rmtree(folder)\n"
-    )
-    said, same = apart(program).splitlines()
-    assert "cannot be written" in said and same == "True"
+def test_a_full_disk_leaves_the_last_report(elsewhere):
+    """Of a process whose files may not grow beyond 30 kB."""
+    assert "cannot be written" in elsewhere["said"] and elsewhere["same"]
 
 
 # ------------------------------------------------------------------ in a browser
@@ -585,24 +594,27 @@ def report(*arguments, cwd, **environment):
     return programs.Outcome(done.returncode, done.stdout, done.stderr)
 
 
+RUN = ["--n_hidden_1=6", "--n_hidden_2=5", "--training_steps=20", "--display_step=10"]
+RUN += ["--batch_size=20", "--watch=norms"]
+
+
 @pytest.fixture(scope="module")
 def logdir(tmp_path_factory):
-    """Two small runs."""
-    path = tmp_path_factory.mktemp("runs") / "logs"
+    """Two small runs, beside their data."""
+    folder = tmp_path_factory.mktemp("runs")
+    data, path = small_runs.write_data(folder / "data"), folder / "logs"
     for seed in (0, 1):
-        outcome = programs.train(
-            *("--n_hidden_1=6", "--n_hidden_2=5", "--training_steps=20", "--display_step=10"),
-            *(f"--seed={seed}", f"--logdir={path}"),
-        )
+        outcome = programs.train(*RUN, f"--data={data}", f"--seed={seed}", f"--logdir={path}")
         assert outcome.status == 0, outcome.err
     return path
 
 
 def test_the_program_prints_the_table_and_writes_the_page(logdir, monkeypatch):
     monkeypatch.chdir(logdir.parent)
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "-1")  # as the program itself sets it
     table = programs.report("logs", "--nopage")
     assert (table.status, table.err) == (0, "") and len(os.listdir(logdir)) == 2
-    done = report("logs", cwd=logdir.parent)
+    done = programs.report("logs")
     assert (done.status, done.err) == (0, "")
     assert done.out.startswith(table.out)
     said = done.out.removeprefix(table.out)
@@ -626,9 +638,10 @@ def test_a_run_with_a_report_in_it_is_still_a_run(logdir, tmp_path):
     """bin/report on one run writes into its directory; bin/train takes that up again."""
     name = next(path.name for path in sorted(logdir.iterdir()) if path.name.endswith("seed=0"))
     shutil.copytree(logdir / name, tmp_path / name)
-    assert report(name, cwd=tmp_path).status == 0
+    done = report(name, cwd=tmp_path)
+    assert (done.status, done.err) == (0, "")
     assert (tmp_path / name / "report.html").exists()
-    flags = ("--n_hidden_1=6", "--n_hidden_2=5", "--training_steps=20", "--display_step=10")
+    flags = (*RUN, f"--data={logdir.parent / 'data'}")
     outcome = programs.train(*flags, f"--logdir={tmp_path}")
     assert outcome.status == 0, outcome.err
     outcome = programs.train(*flags, f"--logdir={tmp_path}", "--overwrite")
@@ -657,8 +670,9 @@ def test_what_cannot_be_written_is_said_in_one_line(logdir, tmp_path):
     assert not (path / "report.json").exists()
 
 
-def test_no_runs(tmp_path):
-    outcome = report(".", cwd=tmp_path)
+def test_no_runs(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    outcome = programs.report(".")
     one_line(outcome, "no run")
     assert os.listdir(tmp_path) == []
 
@@ -669,7 +683,7 @@ def test_without_matplotlib_the_table_is_printed_and_what_to_install_is_said(log
     path = os.pathsep.join([str(tmp_path), programs.ROOT])
     outcome = report(logdir, cwd=tmp_path, PYTHONPATH=path)
     one_line(outcome, "matplotlib", "pip install")
-    assert outcome.out == report(logdir, "--nopage", cwd=tmp_path).out
+    assert outcome.out == programs.report(logdir, "--nopage").out
 
 
 @pytest.mark.parametrize("terminal", [True, False])

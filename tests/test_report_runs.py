@@ -159,8 +159,8 @@ def test_labels_are_unique_whatever_differs(copy, field, values, names):
     assert len(set(groups)) == len(groups)
     for name in names:
         assert any(label.endswith(name) for label in found.labels), found.labels
-    story = make_story(found)
-    page.as_html(story)
+    if field == "data":  # the longest ones; what is drawn does not depend on the field
+        page.as_html(make_story(found))
 
 
 def test_labels_that_nothing_tells_apart_are_counted():

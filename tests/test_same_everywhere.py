@@ -64,24 +64,15 @@ def recipe(request, tmp_path_factory, program):
     return run
 
 
-ONE = {"TF_NUM_INTRAOP_THREADS": "1"}
-CORE = [min(os.sched_getaffinity(0))]
-
-
-@pytest.mark.parametrize(
-    ("name", "how"),
-    [
-        # As a trial of a grid has it, and more; the slow ones tell which.
-        ("both", {"environment": ONE | {"TF_NUM_INTEROP_THREADS": "1"}, "cores": CORE}),
-        pytest.param("one thread", {"environment": ONE}, marks=pytest.mark.slow),
-        pytest.param("one core", {"cores": CORE}, marks=pytest.mark.slow),
-    ],
-)
-def test_threads_and_cores_of_the_machine_change_no_bit(recipe, name, how):
-    assert_same_bits(recipe(name, **how), recipe.whole)
+def test_threads_and_cores_of_the_machine_change_no_bit(recipe):
+    """As a trial of a grid has them, and fewer."""
+    threads = {"TF_NUM_INTRAOP_THREADS": "1", "TF_NUM_INTEROP_THREADS": "1"}
+    core = [min(os.sched_getaffinity(0))]
+    assert_same_bits(recipe("one", environment=threads, cores=core), recipe.whole)
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("recipe", ["cpu:1"], indirect=True)
 def test_a_grid_changes_no_bit(recipe, tmp_path):
     """A trial on its share of the cores, beside another one."""
     done = programs.finish(
@@ -121,6 +112,7 @@ def assert_equal_within_rounding(run, wanted, atol=2e-3):
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("recipe", ["cpu:1"], indirect=True)
 @pytest.mark.parametrize("kind", [AVX2, SSE], ids=["AVX2", "SSE"])
 def test_another_kind_of_cpu_is_equal_within_rounding(tmp_path, recipe, kind):
     done = programs.finish(
@@ -171,6 +163,7 @@ def test_idle_cores_are_told(tmp_path, monkeypatch, idx_folder):
         monkeypatch.setattr(machine, "cores", lambda cores=cores: list(range(cores)))
         outcome = programs.train(
             *("--training_steps=2", "--batch_size=8", f"--data={idx_folder}", "--watch="),
+            "--xla=off",
             *(f"--logdir={tmp_path}", f"--run_name={cores}"),
         )
         assert outcome.status == 0, outcome.err
@@ -221,7 +214,7 @@ def test_a_signal_in_the_midst_of_a_step():
         ("state", "_INDICES", 32, 2),  # two batches of 16
     ],
 )
-def test_a_loop_is_no_longer_than_it_may(program, whole, monkeypatch, where, limit, value, longest):
+def test_a_loop_is_no_longer_than_it_may(program, monkeypatch, where, limit, value, longest):
     """That changes no bit."""
     from lab.step import loop as step
 
@@ -234,9 +227,10 @@ def test_a_loop_is_no_longer_than_it_may(program, whole, monkeypatch, where, lim
 
     monkeypatch.setattr(step.TrainLoop, "run", noted)
     monkeypatch.setattr(f"lab.training.{where}.{limit}", value)
-    directory = program.new()
-    assert program.here(directory, *RUN).status == 0
+    flags, directory = [*RUN, "--watch="], program.new()
+    assert program.here(directory, *flags).status == 0
     assert max(lengths) == longest and sum(lengths) == STEPS
+    whole = program.undisturbed(flags)
     assert forks.tensors(forks.checkpoints(directory)[STEPS]) == forks.tensors(
         forks.checkpoints(whole)[STEPS]
     )

@@ -191,7 +191,13 @@ ORACLES = {
 }
 
 
-@pytest.mark.parametrize("name", ORACLES)
+# Of the others, which differ in the rule alone, test_optimizers.py has every one.
+FAST = ("sgd", "adam", "adagrad, epsilon inside", "sgd, momentum, decay, clipped")
+
+
+@pytest.mark.parametrize(
+    "name", [pytest.param(n, marks=() if n in FAST else pytest.mark.slow) for n in ORACLES]
+)
 def test_the_compiled_loop_is_the_plain_loop(tiny, name):
     """50 steps of each rule: the weights, and at each step the loss and the accuracy of the
     forward pass before the update, over several epochs of 103 examples in batches of 16."""
@@ -211,8 +217,9 @@ def test_the_compiled_loop_is_the_plain_loop(tiny, name):
     )
 
 
-@pytest.mark.parametrize("mean", [False, True])
-@pytest.mark.parametrize("loss", ["clipped_cross_entropy", "softmax_cross_entropy"])
+@pytest.mark.parametrize(
+    ("loss", "mean"), [("clipped_cross_entropy", True), ("softmax_cross_entropy", False)]
+)
 def test_losses_and_reductions(tiny, loss, mean):
     """The recorded loss is the sum or the mean that was minimized."""
     under = Under(tiny, RULES["sgd"](0.05), loss=loss, mean=mean)
@@ -229,14 +236,12 @@ def test_losses_and_reductions(tiny, loss, mean):
     ("make_strategy", "name"),
     [
         (tf.distribute.get_strategy, "sgd"),
-        (tf.distribute.get_strategy, "adam"),
         (lambda: tf.distribute.OneDeviceStrategy("/cpu:0"), "adam"),
-        (lambda: tf.distribute.MirroredStrategy(["/cpu:0"]), "adadelta"),
     ],
-    ids=["none-sgd", "none-adam", "one-adam", "mirrored-adadelta"],
+    ids=["none", "one"],
 )
 def test_any_strategy(tiny, make_strategy, name):
-    """Also none at all, as in a notebook."""
+    """Also none at all, as in a notebook; all other tests have a mirrored one."""
     compare_ten_steps(tiny, make_strategy(), name, TOLERANCE)
 
 
@@ -249,7 +254,7 @@ def test_on_a_gpu(tiny, name):
 
 def compare_ten_steps(tiny, strategy, name, tolerance):
     rule, make_reference = ORACLES[name]
-    under = Under(tiny, rule, strategy=strategy, watch=("weights", "gradients"))
+    under = Under(tiny, rule, strategy=strategy, watch=("gradients",))
     recorded = under.run(10)
     *_, last = plain(tiny, under, make_reference(in_order(under, under.start)), 10)
     np.testing.assert_allclose(recorded["scalars"][-1, 0], last[0], rtol=tolerance)
@@ -322,10 +327,9 @@ def test_what_was_recorded_is_what_happened(tiny):
                 assert difference <= near, f"step {t + 1}, {tag}, edge {edge}"
 
 
-@pytest.mark.parametrize("watch", [("norms",), ("weights", "gradients", "norms", "updates")])
-def test_norms_are_those_of_the_tensors(tiny, watch):
+def test_norms_are_those_of_the_tensors(tiny):
     """Of weights after the update, gradients and updates: against NumPy on the plain loop's."""
-    under = Under(tiny, RULES["adam"](0.01), watch=watch)
+    under = Under(tiny, RULES["adam"](0.01), watch=("norms", "updates"))
     recorded = under.run(2, 1, 3)["scalars"]
     names = [f"{layer.name}/{t}" for layer in under.model.layers for t in ("weights", "bias")]
     reference = Keras(in_order(under, under.start), lambda: KERAS.Adam(0.01))
@@ -379,8 +383,8 @@ def test_watching_changes_no_number(tiny):
 def test_histogram_every(tiny):
     """The steps that 3 divides, counted from the start of the run and not of the loop; zeros
     between them."""
-    each = Under(tiny, watch=("weights", "gradients"))
-    thin = Under(tiny, watch=("weights", "gradients"), histogram_every=3)
+    each = Under(tiny, watch=("gradients",))
+    thin = Under(tiny, watch=("gradients",), histogram_every=3)
     every_step, some = each.run(10), thin.run(2, 5, 3)
     np.testing.assert_array_equal(every_step["scalars"], some["scalars"])
     for key in ("counts", "low", "high", "nonfinite"):
@@ -393,7 +397,7 @@ def test_histogram_every(tiny):
 
 def test_any_length_of_loop_gives_the_same_bits(tiny):
     """50 steps in loops of 1, of 7 (and a rest), and in one; all by the same trace."""
-    under = Under(tiny, RULES["adam"](), watch=("weights", "gradients"))
+    under = Under(tiny, RULES["adam"](), watch=("gradients",))
     runs = []
     for lengths in ([1] * 50, [7] * 7 + [1], [50]):
         under.restart()
@@ -408,11 +412,19 @@ def test_any_length_of_loop_gives_the_same_bits(tiny):
 
 def test_the_same_seed_gives_the_same_bits(tiny):
     """Built twice from nothing."""
-    first, second = (Under(tiny, RULES["rmsprop"](), watch=("gradients",)) for _ in range(2))
+    first, second = (Under(tiny, RULES["rmsprop"](), watch=("norms",)) for _ in range(2))
     for a, b in zip(first.run(10).values(), second.run(10).values(), strict=True):
         np.testing.assert_array_equal(a, b)
     for a, b in zip(first.weights(), second.weights(), strict=True):
         np.testing.assert_array_equal(a, b)
+
+
+def test_every_call_of_a_model_has_a_seed_of_its_own(tiny):
+    """At each step and on each replica; none that a layer begins with (see `call_seed`)."""
+    training = Under(tiny).training
+    seeds = [training.call_seed(tf.constant(step), r, 3) for step in range(1, 8) for r in range(3)]
+    assert len({tuple(seed.numpy()) for seed in seeds}) == 21
+    assert all(seed[1] < 0 for seed in seeds)
 
 
 class Counting(tf.Module):
@@ -429,7 +441,7 @@ class Counting(tf.Module):
 
 def test_traced_once(tiny):
     """The model is walked through once, by the graph of the step, and never again."""
-    under = Under(tiny, make_model=Counting, watch=("weights", "gradients"))
+    under = Under(tiny, make_model=Counting, watch=("gradients",))
     under.run(3, 1, 8, 8)
     assert under.loop.step_graph is under.loop.step_graph
     assert under.loop.function.experimental_get_tracing_count() == 1
@@ -504,10 +516,9 @@ class Gathering(tf.Module):
         return tf.matmul(x, tf.reduce_sum(tf.gather(self.table, [0, 2, 2, 5]), axis=0))
 
 
-@pytest.mark.parametrize("optimizer", ["sgd", "rmsprop"])
-def test_a_model_with_a_lookup(tiny, optimizer):
-    rule, make_reference = ORACLES[optimizer]
-    under = Under(tiny, rule, make_model=Gathering, watch=("weights", "gradients"))
+def test_a_model_with_a_lookup(tiny):
+    rule, make_reference = ORACLES["rmsprop"]
+    under = Under(tiny, rule, make_model=Gathering, watch=("gradients",))
     under.run(5)
     pick = np.array([1, 0, 2, 0, 0, 1], np.float32)  # how often each is looked up
 
@@ -543,9 +554,8 @@ def test_names_of_variables_are_distinct():
 @pytest.mark.parametrize(
     ("replicas", "batch"),
     [
-        (2, 16),
         (2, 7),
-        *(pytest.param(r, b, marks=pytest.mark.slow) for r, b in [(3, 16), (4, 16), (4, 7)]),
+        *(pytest.param(r, b, marks=pytest.mark.slow) for r, b in [(3, 16), (4, 7)]),
     ],
 )
 def test_replicas_together_do_what_one_does(tiny, replicas, batch):

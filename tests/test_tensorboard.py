@@ -217,6 +217,7 @@ def chromium():
         pytest.skip("needs chromium on PATH")
 
 
+@pytest.mark.slow
 @pytest.mark.browser
 def test_a_browser_shows_the_time_series_page(chromium, board, logdir, tmp_path):
     # A page of a group has twelve cards.
@@ -235,6 +236,7 @@ def test_a_browser_shows_the_time_series_page(chromium, board, logdir, tmp_path)
     assert dom.count("<tb-histogram") >= len(RUNS)
 
 
+@pytest.mark.slow
 @pytest.mark.browser
 def test_a_browser_draws_the_histograms_page(chromium, board, tmp_path):
     def coloured(page):

@@ -28,8 +28,6 @@ from references import readme_accuracy
 from lab import data
 from lab.training import build, progress
 
-pytestmark = pytest.mark.numbers
-
 STEPS, EVERY = 230, 50
 EVALUATIONS = [50, 100, 150, 200, 230]
 RUN = [f"--training_steps={STEPS}", f"--display_step={EVERY}", "--seed=5"]
@@ -110,6 +108,7 @@ def labels():
 # ------------------------------------------------------------------ the record
 
 
+@pytest.mark.numbers
 def test_every_histogram_tag_holds_every_step(run):
     histograms = events.histograms(run.record)
     assert sorted(histograms) == sorted(SIZES)
@@ -121,6 +120,7 @@ def test_every_histogram_tag_holds_every_step(run):
         np.testing.assert_array_equal(left[:, 1:], right[:, :-1])
 
 
+@pytest.mark.numbers
 def test_norms_stand_at_every_step_and_distances_at_the_evaluations(run):
     """As far as the histograms and the checkpoints tell them."""
     steps = np.arange(1, STEPS + 1)
@@ -143,6 +143,7 @@ def test_norms_stand_at_every_step_and_distances_at_the_evaluations(run):
         np.testing.assert_allclose(run.record[f"{tag}/norm"].values[-1], np.linalg.norm(end), 1e-5)
 
 
+@pytest.mark.numbers
 def test_scalars_stand_at_every_step_and_those_of_the_test_set_at_the_evaluations(run):
     for tag in ("loss", "accuracy"):
         assert run.record[tag].plugin == "scalars"
@@ -189,6 +190,7 @@ def test_result_has_every_field(run):
     assert result["devices"]
 
 
+@pytest.mark.numbers
 def test_figures_of_the_result_agree_with_each_other_and_with_the_record(run):
     result = run.result
     assert result["test_accuracy"] == result["test_correct"] / result["test_total"]
@@ -214,6 +216,7 @@ def test_the_recipes_figure_of_a_model_that_always_says_0(labels):
     assert round(readme_accuracy(labels == 0), 5) == 0.09717
 
 
+@pytest.mark.numbers
 def test_figures_and_last_histograms_are_those_of_the_final_model(tmp_path, labels):
     """The model is caught as the program makes it; all that follows is NumPy in float64."""
     trainings, make = [], build.make_training
@@ -413,6 +416,7 @@ def test_a_folder_of_something_else_is_left_alone(tmp_path, files, more):
     assert_one_line(outcome, 1, str(folder), "--run_name")
 
 
+@pytest.mark.numbers
 def test_a_finished_run_is_run_again_only_with_overwrite_and_to_the_same_record(run, tmp_path):
     logdir = tmp_path / "logs"
     shutil.copytree(run.cwd / "logs", logdir)
@@ -520,6 +524,7 @@ def full_run(tmp_path, *arguments):
 
 
 @pytest.mark.slow
+@pytest.mark.numbers
 def test_the_recipe_learns_as_the_readme_says(tmp_path):
     home = full_run(tmp_path)
     assert home.result["status"] == "completed"
@@ -529,6 +534,7 @@ def test_the_recipe_learns_as_the_readme_says(tmp_path):
 
 
 @pytest.mark.slow
+@pytest.mark.numbers
 def test_the_recipe_at_a_rate_of_a_tenth_collapses_as_the_readme_says(tmp_path, labels):
     home = full_run(tmp_path, "--learning_rate=0.1")
     assert home.result["status"] == "collapsed"
@@ -547,6 +553,7 @@ def test_the_recipe_at_a_rate_of_a_tenth_collapses_as_the_readme_says(tmp_path, 
 
 
 @pytest.mark.slow
+@pytest.mark.numbers
 def test_the_recipe_with_rmsprop_learns_as_the_readme_says(tmp_path):
     home = full_run(tmp_path, "--optimizer=rmsprop")
     assert home.result["status"] == "completed"

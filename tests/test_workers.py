@@ -484,12 +484,10 @@ def test_the_chief_alone_speaks_and_writes(twice):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("optimizer", ["sgd", "adam", "adagrad"])
-def test_two_workers_give_the_curve_of_one_device(start, tmp_path, idx_folder, optimizer):
+def test_two_workers_give_the_curve_of_one_device(start, tmp_path, idx_folder):
     """200 steps with shares of 7 and 8 examples."""
-    rate = {"sgd": 0.5, "adam": 0.01, "adagrad": 0.2}[optimizer]
-    flags = ["--training_steps=200", *RUN[1:], f"--optimizer={optimizer}", "--reduction=mean"]
-    flags += [f"--learning_rate={rate}", "--watch="]
+    flags = ["--training_steps=200", *RUN[1:], "--optimizer=sgd", "--reduction=mean"]
+    flags += ["--learning_rate=0.5", "--watch="]
     process = launched(start, idx_folder, flags, tmp_path / "two")
     alone = [f"--data={idx_folder}", f"--logdir={tmp_path / 'one'}", *flags, "--devices=cpu:1"]
     assert programs.train(*alone).status == 0
@@ -625,9 +623,10 @@ def test_a_signal_while_one_worker_evaluates_stops_all_at_one_step(start, tmp_pa
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("victim", [0, 1])
-@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGSTOP])
-def test_a_worker_that_dies_or_hangs_is_named(pair, victim, number):
+@pytest.mark.parametrize(
+    ("number", "victim"), [(signal.SIGKILL, 0), (signal.SIGSTOP, 0), (signal.SIGSTOP, 1)]
+)
+def test_a_worker_that_dies_or_hangs_is_named(pair, number, victim):
     """A stopped one is noticed by the heartbeats that it owes, which takes some ten seconds."""
     processes = pair(ENDLESS)
     processes[0].wait_for("step     40")

@@ -21,7 +21,7 @@ def batch(step):
 
 try:
     run = lab.train(
-        model=lambda seed: lab.models.ConvNet(channels=2, units=8, batch_norm=True, seed=seed),
+        model=lambda seed: lab.models.ConvNet(2, units=8, dropout=0.25, batch_norm=True, seed=seed),
         data=lab.Data(batch=batch, test=batch(1000)),
         loss="softmax_cross_entropy",
         optimizer=lab.Adam(0.01),
