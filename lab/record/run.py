@@ -60,6 +60,12 @@ class RunReader:
         """All tags with scalars or histograms, sorted."""
         return sorted({*self._scalars, *self._histograms})
 
+    @property
+    def scalar_tags(self) -> list[str]:
+        """The tags of scalars, in the order of the record: that of a step, and in it the model's
+        own order of its variables."""
+        return list(self._scalars)
+
     def scalar(self, tag: str) -> Series:
         """The steps and values of a scalar. Raises KeyError for a tag without any."""
         return _of(tag, self._scalars, "scalars")
