@@ -50,6 +50,13 @@ def report(*arguments: Any) -> Outcome:
     return _here(main.main, "report", arguments)
 
 
+def why(*arguments: Any) -> Outcome:
+    """bin/why in this process."""
+    from lab.diagnosis import main
+
+    return _here(main.main, "why", arguments)
+
+
 def launch(*arguments: Any) -> Outcome:
     """bin/launch in this process; the workers are others."""
     from lab.processes import launch

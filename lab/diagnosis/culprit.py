@@ -64,9 +64,6 @@ def first_link(chain: Chain, event: Event) -> Finding:
     if first.link == "update":
         reason = "the update left its range, by itself and against its gradient"
         return Finding("rate", first.step, few, reason=reason)
-    if first.link == "gradient" and len(first.tags) == 1 and len(chain.tensors) > 3:
-        reason = "the gradient of this tensor alone left its range"
-        return Finding("gradient", first.step, first.tags, reason=reason)
     where = "loss and gradients" if first.link == "loss" else "gradients"
     reason = f"{where} left their range at once, on weights whose last updates were in theirs"
     return Finding("batch", first.step, reason=reason)

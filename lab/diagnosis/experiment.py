@@ -47,19 +47,19 @@ def examine(run: Any, chain: Chain, event: Event, found: Finding) -> Finding:
       LabError: the run cannot be repeated.
     """
     early = bool(event.departures) and event.departures[0].note == "early"
-    if found.kind in ("flat", "growth", "weight") or (found.kind and early):
+    if found.kind in ("flat", "gradient", "growth", "weight") or (found.kind and early):
         return found
-    if found.kind == "gradient" and "exactly 0" in found.reason:
-        return found
-    with run.before(found.step) as rerun:
+    # Without a culprit the fault may be later than the lowest loss, and may last to the end.
+    step = found.step if found.kind else int(chain.steps[-1])
+    with run.before(step) as rerun:
         if bad := _nonfinite_inputs(rerun):
             reason = "inputs of this batch are not finite"
-            return _with_examples(run, found.step, bad, reason)
+            return _with_examples(run, step, bad, reason)
         if found.kind in ("overflow", "nonfinite"):
             return dataclasses.replace(found, checked=True)
         if found.kind in ("rate", "slots", "epsilon"):
             return _update(rerun, found)
-        if found.kind in ("batch", "gradient"):
+        if found.kind == "batch":
             rows, reason = _guilty(rerun, chain)
             large = _large_inputs(rerun)
             if rows and set(large) & set(rows):
@@ -69,8 +69,8 @@ def examine(run: Any, chain: Chain, event: Event, found: Finding) -> Finding:
                 return _with_examples(run, found.step, rows, reason)
         wrong = wrong_gradients(rerun)
     if wrong:
-        return _since(run, chain, found.step, wrong)
-    if found.kind in ("batch", "gradient"):
+        return _since(run, chain, step, wrong)
+    if found.kind == "batch":
         if grown := growth(chain, event):
             return dataclasses.replace(grown, checked=True)
         reason = "other batches have as high a loss on the same weights, all gradients are right, "
@@ -138,21 +138,22 @@ def _with_examples(run: Any, step: int, rows: list[int], reason: str) -> Finding
 
 def _guilty(rerun: Any, chain: Chain) -> tuple[list[int], str]:
     """The rows of a batch that carry its jump: those with the largest losses, without which the
-    mean is that of other batches on the same weights. None if it is no higher than theirs."""
+    mean is no higher than that of any other batch near by on the same weights. None if it is so
+    anyway."""
     losses = rerun.losses()
     last = int(chain.steps[-1])
     steps = [s for s in range(rerun.step - _NEARBY, rerun.step + _NEARBY + 1)
              if 1 <= s <= last and s != rerun.step]  # fmt: skip
     nearby = [float(rerun.losses(of=s).mean()) for s in steps]
-    usual = float(np.median(nearby)) if nearby else 0.0
+    usual, most = (float(f(nearby)) if nearby else 0.0 for f in (np.median, np.max))
     if not np.isfinite(losses).all():
         bad = np.flatnonzero(~np.isfinite(losses)).tolist()
         return bad if np.isfinite(nearby).any() else [], "their losses are not finite"
-    if losses.mean() <= max(1.5 * usual, max(nearby, default=0.0)):
+    if losses.mean() <= max(1.5 * usual, most):
         return [], ""
     order = np.argsort(-losses)
     rest = (losses.sum() - np.cumsum(losses[order])) / np.maximum(np.arange(len(losses))[::-1], 1)
-    count = int((rest <= usual).argmax()) + 1 if (rest <= usual).any() else len(losses)
+    count = int((rest <= most).argmax()) + 1
     share = losses[order[:count]].sum() / losses.sum()
     times = losses.mean() / max(usual, 1e-30)
     reason = (

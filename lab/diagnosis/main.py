@@ -16,7 +16,7 @@ from lab.terminal import quiet_stderr
 
 class _Parser(argparse.ArgumentParser):
     def error(self, message: str) -> NoReturn:
-        self.exit(2, f"why: {message}\n")
+        raise LabError(message)
 
 
 def main() -> int:
@@ -27,8 +27,8 @@ def main() -> int:
     parser.add_argument("--record", action="store_true", help="from the record alone: at once")
     text = "repeat the run with the suspected link changed, too"
     parser.add_argument("--experiment", action="store_true", help=text)
-    flags = parser.parse_args()
     try:
+        flags = parser.parse_args()
         with quiet_stderr():
             run = lab.open_run(flags.run)
             found = run.why(repeat=not flags.record, experiments=flags.experiment)

@@ -99,13 +99,13 @@ def _limit(sample: np.ndarray, risk: float) -> float:
     """The deviation that is exceeded with probability `risk`, by the tail of a sample."""
     start = float(np.quantile(sample, _PEAKS))
     excess = sample[sample > start] - start
-    if len(excess) < 2:
-        return math.inf
-    mean = max(float(excess.mean()), _LEAST)
-    shape = min(max((1 - mean**2 / max(float(excess.var()), 1e-12)) / 2, 0.0), 0.3)
+    mean, shape = _LEAST, 0.0
+    if len(excess) > 1:
+        mean = max(float(excess.mean()), _LEAST)
+        shape = min(max((1 - mean**2 / max(float(excess.var()), 1e-12)) / 2, 0.0), 0.3)
     weight = len(excess) / (len(excess) + _PRIOR)
     shape = weight * shape + (1 - weight) * _SHAPE
-    scale, times = mean * (1 - shape), max(len(excess) / len(sample) / risk, 1.0)
+    scale, times = mean * (1 - shape), max((1 - _PEAKS) / risk, 1.0)
     if shape < 1e-3:
         return start + scale * math.log(times)
     return start + scale / shape * (times**shape - 1)
