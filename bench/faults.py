@@ -64,7 +64,7 @@ def _try(name: str, network: str, seed: int) -> dict[str, Any]:
     try:
         with plant.planted(fault):
             begun = time.process_time()
-            run = plant.train(network, seed, fault, folder)
+            run = plant.train(network, seed, fault, folder, threads=1)
             trained = time.process_time()
             found = run.why(experiments=True)
             asked = time.process_time()

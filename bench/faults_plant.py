@@ -82,7 +82,7 @@ def choose(name: str, network: str, seed: int) -> Fault:
     return Fault(name, step)
 
 
-def train(network: str, seed: int, fault: Fault | None, logdir: str) -> Any:
+def train(network: str, seed: int, fault: Fault | None, logdir: str, **flags: Any) -> Any:
     """A run of STEPS steps with a fault, or without. Train and ask within `planted(fault)`."""
     return lab.train(
         model=_model(network, seed),
@@ -94,11 +94,11 @@ def train(network: str, seed: int, fault: Fault | None, logdir: str) -> Any:
         seed=seed,
         checkpoint_every=50,
         watch="norms",  # all that the diagnosis reads
-        threads=1,
         xla="off",
         logdir=logdir,
         overwrite=True,
         verbose=False,
+        **flags,
     )
 
 
