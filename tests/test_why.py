@@ -237,6 +237,9 @@ def test_the_examples_of_a_batch(run):
     found = run.why()
     assert (found.finding.kind, found.finding.step) == ("batch", 200)
     assert set(ROWS) <= set(found.finding.rows)
+    labels = data(200)[1][list(found.finding.rows)]
+    assert found.finding.facts["labels"] == labels.tolist()
+    assert f"labels {labels[0]}, {labels[1]}" in str(found)
     assert found.finding.checked
 
 

@@ -23,7 +23,7 @@ class Finding:
     Attributes:
       kind: "batch", "gradient" (a tensor's gradient is lost, or not the loss's), "rate", "slots",
         "epsilon" (the update against its gradient), "weight", "growth", "flat", "overflow" (a
-        gradient that is not finite while the loss is), "nonfinite", or "" for cannot say.
+        gradient that is not finite while the loss is), or "" for cannot say.
       step: of the culprit.
       tensors: tags; empty where it is all of them, or none.
       examples: of the batch: numbers of training examples, or rows where a function gives them.
@@ -134,10 +134,8 @@ def growth(chain: Chain, event: Event) -> Finding | None:
     return best
 
 
-def others(chain: Chain, events: list[Event], event: Event) -> tuple[int, float]:
-    """How sure a finding is: the number of other events before this one, and by how much the
-    first departure is farther out than the farthest of them (inf without any)."""
-    before = [e for e in events if e.step < event.step and e is not event]
-    sizes = [d.size for e in before for d in e.departures]
-    own = max((d.size for d in firsts(event)), default=0.0)
-    return len(before), own / max(sizes) if sizes else np.inf
+def margin(events: list[Event], event: Event) -> float:
+    """By how much the first departures of an event are farther out of their ranges than those of
+    any event before it; inf without any."""
+    sizes = [d.size for e in events if e.step < event.step for d in e.departures]
+    return max((d.size for d in firsts(event)), default=0.0) / max(sizes) if sizes else np.inf

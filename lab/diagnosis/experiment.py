@@ -15,6 +15,7 @@ from lab.diagnosis.chain import Chain
 from lab.diagnosis.culprit import Finding, growth
 from lab.diagnosis.events import Event
 from lab.diagnosis.ranges import CENTRE, ranges
+from lab.errors import LabError
 
 _NEARBY = 4  # batches of other steps that the weights are tried on
 _LARGE = 10.0  # times the median size of a batch's inputs
@@ -54,8 +55,8 @@ def examine(run: Any, chain: Chain, event: Event, found: Finding) -> Finding:
     with run.before(step) as rerun:
         if bad := _nonfinite_inputs(rerun):
             reason = "inputs of this batch are not finite"
-            return _with_examples(run, step, bad, reason)
-        if found.kind in ("overflow", "nonfinite"):
+            return _with_examples(run, rerun, step, bad, reason)
+        if found.kind == "overflow":
             return dataclasses.replace(found, checked=True)
         if found.kind in ("rate", "slots", "epsilon"):
             return _update(rerun, found)
@@ -66,7 +67,7 @@ def examine(run: Any, chain: Chain, event: Event, found: Finding) -> Finding:
                 rows = sorted({*rows, *large})
                 reason += f"; {len(large)} have inputs {_LARGE:g} times as large as the others"
             if rows:
-                return _with_examples(run, found.step, rows, reason)
+                return _with_examples(run, rerun, step, rows, reason)
         wrong = wrong_gradients(rerun)
     if wrong:
         return _since(run, chain, step, wrong)
@@ -115,25 +116,28 @@ def unlike_inputs(run: Any, chain: Chain) -> Finding | None:
     steps before it; None if there is none."""
     with run.before(int(chain.steps[-1])) as rerun:
         sizes = [_sizes(rerun.batch(int(step))[0]) for step in chain.steps]
-    found = ranges(np.array([[size.max()] for size in sizes]))
-    rows = np.flatnonzero(found.out[:, 0])
-    if not len(rows):
-        return None
-    row = int(rows[0])
-    limit = np.median([size.max() for size in sizes[max(row - CENTRE, 0) : row]])
-    bad = np.flatnonzero(sizes[row] > 2 * limit).tolist() or [int(sizes[row].argmax())]
-    times = float(sizes[row].max() / limit)
-    reason = f"inputs of its examples are {times:.3g} times as large as any of the steps before"
-    return _with_examples(run, int(chain.steps[row]), bad, reason)
+        found = ranges(np.array([[size.max()] for size in sizes]))
+        rows = np.flatnonzero(found.out[:, 0])
+        if not len(rows):
+            return None
+        row = int(rows[0])
+        limit = np.median([size.max() for size in sizes[max(row - CENTRE, 0) : row]])
+        bad = np.flatnonzero(sizes[row] > 2 * limit).tolist() or [int(sizes[row].argmax())]
+        times = float(sizes[row].max() / limit)
+        reason = f"inputs of its examples are {times:.3g} times as large as any of the steps before"
+        return _with_examples(run, rerun, int(chain.steps[row]), bad, reason)
 
 
-def _with_examples(run: Any, step: int, rows: list[int], reason: str) -> Finding:
+def _with_examples(run: Any, rerun: Any, step: int, rows: list[int], reason: str) -> Finding:
+    """The examples in some rows of a step's batch, with their labels where these are classes."""
+    y = rerun.batch(step)[1]
+    facts = {"labels": y[rows].tolist()} if y.ndim == 1 and y.dtype.kind in "iu" else {}
     try:
         numbers = run.batch(step)[rows]
-    except Exception:  # a function gives the batches
+    except LabError:  # a function gives the batches
         numbers = np.array(rows)
     examples = tuple(int(n) for n in numbers)
-    return Finding("batch", step, (), examples, tuple(rows), reason, True)
+    return Finding("batch", step, (), examples, tuple(rows), reason, True, facts)
 
 
 def _guilty(rerun: Any, chain: Chain) -> tuple[list[int], str]:
@@ -228,7 +232,6 @@ def wrong_gradients(rerun: Any) -> dict[str, float]:
     central difference must be |g|. A slope that is lost in rounding says nothing.
     """
     gradients = rerun.parts().gradients
-    scale = None
     slopes, norms = {}, {}
     for tag, g in gradients.items():
         norm = float(np.linalg.norm(g))

@@ -79,10 +79,9 @@ def diagnose(run: Any, repeat: bool = True, experiments: bool = False) -> Diagno
     chain = Chain(run)
     found = events(chain)
     event, finding, outcome, unchecked = main_event(found), None, None, ""
-    margin = math.inf
+    margin = culprit.margin(found, event) if event else math.inf
     if event:
         finding = culprit.first_link(chain, event)
-        _, margin = culprit.others(chain, found, event)
     if repeat or experiments:
         try:
             if event and finding:
@@ -96,60 +95,51 @@ def diagnose(run: Any, repeat: bool = True, experiments: bool = False) -> Diagno
         except LabError as error:
             unchecked = str(error)
     others = tuple(e for e in found if e is not event)
-    remedy = _remedy(run, finding, event) if event and finding else ""
+    remedy = _remedy(run, finding) if finding else ""
     return Diagnosis(run.path, event, finding, others, margin, len(chain.steps),
                      unchecked, outcome, remedy)  # fmt: skip
 
 
-def _remedy(run: RunReader, finding: Finding, event: Event) -> str:
+def _remedy(run: RunReader, finding: Finding) -> str:
     """One thing to try."""
-    config = run.config
-    rate, warmup = config.get("learning_rate", 0.0), config.get("warmup_steps", 0)
-    flags: dict[str, Any] = {}
-    if finding.kind == "rate" and finding.step <= FIRST and not warmup:
-        flags = {"warmup_steps": max(len(str(config.get("training_steps", 1))) * 25, 50)}
-    if finding.kind == "rate" and config.get("optimizer") == "sgd":
-        flags = {"learning_rate": float(f"{rate / 10:.2g}")}
-    elif finding.kind in ("rate", "growth", "flat", "") and not flags:
-        flags = {"learning_rate": float(f"{rate / 3:.2g}")}
-    elif finding.kind == "epsilon":
-        flags = {"epsilon": max(100 * config.get("epsilon", 0.0), 1e-7)}
-    elif finding.kind == "batch" and finding.examples:
-        return f"look at run.before({finding.step}) and its batch; then --clip_norm=1"
-    elif finding.kind == "batch":
-        flags = {"clip_norm": 1.0}
-    elif finding.kind == "overflow":
-        return "a smaller loss scale, or --clip_norm=1"
-    if not flags:
-        where = finding.tensors[0] if finding.tensors else "the tensors"
-        return f"lab.open_run({run.path!r}).at({finding.step}): what else writes to {where}?"
-    return _command(run, flags)
+    config, kind = run.config, finding.kind
+    rate, steps = config.get("learning_rate", 0.0), config.get("training_steps", 1)
+    if kind == "rate" and finding.step <= FIRST and config.get("optimizer") != "sgd":
+        return _command(run, warmup_steps=max(steps // 20, 10))
+    if kind in ("rate", "growth", "flat", ""):
+        less = 10 if config.get("optimizer") == "sgd" else 3
+        return _command(run, learning_rate=float(f"{rate / less:.2g}"))
+    if kind == "epsilon":
+        return _command(run, epsilon=max(100 * config.get("epsilon", 0.0), 1e-7))
+    if kind == "batch":
+        return _command(run, clip_norm=1.0)
+    what = {"weight": "writes to", "slots": "writes to the slots of"}.get(kind, "has a part in")
+    where = finding.tensors[0] if finding.tensors else "the tensors"
+    moment = f"lab.open_run({run.path!r}).at({finding.step})"
+    gradient = "" if kind in ("weight", "slots") else "the gradient of "
+    return f"{moment}, and look for what else {what} {gradient}{where}"
 
 
-def _command(run: RunReader, flags: dict[str, Any]) -> str:
+def _command(run: RunReader, **flags: float) -> str:
     """The run again with some other flags: of bin/train, or of lab.train if objects were given."""
     config = run.config
-    text = " ".join(f"--{name}={value:g}" for name, value in flags.items())
-    if ".py:" in str(config.get("model")) and not hasattr(run, "circumstances"):
-        return f"bin/train ... {text}"
     if getattr(run, "circumstances", {}).get("given"):
         return "lab.train(..., " + ", ".join(f"{n}={v:g}" for n, v in flags.items()) + ")"
-    shown = ("model", "optimizer", "learning_rate", "activation", "loss", "data", "seed",
-             "training_steps", "batch_size", "reduction", "n_hidden_1", "n_hidden_2")  # fmt: skip
-    of_mlp = config.get("model") == "mlp"
+    shown = ["model", "optimizer", "learning_rate", "loss", "reduction", "data", "batch_size",
+             "training_steps", "seed"]  # fmt: skip
+    if config.get("model") == "mlp":
+        shown += ["activation", "n_hidden_1", "n_hidden_2"]
     words = [f"--{name}={shlex.quote(str(config[name]))}" for name in shown
-             if name in config and name not in flags
-             and (of_mlp or name not in ("activation", "n_hidden_1", "n_hidden_2"))]  # fmt: skip
+             if name in config and name not in flags]  # fmt: skip
     words += [shlex.quote(f"--model.{one}") for one in config.get("model_arguments", ())]
-    return " ".join(["bin/train", *words, text])
+    words += [f"--{name}={value:g}" for name, value in flags.items()]
+    return " ".join(["bin/train", *words])
 
 
 def _render(name: str, found: Diagnosis) -> str:
     facts = {f.name: getattr(found, f.name) for f in dataclasses.fields(found)}
     links = firsts(found.event) if found.event else []
-    text = _TEMPLATES.get_template(name).render(
-        **facts, links=links, risk=FALSE_ALARMS, first=FIRST
-    )
+    text = _TEMPLATES.get_template(name).render(**facts, links=links, risk=FALSE_ALARMS)
     return "\n".join(line.rstrip() for line in text.strip().splitlines())
 
 
