@@ -85,13 +85,16 @@ def _held(logs: np.ndarray, known: np.ndarray) -> np.ndarray:
 
 
 def _running_median(values: np.ndarray, window: int, least: int) -> np.ndarray:
-    """The median of up to `window` values before each, of `least` at the start: [steps, series]."""
+    """The median of up to `window` values before each, an even number, and of `least` at the start:
+    [steps, series]."""
     found = np.empty_like(values)
     for t in range(min(window, len(values))):
         found[t] = np.median(values[: max(t, least)], axis=0)
     if len(values) > window:
-        windows = np.lib.stride_tricks.sliding_window_view(values[:-1], window, axis=0)
-        found[window:] = np.median(windows, axis=2)
+        views = np.lib.stride_tricks.sliding_window_view(values[:-1], window, axis=0)
+        windows, half = np.ascontiguousarray(views), window // 2
+        windows.partition((half - 1, half), axis=2)  # half the time of np.median
+        found[window:] = windows[:, :, half - 1 : half + 1].mean(axis=2)
     return found
 
 

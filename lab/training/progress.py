@@ -72,7 +72,7 @@ def conclusion(result: dict[str, Any], directory: str) -> str:
         found = why.diagnose(RunReader(directory), repeat=False)
         if found.event:
             more = f"bin/why {shlex.quote(directory)}"
-            lines.append(f"what broke first: {found.line} ({more} says more)")
+            lines.insert(0, f"what broke first: {found.line} ({more} says more)")
     lines.append(f"the run lies in  {directory}")
     lines.append(f"look at it with  {tensorboard_command(directory)}")
     return "\n".join(lines)
