@@ -31,6 +31,8 @@ def main() -> int:
     parser.add_argument("--networks", default=",".join(plant.NETWORKS))
     parser.add_argument("--faults", default=",".join(plant.FAULTS))
     parser.add_argument("--out", type=pathlib.Path, default=RESULTS)
+    text = "ask without experiments, from the record alone"
+    parser.add_argument("--record", action="store_true", help=text)
     parser.add_argument("--table", action="store_true", help="only put the table into BUILD.md")
     flags = parser.parse_args()
     if not flags.table:
@@ -42,7 +44,7 @@ def main() -> int:
         done = {(r["fault"], r["network"], r["seed"]) for r in _read(flags.out)}
         for one in asked:
             if one not in done:
-                row = _try(*one)
+                row = _try(*one, flags.record)
                 with open(flags.out, "a") as file:
                     file.write(json.dumps(row) + "\n")
                 print(row, flush=True)
@@ -57,7 +59,7 @@ def _read(path: pathlib.Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
 
 
-def _try(name: str, network: str, seed: int) -> dict[str, Any]:
+def _try(name: str, network: str, seed: int, record: bool) -> dict[str, Any]:
     """Trains one run, asks why, and compares."""
     fault = None if name == QUIET else plant.choose(name, network, seed)
     folder = tempfile.mkdtemp(prefix="faults-")
@@ -66,7 +68,7 @@ def _try(name: str, network: str, seed: int) -> dict[str, Any]:
             begun = time.process_time()
             run = plant.train(network, seed, fault, folder, threads=1)
             trained = time.process_time()
-            found = run.why(experiments=True)
+            found = run.why(repeat=not record, experiments=not record)
             asked = time.process_time()
     finally:
         shutil.rmtree(folder)

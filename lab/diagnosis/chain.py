@@ -30,11 +30,10 @@ class Chain:
     """
 
     def __init__(self, run: RunReader) -> None:
-        self.run = run
-        loss = run.scalar("loss") if "loss" in run.tags else None
+        self.run, tags = run, run.scalar_tags
+        loss = run.scalar("loss") if "loss" in tags else None
         self.steps = loss.steps if loss else np.zeros(0, np.int64)
         self.loss = loss.values if loss else np.zeros(0)
-        tags = run.scalar_tags
         self.tensors = [t.removesuffix("/update/norm") for t in tags if t.endswith("/update/norm")]
         if not self.tensors:
             ends = [t.removesuffix("/gradient/norm") for t in tags if t.endswith("/gradient/norm")]
