@@ -21,7 +21,7 @@ _NEARBY = 4  # batches of other steps that the weights are tried on
 _LARGE = 10.0  # times the median size of a batch's inputs
 _SHIFT = 1e-2  # of the weights along the gradient, in the norm of the whole tensor
 _TOLERANCE = 0.5  # of a slope: it must be the gradient's norm within this share
-_FACTOR = 2.0  # from which on an update is another than the rule's
+_FACTOR = 2.0  # from which on an update is another than the rule's, inputs than those before
 _AHEAD = 32  # steps that an experiment is followed after the event
 
 
@@ -122,7 +122,9 @@ def unlike_inputs(run: Any, chain: Chain) -> Finding | None:
             return None
         row = int(rows[0])
         limit = np.median([size.max() for size in sizes[max(row - CENTRE, 0) : row]])
-        bad = np.flatnonzero(sizes[row] > 2 * limit).tolist() or [int(sizes[row].argmax())]
+        bad = np.flatnonzero(sizes[row] > _FACTOR * limit).tolist()
+        if not bad:
+            return None
         times = float(sizes[row].max() / limit)
         reason = f"inputs of its examples are {times:.3g} times as large as any of the steps before"
         return _with_examples(run, rerun, int(chain.steps[row]), bad, reason)
