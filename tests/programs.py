@@ -57,6 +57,13 @@ def view(*arguments: Any) -> Outcome:
     return _here(main.main, "view", arguments)
 
 
+def why(*arguments: Any) -> Outcome:
+    """bin/why in this process."""
+    from lab.diagnosis import main
+
+    return _here(main.main, "why", arguments)
+
+
 def launch(*arguments: Any) -> Outcome:
     """bin/launch in this process; the workers are others."""
     from lab.processes import launch

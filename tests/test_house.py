@@ -29,23 +29,18 @@ ROOMS: dict[str, set[str]] = {
         "kernels",
         *("compare", "data", "errors", "machine", "models", "record", "settings", "terminal"),
     },
+    "diagnosis": {"errors", "record", "terminal"},
     "report": {"analysis", "compare", "errors", "record", "settings", "terminal"},
-    "viewer": {"errors", "record", "settings"},
+    "viewer": {"diagnosis", "errors", "record", "settings"},
     "training": {
-        *("compare", "data", "errors", "kernels", "machine", "models", "processes", "record"),
-        *("settings", "step", "terminal"),
+        *("compare", "data", "diagnosis", "errors", "kernels", "machine", "models", "processes"),
+        *("record", "settings", "step", "terminal"),
     },
 }
 # The rooms that load no TensorFlow, and of others the modules that do not.
 LIGHT = (
-    "settings",
-    "data",
-    "processes",
-    "compare",
-    "training.main",
-    "record.run",
-    "report.main",
-    "viewer",
+    *("settings", "data", "processes", "compare", "diagnosis", "viewer"),
+    *("training.main", "record.run", "report.main"),
 )
 HEAVY = {"tensorflow", "tensorboard", "keras"}
 

@@ -139,7 +139,6 @@ def test_marks(run):
     assert [mark.step for mark in found] == sorted(mark.step for mark in found)
     steps = {mark.kind: [m.step for m in found if m.kind == mark.kind] for mark in found}
     assert steps == {"checkpoint": [0, 30, 60], "evaluation": [20, 40, 60]}
-    assert all(mark.routine for mark in found)
 
 
 def test_marks_of_a_run_that_was_resumed_and_broke(tmp_path):
@@ -154,7 +153,7 @@ def test_marks_of_a_run_that_was_resumed_and_broke(tmp_path):
     noted = {"h1/weights": {"first_step": 30}, "h2/weights": {"first_step": 31}}
     (run / "result.json").write_text(json.dumps({"nonfinite": noted}))
     (mark,) = (mark for mark in marks(RunReader(str(run))) if mark.kind == "nonfinite")
-    assert (mark.step, mark.tag, mark.routine) == (30, "h1/weights", False)
+    assert (mark.step, mark.tag) == (30, "h1/weights")
     assert "h2" not in mark.text
 
 

@@ -277,12 +277,17 @@ class Optimizer(tf.Module):
             gradients, _ = tf.clip_by_global_norm(gradients, self.rule.clip_norm, norm)
         deltas, news = [], []
         for w, own, g in zip(weights, slots, gradients, strict=True):
-            delta, new = self._delta(w, own, g, tf.cast(step, g.dtype))
+            delta, new = self.change(w, own, g, tf.cast(step, g.dtype))
             deltas.append(delta)
             news.append(new)
         return [w - delta for w, delta in zip(weights, deltas, strict=True)], news, deltas
 
-    def _delta(
+    def like(self, **constants: float) -> Optimizer:
+        """This optimizer, without variables, with other constants of its rule."""
+        rule = dataclasses.replace(self.rule, **constants)  # type: ignore[arg-type]
+        return Optimizer(rule, [], self._total_steps, self._norm)
+
+    def change(
         self, w: tf.Tensor, slots: Slots, g: tf.Tensor, t: tf.Tensor
     ) -> tuple[tf.Tensor, Slots]:
         """What is subtracted from one weight, and its next slots."""

@@ -81,6 +81,12 @@ class RunReader:
         """All tags with scalars or histograms, sorted."""
         return sorted({*self.scalars, *self.histograms})
 
+    @property
+    def scalar_tags(self) -> list[str]:
+        """The tags of scalars, in the order of the record: that of a step, and in it the model's
+        own order of its variables."""
+        return list(self.scalars)
+
     def scalar(self, tag: str) -> Series:
         """The steps and values of a scalar. Raises KeyError for a tag without any."""
         return _of(tag, self.scalars, "scalars")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from contextlib import AbstractContextManager
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -10,8 +11,10 @@ import numpy as np
 from lab.training.moment import Moment, StoredRun
 
 if TYPE_CHECKING:
+    from lab.diagnosis.why import Diagnosis
     from lab.training.problem import Problem
     from lab.training.replay import Replay
+    from lab.training.rerun import Rerun
 
 
 class Run(StoredRun):
@@ -40,11 +43,34 @@ class Run(StoredRun):
         Raises:
           LabError: there is no such step, or what the run trained is not at hand.
         """
+        return self._replays().at(step)
+
+    def before(self, step: int) -> AbstractContextManager[Rerun]:
+        """The run as it was before a step, as a context: what the step does, and what it would do
+        if one thing were changed. Within the context the run cannot be asked for another step.
+
+        Raises:
+          LabError: as `at`.
+        """
+        return self._replays().before(step)
+
+    def why(self, repeat: bool = True, experiments: bool = False) -> Diagnosis:
+        """What broke first in the run: see `bin/why`.
+
+        Args:
+          repeat: look into the step in question by training it again, where that can be done.
+          experiments: repeat the run with the suspected link changed, too.
+        """
+        from lab.diagnosis.why import diagnose
+
+        return diagnose(self, repeat, experiments)
+
+    def _replays(self) -> Replay:
         from lab.training.replay import Replay
 
         if self._replay is None:
             self._replay = Replay(self, self._problem)
-        return self._replay.at(step)
+        return self._replay
 
     def batch(self, step: int) -> np.ndarray:
         """Which training examples made up a step: int32 [batch].

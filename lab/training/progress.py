@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import shlex
 import sys
 from typing import Any
 
 import tqdm
 
 from lab.compare.statistics import wilson_interval
+from lab.record.run import RunReader
 from lab.terminal import tensorboard_command, view_command
 
 
@@ -65,6 +67,13 @@ def conclusion(result: dict[str, Any], directory: str) -> str:
     if result["nonfinite"]:
         first = min(note["first_step"] for note in result["nonfinite"].values())
         lines.append(f"NaN or infinity from step {first} on: {', '.join(result['nonfinite'])}")
+    if result["nonfinite"] or result["collapsed"] is not None or result["frozen"]:
+        from lab.diagnosis import why  # its templates take a tenth of a second to load
+
+        found = why.diagnose(RunReader(directory), repeat=False)
+        if found.event:
+            more = f"bin/why {shlex.quote(directory)}"
+            lines.insert(0, f"what broke first: {found.line} ({more} says more)")
     lines.append(f"the run lies in  {directory}")
     lines.append(f"a page of every step:  {view_command(directory)}")
     lines.append(f"look at it with  {tensorboard_command(directory)}")

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import os
-from collections.abc import Collection
+from collections.abc import Collection, Iterator
 from typing import Any
 
 import numpy as np
@@ -19,6 +20,7 @@ from lab.step.loop import TrainLoop
 from lab.training import build, trial
 from lab.training.moment import Moment, StoredRun
 from lab.training.problem import Problem, load_data, problem_of, problem_with
+from lab.training.rerun import Rerun
 from lab.training.state import TrainingState
 
 _LOOP = 100  # steps of a call of the compiled loop
@@ -41,8 +43,7 @@ class Replay:
     def at(self, step: int) -> Moment:
         """See Run.at."""
         run, state = self._run, self._state
-        if not 1 <= step <= self._steps:
-            raise LabError(f"{run.path} has no step {step}: it has the steps 1 to {self._steps}")
+        self._check(step)
         untouched = state.tensors()
         try:
             number, path = run.checkpoint_before(step)
@@ -51,6 +52,22 @@ class Replay:
             return _moment(run, state, self._observing, step)
         finally:  # the model may be the caller's
             state.assign(untouched)
+
+    @contextlib.contextmanager
+    def before(self, step: int) -> Iterator[Rerun]:
+        """See Run.before."""
+        self._check(step)
+        state = self._state
+        untouched = state.tensors()
+        try:
+            yield Rerun(self._run, state, self._observing, step)
+        finally:
+            state.assign(untouched)
+
+    def _check(self, step: int) -> None:
+        if not 1 <= step <= self._steps:
+            path = self._run.path
+            raise LabError(f"{path} has no step {step}: it has the steps 1 to {self._steps}")
 
 
 def _moment(run: StoredRun, state: TrainingState, observing: TrainLoop, step: int) -> Moment:

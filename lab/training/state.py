@@ -226,6 +226,13 @@ class TrainingState:
         the batches."""
         return None if self.data.is_function else self._batches.indices(step, 1)[0]
 
+    def batch(self, step: int) -> tuple[np.ndarray, np.ndarray]:
+        """The x and y of a step, each [batch, ...]."""
+        examples = self.examples(step)
+        if examples is None:
+            return self.data.batch(step)
+        return self._x[examples], self._y[examples]
+
     def rows(self, first: int, steps: int) -> Any:
         """What chooses the examples of so many steps, see TrainLoop.run."""
         if self.data.is_function:

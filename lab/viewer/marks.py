@@ -3,37 +3,18 @@
 from __future__ import annotations
 
 import collections
-from typing import NamedTuple
 
 import numpy as np
 
+from lab.diagnosis import events
+from lab.diagnosis.events import Mark
 from lab.record.run import RunReader
 
-ROUTINE = ("evaluation", "checkpoint")
-
-
-class Mark(NamedTuple):
-    """Something at a step.
-
-    Attributes:
-      kind: one of ROUTINE or "resume", "end of warm-up", "nonfinite", "frozen".
-      text: what it was, in words.
-      tag: of the tensor that it is about; empty if it is about the whole run.
-    """
-
-    step: int
-    kind: str
-    text: str
-    tag: str = ""
-
-    @property
-    def routine(self) -> bool:
-        """Whether it happens in every run."""
-        return self.kind in ROUTINE
+ROUTINE = ("evaluation", "checkpoint")  # kinds of marks that every run has
 
 
 def marks(run: RunReader) -> list[Mark]:
-    """All marks of a run by step."""
+    """All marks of a run by step: what the run did, what went wrong, what its diagnosis finds."""
     found = [Mark(step, "checkpoint", "checkpoint") for step in run.checkpoints]
     tested = {int(s) for t, one in run.scalars.items() if t.startswith("test-") for s in one.steps}
     found += [Mark(step, "evaluation", "evaluation on the test examples") for step in tested]
@@ -42,6 +23,8 @@ def marks(run: RunReader) -> list[Mark]:
     warm_up = int(run.config.get("warmup_steps") or 0)
     if warm_up > 0:
         found.append(Mark(warm_up, "end of warm-up", "the learning rate is at its peak"))
+    # As long as it trains, what a diagnosis takes is left to it.
+    found += events.marks(run) if run.result else []
     return sorted([*found, *_nonfinite(run), *_frozen(run)])
 
 

@@ -15,7 +15,7 @@ from lab.record.directory import FINISHED
 from lab.record.event_reader import Series
 from lab.record.run import RunReader
 from lab.viewer.layout import layout
-from lab.viewer.marks import marks
+from lab.viewer.marks import ROUTINE, marks
 
 LIMIT = 30_000_000  # bytes of a page that holds every step
 _AROUND = 100  # steps on either side of what happened, and at either end, that are never left out
@@ -89,7 +89,9 @@ def pack_records(runs: Sequence[RunReader], records: Sequence[Record]) -> dict[s
                 "name": names[run.path],
                 "status": status if status in FINISHED else "still training, or interrupted",
                 "steps": _last(run),
-                "marks": [mark._asdict() | {"routine": mark.routine} for mark in marks(run)],
+                "marks": [
+                    mark._asdict() | {"routine": mark.kind in ROUTINE} for mark in marks(run)
+                ],
                 "scalars": {tag: _scalar(one, blobs) for tag, one in scalars.items()},
                 "histograms": {tag: _histogram(one, blobs) for tag, one in histograms.items()},
             }
@@ -146,7 +148,7 @@ def _kept(
     if every == 1:
         return run.scalars, run.histograms, ""
     last = _last(run)
-    around = [mark.step for mark in marks(run) if not mark.routine]
+    around = [mark.step for mark in marks(run) if mark.kind not in ROUTINE]
     ranges = [(step - _AROUND, step + _AROUND) for step in (0, last, *around)]
     kept = _merged([*ranges, *always], last)
     scalars, histograms = (

@@ -1,0 +1,278 @@
+"""What happened in a run, found from its record alone: which links left their range, and when."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from typing import NamedTuple
+
+import numpy as np
+
+from lab.diagnosis.chain import LINKS, Chain
+from lab.diagnosis.ranges import FIRST
+from lab.record.run import RunReader
+
+GAP = 16  # steps without a departure that end an event
+_LASTING = 8  # steps that a gradient must be 0 for, up to the end of the record
+_EARLY = 3.0  # times the first loss: worse than an untrained network
+_RISE = math.log(1.5)  # of the loss's level above its lowest, at least, to be a divergence
+_LEVEL = 16  # steps of a level
+_WHOLE = 0.5  # ratio of update to weight from which on a step replaces the weight
+_WORDS = {"": "out of its range", "nonfinite": "NaN or infinite", "zero": "0 from here on",
+          "early": "out of proportion"}  # fmt: skip
+# From the mildest on.
+SEVERITY = ("departure", "plateau", "spike", "corruption", "divergence", "freeze", "collapse",
+            "nonfinite")  # fmt: skip
+
+
+class Departure(NamedTuple):
+    """A link that is out of its range at a step.
+
+    Attributes:
+      step, link: see chain.LINKS.
+      tags: of the series, the farthest out first; ("loss",) for the loss.
+      size: deviation over limit: above 1; inf for what needs no range, as NaN.
+      note: "nonfinite", "zero", "early" or "".
+    """
+
+    step: int
+    link: str
+    tags: tuple[str, ...]
+    size: float
+    note: str = ""
+
+
+class Event(NamedTuple):
+    """Departures that follow one another.
+
+    Attributes:
+      kind: one of SEVERITY.
+      step: at which it shows: the first loss out of range, or the first departure.
+      departures: in the order of the chain.
+      visible: whether the loss shows it.
+    """
+
+    kind: str
+    step: int
+    departures: tuple[Departure, ...]
+    visible: bool
+
+
+class Mark(NamedTuple):
+    """Something that happened at a step: `kind` in a word or two, `text` in more.
+
+    Attributes:
+      tag: of the tensor that it is about; empty if it is about the whole run.
+    """
+
+    step: int
+    kind: str
+    text: str
+    tag: str = ""
+
+
+def marks(run: RunReader) -> list[Mark]:
+    """The events of a run, and the first departure of each link in them, in order of the steps.
+
+    Reads scalars alone, without TensorFlow.
+    """
+    found = []
+    for event in events(Chain(run)):
+        visible = "" if event.visible else "; the loss does not show it"
+        found.append(Mark(event.step, event.kind, f"of the run{visible}"))
+        for departure in firsts(event):
+            what = _WORDS[departure.note]
+            tag = "" if departure.link == "loss" else departure.tags[0]
+            text = f"{tag}, {what}" if tag else what
+            found.append(Mark(departure.step, departure.link, text, tag))
+    return sorted(found, key=lambda mark: mark.step)
+
+
+def firsts(event: Event) -> list[Departure]:
+    """Of each link its first departure in an event, in the order of the chain."""
+    seen: dict[str, Departure] = {}
+    for departure in event.departures:
+        seen.setdefault(departure.link, departure)
+    return list(seen.values())
+
+
+def events(chain: Chain) -> list[Event]:
+    """All events, in order of their steps."""
+    if not len(chain.steps):
+        return []
+    departures = sorted(_departures(chain), key=_order)
+    groups: list[list[Departure]] = []
+    for departure in departures:
+        if not groups or departure.step > groups[-1][-1].step + GAP:
+            groups.append([])
+        groups[-1].append(departure)
+    rise = _rise(chain)
+    found = [_event(chain, group, rise) for group in groups]
+    if rise and not any(e.visible and e.departures[-1].step >= rise for e in found):
+        found.append(Event("divergence", rise, (), True))
+    result = chain.run.result or {}
+    if not any(SEVERITY.index(e.kind) >= SEVERITY.index("spike") for e in found):
+        if result.get("collapsed") is not None:
+            found.append(Event("collapse", int(chain.steps[-1]), (), True))
+        elif _never_fell(chain):
+            found.append(Event("plateau", int(chain.steps[0]), (), True))
+    return sorted(found, key=lambda event: event.step)
+
+
+def main_event(found: list[Event]) -> Event | None:
+    """The gravest; of equal ones that which is farthest out of its range."""
+
+    def weight(event: Event) -> tuple[int, float]:
+        return SEVERITY.index(event.kind), max((d.size for d in event.departures), default=0.0)
+
+    return max(found, key=weight, default=None)
+
+
+def _order(departure: Departure) -> tuple[int, int]:
+    return departure.step, LINKS.index(departure.link)
+
+
+def _departures(chain: Chain) -> Iterator[Departure]:
+    for link in LINKS:
+        found = chain.ranges[link]
+        names = {"loss": ["loss"], "probe": chain.probes}.get(link) or chain.tensors
+        names = names or ["all"]
+        for row in np.flatnonzero(found.out.any(axis=1)):
+            columns = np.flatnonzero(found.out[row])
+            columns = columns[np.argsort(-found.z[row, columns], kind="stable")]
+            size = float(found.z[row, columns[0]] / found.limits[row])
+            tags = tuple(names[c] for c in columns)
+            yield Departure(int(chain.steps[row]), link, tags, size)
+    yield from _nonfinite(chain)
+    yield from _zero(chain)
+    yield from _early(chain)
+
+
+def _nonfinite(chain: Chain) -> Iterator[Departure]:
+    """The first step with NaN or infinity, by link; of later ones it is the cause."""
+    if not chain.nonfinite:
+        return
+    first = min(chain.nonfinite.values())
+    tags = [tag for tag, step in chain.nonfinite.items() if step == first]
+    row = int(np.searchsorted(chain.steps, first))
+    by_link: dict[str, list[str]] = {link: [] for link in LINKS}
+    for tag in tags:
+        name = tag.removesuffix("/gradient")
+        if tag == "loss":
+            by_link["loss"].append(tag)
+        elif tag in chain.probes:
+            by_link["probe"].append(tag)
+        elif tag.endswith("/gradient"):
+            by_link["gradient"].append(name)
+        elif tag in chain.tensors and row < len(chain.steps):
+            column = chain.tensors.index(tag)
+            update = chain.applied[row, column]
+            by_link["weight" if np.isfinite(update) else "update"].append(tag)
+        else:
+            by_link["weight"].append(tag)
+    for link, names in by_link.items():
+        if names:
+            order = names if link in ("loss", "probe") else names[::-1]
+            yield Departure(first, link, tuple(order), math.inf, "nonfinite")
+
+
+def _zero(chain: Chain) -> Iterator[Departure]:
+    """Gradients that are 0 up to the end of the record, or too small to change a float32 weight in
+    all tensors; not those that were so from the start, in some tensors."""
+    if not chain.tensors or len(chain.steps) < _LASTING:
+        return
+    with np.errstate(invalid="ignore"):
+        lost = (chain.update <= 2.0**-25 * chain.weight) & (chain.weight > 0)
+    zero = chain.gradient == 0
+    zero |= lost & lost.all(axis=1, keepdims=True)
+    rows = len(zero) - np.where(zero.all(axis=0), len(zero), zero[::-1].argmin(axis=0))
+    starts: dict[int, list[str]] = {}
+    for tag, row in zip(chain.tensors, rows, strict=True):
+        if row <= len(zero) - _LASTING and (row > 0 or zero.all()):
+            starts.setdefault(int(chain.steps[row]), []).append(tag)
+    for step, tags in starts.items():
+        yield Departure(step, "gradient", tuple(tags), math.inf, "zero")
+
+
+def _early(chain: Chain) -> Iterator[Departure]:
+    """Before there are ranges: a loss that stays above three times the first, and the steps before
+    it that replaced a weight."""
+    logs = chain.loss[: 2 * FIRST]
+    for row in range(1, len(logs)):
+        if np.median(chain.loss[row : row + 4]) > _EARLY * logs[0] > 0:
+            step = int(chain.steps[row])
+            yield Departure(step, "loss", ("loss",), float(logs[row] / logs[0] / _EARLY), "early")
+            yield from _replaced(chain, row)
+            return
+
+
+def _replaced(chain: Chain, until: int) -> Iterator[Departure]:
+    with np.errstate(divide="ignore", invalid="ignore"):
+        ratio = np.nan_to_num(chain.applied[:until] / chain.weight[:until])
+    if not ratio.size:
+        return
+    started_at_0 = np.isclose(ratio[0], 1, atol=1e-5)  # then the first update is all of the weight
+    ratio[:, started_at_0] = 0
+    rows = np.flatnonzero((ratio >= _WHOLE).any(axis=1))
+    if len(rows):
+        row = int(rows[0])
+        columns = np.argsort(-ratio[row], kind="stable")
+        tags = [chain.tensors[c] for c in columns if ratio[row, c] >= _WHOLE]
+        size = float(ratio[row].max() / _WHOLE)
+        yield Departure(int(chain.steps[row]), "update", tuple(tags), size, "early")
+
+
+def _event(chain: Chain, group: list[Departure], rise: int) -> Event:
+    shown = [d.step for d in group if d.link == "loss"]
+    start, end = group[0].step, group[-1].step
+    notes = {d.note for d in group}
+    row, last = np.searchsorted(chain.steps, [start, end])
+    before, after = chain.loss[max(row - 32, 0) : row], chain.loss[last + 1 : last + 33]
+    with np.errstate(invalid="ignore"):
+        higher = len(before) and len(after) and np.median(after) > 2 * np.median(before)
+    result = chain.run.result or {}
+    if "nonfinite" in notes:
+        kind = "nonfinite"
+    elif any(d.note == "zero" and len(d.tags) == len(chain.tensors) for d in group):
+        kind = "collapse" if result.get("collapsed") is not None else "freeze"
+    elif higher or (rise and start - GAP <= rise <= end + GAP) or "early" in notes:
+        kind = "divergence"
+    elif shown:
+        kind = "spike"
+    elif any(d.link == "weight" for d in group) or "zero" in notes:
+        kind = "corruption"
+    else:
+        kind = "departure"
+    visible = bool(shown) or kind in ("nonfinite", "divergence", "freeze", "collapse")
+    return Event(kind, min(shown, default=start), tuple(group), visible)
+
+
+def _levels(chain: Chain) -> np.ndarray:
+    """The median of log(loss) over _LEVEL steps from each on: [steps - _LEVEL + 1], or []."""
+    loss = chain.loss
+    if len(loss) < 8 * _LEVEL or not (np.isfinite(loss) & (loss > 0)).all():
+        return np.zeros(0)
+    windows = np.lib.stride_tricks.sliding_window_view(np.log(loss), _LEVEL)
+    return np.median(windows, axis=1)
+
+
+def _rise(chain: Chain) -> int:
+    """The step from which on the loss's level has left its lowest for good; 0 if it has not."""
+    level = _levels(chain)
+    if not len(level):
+        return 0
+    logs = np.log(chain.loss)
+    noise = 1.4826 * float(np.median(np.abs(logs[_LEVEL // 2 : len(level) + _LEVEL // 2] - level)))
+    limit = max(_RISE, 3 * noise)
+    lowest = np.minimum.accumulate(level)
+    if level[-1] - lowest[-1] <= limit:
+        return 0
+    return int(chain.steps[int(level.argmin()) + _LEVEL])
+
+
+def _never_fell(chain: Chain) -> bool:
+    level = _levels(chain)
+    if not len(level):
+        return False
+    end = np.median(np.log(chain.loss[-len(chain.loss) // 4 :]))
+    return bool(end > np.median(np.log(chain.loss[:4])) - 0.05)

@@ -1,0 +1,312 @@
+"""A suspect, examined by repeating its step; and the run repeated with one link changed.
+
+What is repeated is the caller's: a run as `lab.open_run` gives it. Nothing else here loads
+TensorFlow.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from lab.diagnosis.chain import Chain
+from lab.diagnosis.culprit import Finding, growth
+from lab.diagnosis.events import Event
+from lab.diagnosis.ranges import CENTRE, ranges
+from lab.errors import LabError
+
+_NEARBY = 4  # batches of other steps that the weights are tried on
+_LARGE = 10.0  # times the median size of a batch's inputs
+_SHIFT = 1e-2  # of the weights along the gradient, in the norm of the whole tensor
+_TOLERANCE = 0.5  # of a slope: it must be the gradient's norm within this share
+_FACTOR = 2.0  # from which on an update is another than the rule's, inputs than those before
+_AHEAD = 32  # steps that an experiment is followed after the event
+
+
+class Outcome(NamedTuple):
+    """What an experiment showed.
+
+    Attributes:
+      change: in words, what was changed.
+      gone: whether the loss then stays in the range that it left; None where it was not out.
+      worst: the largest ratio of the loss to its range's centre over these steps, and `before` the
+        same as the run had it.
+    """
+
+    change: str
+    gone: bool | None
+    worst: float
+    before: float
+
+
+def examine(run: Any, chain: Chain, event: Event, found: Finding) -> Finding:
+    """The finding after its step was repeated: more is known, or it is another.
+
+    Raises:
+      LabError: the run cannot be repeated.
+    """
+    early = bool(event.departures) and event.departures[0].note == "early"
+    if found.kind in ("flat", "gradient", "growth", "weight") or (found.kind and early):
+        return found
+    # Without a culprit the fault may be later than the lowest loss, and may last to the end.
+    step = found.step if found.kind else int(chain.steps[-1])
+    with run.before(step) as rerun:
+        if bad := _nonfinite_inputs(rerun):
+            reason = "inputs of this batch are not finite"
+            return _with_examples(run, rerun, step, bad, reason)
+        if found.kind == "overflow":
+            return dataclasses.replace(found, checked=True)
+        if found.kind in ("rate", "slots", "epsilon"):
+            return _update(rerun, found)
+        if found.kind == "batch":
+            rows, reason = _guilty(rerun, chain)
+            large = _large_inputs(rerun)
+            if rows and set(large) & set(rows):
+                rows = sorted({*rows, *large})
+                reason += f"; {len(large)} have inputs {_LARGE:g} times as large as the others"
+            if rows:
+                return _with_examples(run, rerun, step, rows, reason)
+        wrong = wrong_gradients(rerun)
+    if wrong:
+        return _since(run, chain, step, wrong)
+    if found.kind == "batch":
+        if grown := growth(chain, event):
+            return dataclasses.replace(grown, checked=True)
+        reason = "other batches have as high a loss on the same weights, all gradients are right, "
+        reason += "and no recorded link left its range before"
+        return Finding("", found.step, reason=reason, checked=True)
+    return dataclasses.replace(found, checked=True)
+
+
+def unseen(run: Any, chain: Chain) -> Finding | None:
+    """For a run without an event: inputs out of their range, or a gradient that is not the loss's
+    in the last step; None if there is neither."""
+    step = int(chain.steps[-1])
+    if found := unlike_inputs(run, chain):
+        return found
+    with run.before(step) as rerun:
+        wrong = wrong_gradients(rerun)
+    return _since(run, chain, step, wrong) if wrong else None
+
+
+def _nonfinite_inputs(rerun: Any) -> list[int]:
+    x, _ = rerun.batch()
+    if x.dtype.kind != "f":
+        return []
+    return np.flatnonzero(~np.isfinite(x.reshape(len(x), -1)).all(axis=1)).tolist()
+
+
+def _sizes(x: np.ndarray) -> np.ndarray:
+    """The root mean square of the inputs of each example: float64 [batch]."""
+    return np.sqrt(np.mean(np.square(x.reshape(len(x), -1), dtype=np.float64), axis=1))
+
+
+def _large_inputs(rerun: Any) -> list[int]:
+    x, _ = rerun.batch()
+    if x.dtype.kind != "f":
+        return []
+    sizes = _sizes(x)
+    return np.flatnonzero(sizes > _LARGE * np.median(sizes)).tolist()
+
+
+def unlike_inputs(run: Any, chain: Chain) -> Finding | None:
+    """The first step whose batch has an example with inputs larger than their range, over the
+    steps before it; None if there is none."""
+    with run.before(int(chain.steps[-1])) as rerun:
+        sizes = [_sizes(rerun.batch(int(step))[0]) for step in chain.steps]
+        found = ranges(np.array([[size.max()] for size in sizes]))
+        rows = np.flatnonzero(found.out[:, 0])
+        if not len(rows):
+            return None
+        row = int(rows[0])
+        limit = np.median([size.max() for size in sizes[max(row - CENTRE, 0) : row]])
+        bad = np.flatnonzero(sizes[row] > _FACTOR * limit).tolist()
+        if not bad:
+            return None
+        times = float(sizes[row].max() / limit)
+        reason = f"inputs of its examples are {times:.3g} times as large as any of the steps before"
+        return _with_examples(run, rerun, int(chain.steps[row]), bad, reason)
+
+
+def _with_examples(run: Any, rerun: Any, step: int, rows: list[int], reason: str) -> Finding:
+    """The examples in some rows of a step's batch, with their labels where these are classes."""
+    y = rerun.batch(step)[1]
+    facts = {"labels": y[rows].tolist()} if y.ndim == 1 and y.dtype.kind in "iu" else {}
+    try:
+        numbers = run.batch(step)[rows]
+    except LabError:  # a function gives the batches
+        numbers = np.array(rows)
+    examples = tuple(int(n) for n in numbers)
+    return Finding("batch", step, (), examples, tuple(rows), reason, True, facts)
+
+
+def _guilty(rerun: Any, chain: Chain) -> tuple[list[int], str]:
+    """The rows of a batch that carry its jump: those with the largest losses, without which the
+    mean is no higher than that of any other batch near by on the same weights. None if it is so
+    anyway."""
+    losses = rerun.losses()
+    last = int(chain.steps[-1])
+    steps = [s for s in range(rerun.step - _NEARBY, rerun.step + _NEARBY + 1)
+             if 1 <= s <= last and s != rerun.step]  # fmt: skip
+    nearby = [float(rerun.losses(of=s).mean()) for s in steps]
+    usual, most = (float(f(nearby)) if nearby else 0.0 for f in (np.median, np.max))
+    if not np.isfinite(losses).all():
+        bad = np.flatnonzero(~np.isfinite(losses)).tolist()
+        return bad if np.isfinite(nearby).any() else [], "their losses are not finite"
+    if losses.mean() <= max(1.5 * usual, most):
+        return [], ""
+    order = np.argsort(-losses)
+    rest = (losses.sum() - np.cumsum(losses[order])) / np.maximum(np.arange(len(losses))[::-1], 1)
+    count = int((rest <= most).argmax()) + 1
+    share = losses[order[:count]].sum() / losses.sum()
+    times = losses.mean() / max(usual, 1e-30)
+    reason = (
+        f"on the same weights the batch's loss is {times:.3g} times that of the batches around it, "
+        f"and {count} of its {len(losses)} examples carry {share:.0%} of it"
+    )
+    return sorted(order[:count].tolist()), reason
+
+
+def _update(rerun: Any, found: Finding) -> Finding:
+    """Which part of an update is not as the rule has it: its slots, its epsilon, or its rate."""
+    parts = rerun.parts()
+    moved = [tag for tag in parts.updates if np.any(parts.updates[tag])]
+    off = [
+        name
+        for name, slot in parts.slots.items()
+        if name.rpartition("/")[0] in moved and _apart(slot, parts.expected_slots[name])
+    ]
+    if off:
+        names = tuple(dict.fromkeys(name.rpartition("/")[0] for name in off))
+        kinds = ", ".join(sorted({name.rpartition("/")[2] for name in off}))
+        reason = f"the slots {kinds} are not what the rule makes of the slots before"
+        tensors = names if len(names) < len(moved) / 2 else ()
+        return dataclasses.replace(
+            found, kind="slots", tensors=tensors, reason=reason, checked=True
+        )
+    factors = {tag: _times(parts.updates[tag], parts.expected[tag]) for tag in moved}
+    high = [tag for tag, factor in factors.items() if factor > _FACTOR]
+    small = [tag for tag in moved if _by_epsilon(parts, tag)]
+    if small and len(high) <= len(moved) / 2:
+        reason = "it divides by next to nothing: with an epsilon of 1e-7 it is in its range"
+        tensors = tuple(t for t in (*found.tensors, *small) if t in small)
+        return dataclasses.replace(
+            found, kind="epsilon", tensors=tensors[:1], reason=reason, checked=True,
+            facts=found.facts | {"tensors": tuple(small)},
+        )  # fmt: skip
+    if high:
+        middle = float(np.median([factors[tag] for tag in high]))
+        reason = f"the update is {middle:.3g} times what the rule makes of gradient and slots"
+        tensors = () if len(high) > len(moved) / 2 else tuple(high)
+        return dataclasses.replace(
+            found, kind="rate", tensors=tensors, reason=reason, checked=True,
+            facts=found.facts | {"times": middle},
+        )  # fmt: skip
+    reason = "gradient, slots and update are as the rule has them: its rate is too high here"
+    return dataclasses.replace(found, kind="rate", reason=reason, checked=True)
+
+
+def _apart(one: np.ndarray, other: np.ndarray) -> bool:
+    difference = np.linalg.norm(one.astype(np.float64) - other)
+    return not difference <= 0.01 * np.linalg.norm(other) + 1e-12
+
+
+def _times(one: np.ndarray, other: np.ndarray) -> float:
+    return float(np.linalg.norm(one) / max(float(np.linalg.norm(other)), 1e-30))
+
+
+def _by_epsilon(parts: Any, tag: str) -> bool:
+    """Whether an update is what an epsilon of 0 gives, and not what 1e-7 gives."""
+    if not parts.with_epsilon or not np.isfinite(parts.gradients[tag]).all():
+        return False
+    update, large = parts.updates[tag], parts.with_epsilon[tag]
+    if not np.isfinite(update).all():
+        return bool(np.isfinite(large).all())
+    return _times(update, large) > _FACTOR and _times(update, parts.without_epsilon[tag]) < 1.5
+
+
+def wrong_gradients(rerun: Any) -> dict[str, float]:
+    """The tensors whose gradient is not that of the loss, with the slope along it over its norm.
+
+    The loss is taken at the weights shifted by _SHIFT both ways along the gradient g / |g|: the
+    central difference must be |g|. A slope that is lost in rounding says nothing.
+    """
+    gradients = rerun.parts().gradients
+    slopes, norms = {}, {}
+    for tag, g in gradients.items():
+        norm = float(np.linalg.norm(g))
+        if not np.isfinite(norm) or norm == 0:
+            continue
+        step = (_SHIFT * g / norm).astype(g.dtype)
+        weights = rerun.weights[tag]
+        up, down = (
+            rerun.losses({tag: weights + sign * step}).astype(np.float64).mean() for sign in (1, -1)
+        )
+        if not abs(up - down) > 1e-5 * (abs(up) + abs(down)):
+            continue
+        slopes[tag], norms[tag] = (up - down) / (2 * _SHIFT), norm
+    if not slopes:
+        return {}
+    # The loss as it is minimized is the mean times a factor that all tensors share.
+    scale = float(np.median([norms[t] / abs(s) for t, s in slopes.items()]))
+    found = {tag: scale * slope / norms[tag] for tag, slope in slopes.items()}
+    return {tag: r for tag, r in found.items() if r < 1 - _TOLERANCE or r > 2}
+
+
+def _since(run: Any, chain: Chain, step: int, wrong: dict[str, float]) -> Finding:
+    """The first step whose gradient is wrong in a tensor, found by bisection."""
+    tag = min(wrong, key=lambda t: wrong[t])
+    low, high = 0, step
+    while high - low > 1:
+        middle = (low + high) // 2
+        with run.before(middle) as rerun:
+            if tag in wrong_gradients(rerun):
+                high = middle
+            else:
+                low = middle
+    what = "points uphill" if wrong[tag] < 0 else "is not the slope of the loss"
+    reason = f"the gradient on record {what}: the loss changes by {wrong[tag]:.3g} of what it says"
+    return Finding("gradient", high, (tag,), reason=reason, checked=True)
+
+
+def prove(run: Any, chain: Chain, event: Event, found: Finding) -> Outcome | None:
+    """Repeats the run from before the culprit's step with that link changed; None where there is
+    nothing to change, or the loss never left its range."""
+    step = found.step
+    changes: dict[str, Any] = {}
+    if found.kind == "batch":
+        change, changes = f"without the batch of step {step}", {"steps": 1}
+    elif found.kind in ("rate", "slots", "epsilon"):
+        lasting = [d.step for d in event.departures if d.link == "update"]
+        count = len([s for s in lasting if s < step + len(lasting)]) or 1
+        share = 1 / found.facts.get("times", 2.0)
+        change = f"with {share:.2g} of the update in steps {step} to {step + count - 1}"
+        changes = {"steps": count, "share": share}
+        if found.kind == "epsilon":
+            change, changes = f"without the update of step {step}", {"steps": 1}
+    elif found.kind == "weight":
+        change, changes = f"with {found.tensors[0]} put back", {"put_back": found.tensors[0]}
+    if not changes:
+        return None
+    lost = event.kind == "nonfinite"
+    last = run.config.get("training_steps") if lost else int(chain.steps[-1])
+    until = min(max(event.step, step) + _AHEAD, last)
+    with run.before(step) as rerun:
+        losses = rerun.onward(until, **changes)
+    row = int(np.searchsorted(chain.steps, step))
+    centre = float(np.median(chain.loss[max(row - 32, 0) : row])) if row else chain.loss[0]
+    after = slice(1 if found.kind == "batch" else 0, None)  # the batch's own loss stays
+    new, old = (_high(part[after] / centre) for part in (losses, chain.loss[row:][: len(losses)]))
+    if lost:
+        gone = bool(np.isfinite(losses[after]).all() and len(losses) == until - step + 1)
+        return Outcome(change, gone, new, np.inf)
+    if not chain.ranges["loss"].out[row : row + len(losses), 0][after].any():
+        return Outcome(change, None, new, old)
+    return Outcome(change, bool(new < 0.75 * old), new, old)
+
+
+def _high(ratios: np.ndarray) -> float:
+    """The median of the four highest."""
+    return float(np.median(np.sort(ratios)[-4:])) if np.isfinite(ratios).all() else np.inf

@@ -1,0 +1,45 @@
+"""bin/why: what broke first in a run.
+
+0: said, also where nothing broke; 2: a wrong command line, or no run; 130: interrupted.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from typing import NoReturn
+
+import lab
+from lab.errors import LabError
+from lab.terminal import quiet_stderr
+
+
+class _Parser(argparse.ArgumentParser):
+    def error(self, message: str) -> NoReturn:
+        raise LabError(message)
+
+
+def main() -> int:
+    """Prints the diagnosis; returns the exit status."""
+    parser = _Parser(prog="bin/why", description=__doc__, allow_abbrev=False)
+    parser.add_argument("run", help="the folder of a run")
+    parser.add_argument("--json", action="store_true", help="as JSON")
+    parser.add_argument("--record", action="store_true", help="from the record alone: at once")
+    text = "repeat the run with the suspected link changed, too"
+    parser.add_argument("--experiment", action="store_true", help=text)
+    try:
+        flags = parser.parse_args()
+        with quiet_stderr():
+            run = lab.open_run(flags.run)
+            found = run.why(repeat=not flags.record, experiments=flags.experiment)
+    except LabError as error:
+        print(f"why: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        return 130
+    print(found.as_json() if flags.json else found)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,155 @@
+"""What broke first in a run, from its record and from the step in question trained again."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import math
+import shlex
+from typing import Any
+
+import jinja2
+
+from lab.diagnosis import culprit, experiment
+from lab.diagnosis.chain import Chain
+from lab.diagnosis.culprit import Finding
+from lab.diagnosis.events import Event, events, firsts, main_event
+from lab.diagnosis.experiment import Outcome
+from lab.diagnosis.ranges import FALSE_ALARMS, FIRST
+from lab.errors import LabError
+from lab.record.run import RunReader
+
+_TEMPLATES = jinja2.Environment(
+    loader=jinja2.PackageLoader("lab.diagnosis", "templates"),
+    undefined=jinja2.StrictUndefined,
+    trim_blocks=True,
+    lstrip_blocks=True,
+)
+
+
+@dataclasses.dataclass(frozen=True)
+class Diagnosis:
+    """What broke first.
+
+    Attributes:
+      path: of the run.
+      event: the gravest event; None if there is none.
+      finding: the culprit; its kind is "" where that cannot be said, and its reason says why. None
+        where nothing happened.
+      others: all other events, in order.
+      margin: by how much the event is farther out of its range than any other before it.
+      steps: how many are on record.
+      unchecked: why the step was not repeated; "" where it was, or was not asked to be.
+      outcome: of the experiment, if one was made.
+      remedy: a command, or a line of Python, to try.
+    """
+
+    path: str
+    event: Event | None
+    finding: Finding | None
+    others: tuple[Event, ...]
+    margin: float
+    steps: int
+    unchecked: str
+    outcome: Outcome | None
+    remedy: str
+
+    def __str__(self) -> str:
+        return _render("why.txt", self)
+
+    @property
+    def line(self) -> str:
+        """One line of it."""
+        return _render("line.txt", self)
+
+    def as_json(self) -> str:
+        """All of it as strict JSON: numbers that are not finite are null."""
+        return json.dumps(_plain(dataclasses.asdict(self) | {"text": str(self)}), indent=2)
+
+
+def diagnose(run: Any, repeat: bool = True, experiments: bool = False) -> Diagnosis:
+    """What broke first in a run.
+
+    Args:
+      run: as lab.open_run gives it; a RunReader will do if nothing is repeated.
+      repeat: whether the step in question is trained again.
+      experiments: whether the run is repeated with the suspected link changed, and whether the
+        gradient of a run without an event is checked.
+    """
+    chain = Chain(run)
+    found = events(chain)
+    event, finding, outcome, unchecked = main_event(found), None, None, ""
+    margin = culprit.margin(found, event) if event else math.inf
+    if event:
+        finding = culprit.first_link(chain, event)
+    if repeat or experiments:
+        try:
+            if event and finding:
+                finding = experiment.examine(run, chain, event, finding)
+                if experiments:
+                    outcome = experiment.prove(run, chain, event, finding)
+            elif experiments and len(chain.steps):
+                finding = experiment.unseen(run, chain)
+                if finding:
+                    event = Event("corruption", finding.step, (), False)
+        except LabError as error:
+            unchecked = str(error)
+    others = tuple(e for e in found if e is not event)
+    remedy = _remedy(run, finding) if finding else ""
+    return Diagnosis(run.path, event, finding, others, margin, len(chain.steps),
+                     unchecked, outcome, remedy)  # fmt: skip
+
+
+def _remedy(run: RunReader, finding: Finding) -> str:
+    """One thing to try."""
+    config, kind = run.config, finding.kind
+    rate, steps = config.get("learning_rate", 0.0), config.get("training_steps", 1)
+    if kind == "rate" and finding.step <= FIRST and config.get("optimizer") != "sgd":
+        return _command(run, warmup_steps=max(steps // 20, 10))
+    if kind in ("rate", "growth", "flat", ""):
+        less = 10 if config.get("optimizer") == "sgd" else 3
+        return _command(run, learning_rate=float(f"{rate / less:.2g}"))
+    if kind == "epsilon":
+        return _command(run, epsilon=max(100 * config.get("epsilon", 0.0), 1e-7))
+    if kind == "batch":
+        return _command(run, clip_norm=1.0)
+    what = {"weight": "writes to", "slots": "writes to the slots of"}.get(kind, "has a part in")
+    where = finding.tensors[0] if finding.tensors else "the tensors"
+    moment = f"lab.open_run({run.path!r}).at({finding.step})"
+    gradient = "" if kind in ("weight", "slots") else "the gradient of "
+    return f"{moment}, and look for what else {what} {gradient}{where}"
+
+
+def _command(run: RunReader, **flags: float) -> str:
+    """The run again with some other flags: of bin/train, or of lab.train if objects were given."""
+    config = run.config
+    if getattr(run, "circumstances", {}).get("given"):
+        return "lab.train(..., " + ", ".join(f"{n}={v:g}" for n, v in flags.items()) + ")"
+    shown = ["model", "optimizer", "learning_rate", "loss", "reduction", "data", "batch_size",
+             "training_steps", "seed"]  # fmt: skip
+    if config.get("model") == "mlp":
+        shown += ["activation", "n_hidden_1", "n_hidden_2"]
+    words = [f"--{name}={shlex.quote(str(config[name]))}" for name in shown
+             if name in config and name not in flags]  # fmt: skip
+    words += [shlex.quote(f"--model.{one}") for one in config.get("model_arguments", ())]
+    words += [f"--{name}={value:g}" for name, value in flags.items()]
+    return " ".join(["bin/train", *words])
+
+
+def _render(name: str, found: Diagnosis) -> str:
+    facts = {f.name: getattr(found, f.name) for f in dataclasses.fields(found)}
+    links = firsts(found.event) if found.event else []
+    text = _TEMPLATES.get_template(name).render(**facts, links=links, risk=FALSE_ALARMS)
+    return "\n".join(line.rstrip() for line in text.strip().splitlines())
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, float) and not math.isfinite(value):
+        return None
+    if isinstance(value, dict):
+        return {str(key): _plain(one) for key, one in value.items()}
+    if isinstance(value, (list, tuple)):
+        if hasattr(value, "_asdict"):
+            return _plain(value._asdict())
+        return [_plain(one) for one in value]
+    return value

@@ -1,0 +1,153 @@
+"""A run at the moment before one of its steps: what the step does, and what it would do if."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+import numpy as np
+import tensorflow as tf
+
+from lab.record.checkpoints import Checkpoint, read_tensors
+from lab.record.directory import read_object
+from lab.training.moment import StoredRun
+from lab.training.state import TrainingState
+
+_LOOP = 100  # steps of a call of the compiled loop
+
+Arrays = dict[str, np.ndarray]
+
+
+class Parts(NamedTuple):
+    """The parts of a step, by tag.
+
+    Attributes:
+      gradients, updates: as Moment has them.
+      slots: after the step, by TAG/SLOT.
+      expected, expected_slots: what the run's update rule makes of these gradients and of the slots
+        before the step, computed apart from the loop.
+      without_epsilon, with_epsilon: the updates of the same rule with an epsilon of 0 and of 1e-7;
+        {} for a rule without one.
+    """
+
+    gradients: Arrays
+    updates: Arrays
+    slots: Arrays
+    expected: Arrays
+    expected_slots: Arrays
+    without_epsilon: Arrays
+    with_epsilon: Arrays
+
+
+class Rerun:
+    """A run as it was before a step; Replay.before makes it.
+
+    Attributes:
+      step: the number of the step.
+      weights: the trainable variables before it, by tag.
+    """
+
+    def __init__(self, run: StoredRun, state: TrainingState, observing: Any, step: int) -> None:
+        self.step, self._state, self._observing = step, state, observing
+        number, path = run.checkpoint_before(step)
+        manifest = read_object(os.path.join(path, "manifest.json"))
+        state.restore(Checkpoint(number, read_tensors(path), manifest["state"], {}), _ignore)
+        while state.step < step - 1:
+            state.run(min(_LOOP, step - 1 - state.step), _ignore)
+        self._before = state.tensors()
+        self._saved = state.saved
+        self.weights = {tag: self._before[tag].numpy() for tag in state.training.variables}
+
+    def batch(self, of: int = 0) -> tuple[np.ndarray, np.ndarray]:
+        """The x and y of a step, by default this one, each [batch, ...]."""
+        return self._state.batch(of or self.step)
+
+    def losses(self, changed: Mapping[str, np.ndarray] | None = None, of: int = 0) -> np.ndarray:
+        """The loss of each example of a batch, at the weights before the step: float32 [batch].
+
+        Args:
+          changed: weights that take the place of the run's own, by tag.
+          of: the number of the step whose batch is taken; by default this one's.
+        """
+        return self._observed(changed or {}, of or self.step)["losses"][0].numpy()
+
+    def _observed(self, changed: Mapping[str, np.ndarray], of: int) -> dict[str, tf.Tensor]:
+        self._state.assign({**self._before, **changed})
+        return self._observing.run(self._state.rows(of, 1), self.step)
+
+    def parts(self) -> Parts:
+        """Gradients, updates and slots of the step, beside what the rule makes of them."""
+        state, observed = self._state, self._observed({}, self.step)
+        training, after = state.training, state.tensors()
+        tags = list(training.variables)
+        gradients, updates = (
+            {tag: observed[f"{kind}/{tag}"][0] for tag in tags} for kind in ("gradients", "updates")
+        )
+        rule = training.optimizer.rule
+        clipped = gradients
+        if rule.clip_norm:
+            some, _ = tf.clip_by_global_norm(list(gradients.values()), rule.clip_norm)
+            clipped = dict(zip(tags, some, strict=True))
+        expected, slots = self._by_rule(clipped, {})
+        others: list[Arrays] = [{}, {}]
+        if hasattr(rule, "epsilon"):
+            others = [self._by_rule(clipped, {"epsilon": e})[0] for e in (0.0, 1e-7)]
+        return Parts(
+            {tag: g.numpy() for tag, g in gradients.items()},
+            {tag: u.numpy() for tag, u in updates.items()},
+            {name: after[name].numpy() for name in slots},
+            expected, slots, *others,
+        )  # fmt: skip
+
+    def _by_rule(self, gradients: dict[str, tf.Tensor], other: Any) -> tuple[Arrays, Arrays]:
+        optimizer = self._state.training.optimizer
+        optimizer = optimizer.like(**other) if other else optimizer
+        updates, slots = {}, {}
+        for tag, g in gradients.items():
+            own = tuple(self._before[f"{tag}/{slot}"] for slot in optimizer.rule.slots)
+            delta, new = optimizer.change(self._before[tag], own, g, tf.cast(self.step, g.dtype))
+            updates[tag] = delta.numpy()
+            for slot, value in zip(optimizer.rule.slots, new, strict=True):
+                slots[f"{tag}/{slot}"] = value.numpy()
+        return updates, slots
+
+    def onward(
+        self, until: int, steps: int = 0, share: float = 0.0, put_back: str = ""
+    ) -> np.ndarray:
+        """The loss as it is minimized of each step from this one to `until`, if something were
+        changed: float64 [until - step + 1]. Ends early where NaN or infinity comes up.
+
+        Args:
+          steps: of so many steps, from this one on, the weights change by `share` of the update
+            alone; of a share of 0 the slots stay, too, as if the batch had been left out.
+          put_back: tag of a tensor that is given, after this step, its old value less the update.
+        """
+        state, found = self._state, []
+        update = self.parts().updates[put_back] if put_back else None
+        state.assign(self._before)
+        state.step, state.saved = self.step - 1, self._saved | {"nonfinite": {"": {}}}
+        while state.step < until:
+            early = state.step < self.step - 1 + max(steps, bool(put_back))
+            before = state.tensors() if early else {}
+            recorded = state.run(1 if early else min(_LOOP, until - state.step), _ignore)
+            found += recorded["scalars"][:, 0].numpy().tolist()
+            if early and update is not None:
+                state.assign(state.tensors() | {put_back: before[put_back] - update})
+            elif early:
+                state.assign(_between(before, state.tensors(), share, self.weights))
+            if not np.isfinite(found[-1]):
+                break
+        return np.array(found)
+
+
+def _between(before: Any, after: Any, share: float, weights: Any) -> dict[str, Any]:
+    """The weights that lie a share of the way from `before` to `after`, with the slots of after;
+    of a share of 0 all is as it was before."""
+    if not share:
+        return before
+    moved = {tag: before[tag] + share * (after[tag] - before[tag]) for tag in weights}
+    return after | moved
+
+
+def _ignore(text: str) -> None: ...

@@ -1,0 +1,294 @@
+"""bin/why on records that NumPy makes, and on small runs with a fault that is known."""
+
+import json
+
+import numpy as np
+import programs
+import pytest
+
+import lab
+from lab.diagnosis.events import marks
+from lab.diagnosis.why import diagnose
+from lab.record.event_reader import Series
+
+TENSORS = ("h1/weights", "h1/bias", "logits/weights", "logits/bias")
+STEPS = 300
+
+
+class Record:
+    """What a RunReader has, of series in memory: plain sgd, whose loss falls."""
+
+    path = "made"
+
+    def __init__(self, seed=0, rate=0.01):
+        random = np.random.default_rng(seed)
+        size = np.exp(-0.004 * np.arange(STEPS))
+        self.config = {"optimizer": "sgd", "learning_rate": rate, "training_steps": STEPS}
+        self.result = None
+        self.values = {"loss": 2 * size * np.exp(random.normal(0, 0.15, STEPS))}
+        for name in TENSORS:
+            gradient = size * np.exp(random.normal(0, 0.2, STEPS))
+            self.values[f"{name}/gradient/norm"] = gradient
+            self.values[f"{name}/update/norm"] = rate * gradient
+            self.values[f"{name}/norm"] = 5 + 0.3 * np.cumsum(rate * gradient)
+        self.steps = np.arange(1, STEPS + 1)
+
+    @property
+    def scalar_tags(self):
+        return list(self.values)
+
+    tags = scalar_tags
+
+    def scalar(self, tag):
+        values = self.values[tag]
+        return Series(self.steps[: len(values)], values)
+
+    def times(self, factor, step, *tags):
+        for tag in tags:
+            self.values[tag][step - 1] *= factor
+
+    def cut(self, step):
+        """The record ends at a step."""
+        self.values = {tag: values[:step] for tag, values in self.values.items()}
+
+
+def batch(record):
+    gradients = [f"{n}/{what}/norm" for n in TENSORS for what in ("gradient", "update")]
+    record.times(30, 200, "loss", *gradients)
+
+
+def rate(record):
+    record.times(30, 200, *(f"{n}/update/norm" for n in TENSORS))
+    record.times(20, 201, "loss")
+
+
+def weight(record):
+    record.values["logits/weights/norm"][199:] += 3
+
+
+def lost(record):
+    record.values["h1/weights/gradient/norm"][199:] = 0
+    record.values["h1/weights/update/norm"][199:] = 0
+
+
+def dead(record):
+    for name in TENSORS[:3]:
+        record.values[f"{name}/gradient/norm"][199:] = 0
+        record.values[f"{name}/update/norm"][199:] = 0
+
+
+def nan_loss(record):
+    record.values["loss"][199] = np.nan
+    record.cut(200)
+
+
+def overflow(record):
+    for name in TENSORS:
+        record.values[f"{name}/gradient/norm"][199] = np.inf
+        record.values[f"{name}/update/norm"][199] = np.nan
+    tags = [*(f"{n}/gradient" for n in TENSORS), *TENSORS]
+    record.result = {"nonfinite": {tag: {"first_step": 200, "count": 1} for tag in tags}}
+    record.cut(200)
+
+
+def divided(record):
+    record.values["h1/weights/update/norm"][199] = np.nan
+    record.result = {"nonfinite": {"h1/weights": {"first_step": 200, "count": 9}}}
+    record.cut(200)
+
+
+def grown(record):
+    """A norm that has grown fourfold while the loss crept away."""
+    growth = np.exp(np.maximum(np.arange(STEPS) - 60, 0) * 0.012)
+    record.values["h1/weights/norm"] *= growth
+    record.values["h1/weights/update/norm"] *= 0
+    record.values["h1/weights/update/norm"] += record.values["h1/weights/norm"] * 0.013
+    record.values["loss"][220:] *= np.exp(0.05 * np.arange(STEPS - 220))
+
+
+CASES = {
+    "batch": (batch, "spike", 200, ()),
+    "rate": (rate, "spike", 200, ()),
+    "weight": (weight, "corruption", 200, ("logits/weights",)),
+    "gradient": (lost, "corruption", 200, ("h1/weights",)),
+    "flat": (dead, "corruption", 200, TENSORS[:3]),
+    "overflow": (overflow, "nonfinite", 200, ("logits/bias",)),
+    "epsilon": (divided, "nonfinite", 200, ("h1/weights",)),
+}
+
+
+@pytest.mark.parametrize("kind", CASES)
+@pytest.mark.parametrize("seed", range(3))
+def test_the_first_link_of_an_event(kind, seed):
+    change, event, step, tensors = CASES[kind]
+    record = Record(seed)
+    change(record)
+    found = diagnose(record, repeat=False)
+    assert (found.event.kind, found.finding.kind) == (event, kind)
+    assert found.finding.step == step
+    assert set(found.finding.tensors) == set(tensors)
+
+
+def test_a_loss_that_is_not_finite():
+    record = Record()
+    nan_loss(record)
+    found = diagnose(record, repeat=False)
+    assert (found.event.kind, found.finding.kind, found.finding.step) == ("nonfinite", "batch", 200)
+
+
+def test_growth_from_inside():
+    record = Record()
+    grown(record)
+    found = diagnose(record, repeat=False)
+    assert found.finding.kind == "growth"
+    assert found.finding.tensors == ("h1/weights",)
+    assert 55 <= found.finding.step <= 160
+    assert found.finding.facts["rate"] == pytest.approx(0.012, rel=0.2)
+
+
+@pytest.mark.parametrize("seed", range(8))
+def test_nothing_in_a_quiet_run(seed):
+    found = diagnose(Record(seed), repeat=False)
+    assert found.event is None
+    assert "none" in str(found)
+    assert marks(Record(seed)) == []
+
+
+def test_a_schedule_is_no_event():
+    """Warm-up and decay move every update by factors: they are known from the config."""
+    record = Record()
+    record.config |= {"warmup_steps": 100, "learning_rate_decay": "cosine"}
+    t = record.steps
+    done = np.clip((t - 100) / (STEPS - 99), 0, 1)
+    share = np.minimum(t / 100, (1 + np.cos(np.pi * done)) / 2)
+    for name in TENSORS:
+        record.values[f"{name}/update/norm"] *= share
+        record.values[f"{name}/norm"] = 5 + 0.3 * np.cumsum(record.values[f"{name}/update/norm"])
+    assert diagnose(record, repeat=False).event is None
+
+
+def test_an_update_that_follows_its_gradient_is_not_the_culprit():
+    record = Record()
+    for name in TENSORS:
+        record.times(50, 200, f"{name}/gradient/norm", f"{name}/update/norm")
+    record.times(10, 201, "loss")
+    assert diagnose(record, repeat=False).finding.kind == "batch"
+
+
+def test_marks_are_the_events_and_their_links():
+    record = Record()
+    rate(record)
+    found = marks(record)
+    assert [mark.step for mark in found] == [200, 201, 201]
+    assert found[0].tag in TENSORS
+    assert {mark.kind for mark in found} == {"update", "loss", "spike"}
+
+
+def test_no_record_at_all():
+    record = Record()
+    record.values = {}
+    assert diagnose(record, repeat=False).event is None
+
+
+def test_json_is_strict():
+    record = Record()
+    weight(record)
+    record.values["logits/weights/norm"][199] = np.inf
+    found = json.loads(diagnose(record, repeat=False).as_json(), parse_constant=pytest.fail)
+    assert found["finding"]["kind"] == "weight"
+    assert found["margin"] is None
+
+
+# ------------------------------------------------------------------ runs
+
+ROWS = (3, 11, 17)  # the examples of the batch of step 200 that are corrupted
+
+
+def data(step, bad=200):
+    random = np.random.default_rng([5, step])
+    y = random.integers(0, 4, 32).astype(np.int32)
+    x = (np.eye(8)[y] + random.normal(0, 0.6, (32, 8))).astype(np.float32)
+    if step == bad:
+        y[list(ROWS)] = (y[list(ROWS)] + 1) % 4
+        x[list(ROWS)] *= 40
+    return x, y
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+    """A run with a corrupted batch: adam on eight inputs."""
+    return lab.train(
+        model=lambda: lab.models.MLP([8, 12, 4], seed=1),
+        data=lab.Data(batch=data),
+        loss="softmax_cross_entropy",
+        reduction="mean",
+        optimizer=lab.Adam(0.01),
+        steps=240,
+        checkpoint_every=100,
+        logdir=str(tmp_path_factory.mktemp("why")),
+        name="corrupted",
+        xla="off",
+        devices="cpu:1",
+        verbose=False,
+    )
+
+
+def test_the_examples_of_a_batch(run):
+    found = run.why()
+    assert (found.finding.kind, found.finding.step) == ("batch", 200)
+    assert set(ROWS) <= set(found.finding.rows)
+    labels = data(200)[1][list(found.finding.rows)]
+    assert found.finding.facts["labels"] == labels.tolist()
+    assert f"labels {labels[0]}, {labels[1]}" in str(found)
+    assert found.finding.checked
+
+
+def test_a_step_without_its_batch_leaves_the_weights_alone(run):
+    """The loss of the next step is then that of the old weights, as Moment has them."""
+    with run.before(200) as rerun:
+        losses = rerun.onward(201, steps=1)
+        before = rerun.losses(of=201).mean()
+    assert losses[0] == pytest.approx(run.scalar("loss").values[199], rel=1e-5)
+    assert losses[1] == pytest.approx(before, rel=1e-5)
+    assert abs(losses[1] - run.scalar("loss").values[200]) > 1e-4
+
+
+def test_a_run_that_goes_on_unchanged_is_the_run(run):
+    with run.before(195) as rerun:
+        losses = rerun.onward(240)
+    assert losses == pytest.approx(run.scalar("loss").values[194:], rel=1e-5)
+
+
+def test_the_parts_of_a_step_are_those_of_the_rule(run):
+    """And of the moment, which another program computes."""
+    moment = run.at(150)
+    with run.before(150) as rerun:
+        parts = rerun.parts()
+    for tag, update in moment.updates.items():
+        assert parts.expected[tag] == pytest.approx(update, rel=1e-3, abs=1e-9)
+        assert parts.expected_slots[f"{tag}/v"] == pytest.approx(
+            moment.slots[f"{tag}/v"], rel=1e-4, abs=1e-12
+        )
+
+
+def command(*words):
+    return programs.why(*words)
+
+
+def test_the_command(run):
+    outcome = command(run.path, "--record")
+    assert outcome.status == 0, outcome.err
+    assert "culprit   batch at step 200" in outcome.out
+    outcome = command(run.path, "--record", "--json")
+    assert json.loads(outcome.out)["finding"]["step"] == 200
+
+
+@pytest.mark.parametrize(
+    "words, said", [([], "the following"), (["nowhere"], "is no run"), (["a", "-x"], "-x")]
+)
+def test_a_wrong_command_line_ends_in_one_line(words, said):
+    outcome = command(*words)
+    assert outcome.status == 2
+    assert said in outcome.err
+    assert outcome.err.startswith("why: ")
+    assert outcome.err.count("\n") == 1
