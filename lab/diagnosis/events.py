@@ -78,8 +78,8 @@ def marks(run: RunReader) -> list[Mark]:
     """
     found = []
     for event in events(Chain(run)):
-        visible = "" if event.visible else "; the loss does not show it"
-        found.append(Mark(event.step, event.kind, f"of the run{visible}"))
+        seen = "seen" if event.visible else "not seen"
+        found.append(Mark(event.step, event.kind, f"{seen} in the loss"))
         for departure in firsts(event):
             what = _WORDS[departure.note]
             tag = "" if departure.link == "loss" else departure.tags[0]

@@ -23,14 +23,14 @@ def marks(run: RunReader) -> list[Mark]:
     warm_up = int(run.config.get("warmup_steps") or 0)
     if warm_up > 0:
         found.append(Mark(warm_up, "end of warm-up", "the learning rate is at its peak"))
-    # As long as it trains, what a diagnosis takes is left to it.
-    found += events.marks(run) if run.result else []
-    return sorted([*found, *_nonfinite(run), *_frozen(run)])
+    # As long as it trains, the time that a diagnosis takes is left to it.
+    found += events.marks(run) if run.result else _nonfinite(run)
+    return sorted([*found, *_frozen(run)])
 
 
 def _nonfinite(run: RunReader) -> list[Mark]:
     """The first step of each tensor or scalar with NaN or infinity."""
-    noted = {t: note["first_step"] for t, note in (run.result or {}).get("nonfinite", {}).items()}
+    noted: dict[str, int] = {}
     for tag, (steps, values) in run.scalars.items():
         bad = ~np.isfinite(values)
         if tag.endswith("/nonfinite"):  # a tensor's number of such entries
