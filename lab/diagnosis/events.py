@@ -18,8 +18,8 @@ _EARLY = 3.0  # times the first loss: worse than an untrained network
 _RISE = math.log(1.5)  # of the loss's level above its lowest, at least, to be a divergence
 _LEVEL = 16  # steps of a level
 _WHOLE = 0.5  # ratio of update to weight from which on a step replaces the weight
-_WORDS = {"": "out of its range", "nonfinite": "NaN or infinite", "zero": "0 from here on",
-          "early": "out of proportion"}  # fmt: skip
+_WORDS = {"": "out of its range", "nonfinite": "NaN or infinite", "zero": "0 from here on"}
+_EARLY_WORDS = {"update": "as large as the weight itself", "loss": "far above the first"}
 # From the mildest on.
 SEVERITY = ("departure", "plateau", "spike", "corruption", "divergence", "freeze", "collapse",
             "nonfinite")  # fmt: skip
@@ -81,9 +81,10 @@ def marks(run: RunReader) -> list[Mark]:
         seen = "seen" if event.visible else "not seen"
         found.append(Mark(event.step, event.kind, f"{seen} in the loss"))
         for departure in firsts(event):
-            what = _WORDS[departure.note]
+            what = _WORDS.get(departure.note) or _EARLY_WORDS[departure.link]
             tag = "" if departure.link == "loss" else departure.tags[0]
-            text = f"{tag}, {what}" if tag else what
+            more = f" and {len(departure.tags) - 1} more" if len(departure.tags) > 1 else ""
+            text = f"{tag}{more}, {what}" if tag else what
             found.append(Mark(departure.step, departure.link, text, tag))
     return sorted(found, key=lambda mark: mark.step)
 

@@ -25,7 +25,7 @@ def marks(run: RunReader) -> list[Mark]:
         found.append(Mark(warm_up, "end of warm-up", "the learning rate is at its peak"))
     # As long as it trains, the time that a diagnosis takes is left to it.
     found += events.marks(run) if run.result else _nonfinite(run)
-    return sorted([*found, *_frozen(run)])
+    return sorted([*found, *_frozen(run)], key=lambda mark: mark.step)
 
 
 def _nonfinite(run: RunReader) -> list[Mark]:
