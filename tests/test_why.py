@@ -190,6 +190,36 @@ def test_no_record_at_all():
     assert diagnose(record, repeat=False).event is None
 
 
+KINDS = {
+    "all": "",
+    "no norms": "/norm",
+    "no gradients": "/gradient/norm",
+    "no updates": "/update/norm",
+    "no weights": "s/norm",
+}
+
+
+@pytest.mark.filterwarnings("error")
+@pytest.mark.parametrize("value", [1.0, 0.0, 1e30, np.nan, np.inf])
+@pytest.mark.parametrize("missing", KINDS)
+def test_any_record_has_a_diagnosis(missing, value):
+    """Of any length, with or without a part of its series, from a step on times any number."""
+    for steps in (1, 2, 25, 47, 48, 49, 60, 130):
+        for since in {0, steps // 2}:
+            record = Record()
+            record.cut(steps)
+            for tag in record.tags:
+                if KINDS[missing] and tag.endswith(KINDS[missing]):
+                    del record.values[tag]
+                else:
+                    record.values[tag][since:] *= value
+            for result in (None, {"collapsed": 3, "nonfinite": {}}):
+                record.result = result
+                found = diagnose(record, repeat=False)
+                assert str(found) and found.line and json.loads(found.as_json())
+                assert all(mark.text for mark in marks(record))
+
+
 def test_json_is_strict():
     record = Record()
     weight(record)

@@ -115,7 +115,8 @@ def growth(chain: Chain, event: Event) -> Finding | None:
         return None
     parts = [("norm of ", chain.tensors, chain.weight), ("", chain.probes, chain.probe)]
     best: Finding | None = None
-    least = _SMALL * np.nanmedian(chain.weight[row - 1]) if chain.weight.size else 0.0
+    weights = chain.weight[row - 1][np.isfinite(chain.weight[row - 1])]
+    least = _SMALL * float(np.median(weights)) if len(weights) else 0.0
     for what, names, values in parts:
         for name, column in zip(names, values[start:row].T, strict=True):
             if not (np.isfinite(column) & (column > 0)).all() or column[-1] < least:

@@ -70,7 +70,7 @@ def ranges(values: np.ndarray, links: int = 1) -> Ranges:
     limits = np.full(steps, np.inf)
     risk = FALSE_ALARMS / (links * steps * count)
     first, own = 2 * FIRST, known.any(axis=0)
-    while first < steps:
+    while first < steps and own.any():
         limits[first:] = _limit(z[FIRST:first, own].ravel(), risk)
         first = int(first * _GROWTH)
     return Ranges(z, limits)

@@ -9,6 +9,7 @@ from typing import Any
 import tqdm
 
 from lab.compare.statistics import wilson_interval
+from lab.errors import LabError
 from lab.record.run import RunReader
 from lab.terminal import tensorboard_command, view_command
 
@@ -68,16 +69,24 @@ def conclusion(result: dict[str, Any], directory: str) -> str:
         first = min(note["first_step"] for note in result["nonfinite"].values())
         lines.append(f"NaN or infinity from step {first} on: {', '.join(result['nonfinite'])}")
     if result["nonfinite"] or result["collapsed"] is not None or result["frozen"]:
-        from lab.diagnosis import why  # its templates take a tenth of a second to load
-
-        found = why.diagnose(RunReader(directory), repeat=False)
-        if found.event:
-            more = f"bin/why {shlex.quote(directory)}"
-            lines.insert(0, f"what broke first: {found.line} ({more} says more)")
+        lines[:0] = _broke_first(directory)
     lines.append(f"the run lies in  {directory}")
     lines.append(f"a page of every step:  {view_command(directory)}")
     lines.append(f"look at it with  {tensorboard_command(directory)}")
     return "\n".join(lines)
+
+
+def _broke_first(directory: str) -> list[str]:
+    """A line about the first link of the run that left its range, if the record tells one."""
+    from lab.diagnosis import why  # its templates take a tenth of a second to load
+
+    try:
+        found = why.diagnose(RunReader(directory), repeat=False)
+    except (LabError, OSError):  # the run has ended, whatever can be read of it
+        return []
+    if not found.finding or not found.finding.kind:
+        return []
+    return [f"what broke first: {found.line} (bin/why {shlex.quote(directory)} says more)"]
 
 
 def _figures(result: dict[str, Any]) -> str:
