@@ -409,7 +409,10 @@ def assert_survives_kills(program, flags, kills, random_):
             assert_same_run(directory, wanted)
             directory, ends = program.new(), ends + 1
         child = program.start(directory, flags)
-        if killed % 2 or kills < 10:  # after the start, which takes as long as all the rest
+        if not killed:  # the first one comes after a checkpoint, however long compiling takes
+            programs.wait_for(functools.partial(_has_moved, directory), "a checkpoint", 300)
+            time.sleep(random_.uniform(0, training / 6))
+        elif killed % 2 or kills < 10:  # after the start, which takes as long as all the rest
             child.wait_for(" steps on ")
             time.sleep(random_.uniform(0, training / 3))
         else:
@@ -429,6 +432,11 @@ def assert_survives_kills(program, flags, kills, random_):
     if not (directory / "result.json").exists():
         assert_goes_on(program, directory, wanted, flags)
     assert max(steps) > 0
+
+
+def _has_moved(directory: pathlib.Path) -> bool:
+    """Whether a run has saved a step, or has ended."""
+    return max(checkpoints(directory), default=0) > 0 or (directory / "result.json").exists()
 
 
 def resumed_after(out: str) -> int | None:
