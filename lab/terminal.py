@@ -25,13 +25,19 @@ def tensorboard_command(logdir: str) -> str:
     return f"{program} --samples_per_plugin {samples} --logdir {shlex.quote(logdir)}"
 
 
-def view_command(run: str) -> str:
-    """What to type for a page that shows every step of a run."""
-    launcher = os.path.join(os.path.dirname(os.path.dirname(__file__)), "bin", "view")
-    program = "everystep-view"
+def command(program: str, run: str) -> str:
+    """What to type for another program of the lab, "view" or "why", on a run."""
+    launcher = os.path.join(os.path.dirname(os.path.dirname(__file__)), "bin", program)
+    name = f"everystep-{program}"
     if os.path.exists(launcher):
-        program = min(launcher, os.path.relpath(launcher), key=len)
-    return f"{program} {shlex.quote(run)}"
+        name = min(launcher, os.path.relpath(launcher), key=len)
+    return f"{name} {shlex.quote(run)}"
+
+
+def fail(program: str, error: Exception | str, status: int) -> int:
+    """Prints why a program cannot do what it was asked for; returns its exit status."""
+    print(f"{program}: {error}", file=sys.stderr)
+    return status
 
 
 @contextlib.contextmanager

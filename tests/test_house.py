@@ -31,7 +31,7 @@ ROOMS: dict[str, set[str]] = {
     },
     "diagnosis": {"errors", "record", "terminal"},
     "report": {"analysis", "compare", "errors", "record", "settings", "terminal"},
-    "viewer": {"diagnosis", "errors", "record", "settings"},
+    "viewer": {"diagnosis", "errors", "record", "settings", "terminal"},
     "training": {
         *("compare", "data", "diagnosis", "errors", "kernels", "machine", "models", "processes"),
         *("record", "settings", "step", "terminal"),

@@ -11,7 +11,7 @@ from typing import NoReturn
 
 import lab
 from lab.errors import LabError
-from lab.terminal import quiet_stderr
+from lab.terminal import fail, quiet_stderr
 
 
 class _Parser(argparse.ArgumentParser):
@@ -33,8 +33,7 @@ def main() -> int:
             run = lab.open_run(flags.run)
             found = run.why(repeat=not flags.record, experiments=flags.experiment)
     except LabError as error:
-        print(f"why: {error}", file=sys.stderr)
-        return 2
+        return fail("why", error, 2)
     except KeyboardInterrupt:
         return 130
     print(found.as_json() if flags.json else found)

@@ -60,11 +60,12 @@ class RunReader:
         return reader
 
     def updated(self) -> RunReader:
-        """The run as it is now; what has been read of its events is not read again."""
+        """The run as it is now: this one if nothing is new. What has been read of its events is
+        not read again."""
+        new = self.events.update()
         fresh = RunReader(self.path)
         fresh.events = self.events
-        fresh.events.update()
-        return fresh
+        return fresh if new or fresh.result != self.result else self
 
     @functools.cached_property
     def scalars(self) -> dict[str, Series]:

@@ -19,7 +19,7 @@ from lab.compare import formats, results, table
 from lab.errors import LabError
 from lab.record.directory import write_file
 from lab.settings import command_line
-from lab.terminal import quiet_stderr, tensorboard_command
+from lab.terminal import fail, quiet_stderr, tensorboard_command
 
 
 def main() -> int:
@@ -28,7 +28,7 @@ def main() -> int:
         settings = command_line.parse_report(sys.argv)
         found, problems = results.read_results(settings.logdir)
     except LabError as error:
-        return _fail(error, 2)
+        return fail("report", error, 2)
     print(formats.FORMATS[settings.format](table.make_table(found, problems=problems)), end="")
     if not settings.page:
         return 0
@@ -38,9 +38,9 @@ def main() -> int:
             raise LabError(f"{settings.logdir}: no run has left a result.json: no page is written")
         lines = _write(settings.logdir)
     except LabError as error:
-        return _fail(error, 1)
+        return fail("report", error, 1)
     except KeyboardInterrupt:
-        return _fail("interrupted: no page was written", 130)
+        return fail("report", "interrupted: no page was written", 130)
     # What reads a table in another format than text reads nothing else.
     print(lines, file=sys.stdout if settings.format == "text" else sys.stderr)
     return 0
@@ -108,11 +108,6 @@ def _bar(what: str) -> Iterator[Progress]:
             bar.update(done - bar.n)
 
         yield progress
-
-
-def _fail(error: Exception | str, status: int) -> int:
-    print(f"report: {error}", file=sys.stderr)
-    return status
 
 
 if __name__ == "__main__":

@@ -21,7 +21,7 @@ from lab.record.directory import FINISHED, RESULT
 from lab.settings import command_line
 from lab.settings.config import Config, Settings
 from lab.settings.fields import REFERENCE
-from lab.terminal import quiet_stderr
+from lab.terminal import fail, quiet_stderr
 from lab.training.progress import Console, Reporter, conclusion
 
 _STARTED = time.monotonic()
@@ -32,7 +32,7 @@ def train() -> int:
     try:
         configs, settings = command_line.parse(sys.argv)
     except LabError as error:
-        return _fail(error, 2)
+        return fail("train", error, 2)
     try:
         if len(configs) == 1 and not settings.grid and settings.shard == "0/1":
             return _train_here(configs[0], settings)
@@ -44,9 +44,9 @@ def train() -> int:
         print(_table(configs, outcomes), end="")
         return stop.status if stop.signal else max(FINISHED.get(o, 1) for o in outcomes.values())
     except LabError as error:
-        return _fail(error, 1)
+        return fail("train", error, 1)
     except KeyboardInterrupt:
-        return _fail("interrupted before the first step: nothing was recorded", 130)
+        return fail("train", "interrupted before the first step: nothing was recorded", 130)
 
 
 def _train_here(config: Config, settings: Settings) -> int:
@@ -84,11 +84,6 @@ def _table(configs: Sequence[Config], outcomes: dict[str, str]) -> str:
     problems += [f"{d}: {outcomes[d]}" for d, path in paths.items() if not path.exists()]
     order = [dataclasses.asdict(config) for config in configs]
     return formats.to_text(table.make_table(found, problems=problems, order=order))
-
-
-def _fail(error: Exception | str, status: int) -> int:
-    print(f"train: {error}", file=sys.stderr)
-    return status
 
 
 if __name__ == "__main__":

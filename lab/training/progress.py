@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shlex
 import sys
 from typing import Any
 
@@ -11,7 +10,7 @@ import tqdm
 from lab.compare.statistics import wilson_interval
 from lab.errors import LabError
 from lab.record.run import RunReader
-from lab.terminal import tensorboard_command, view_command
+from lab.terminal import command, tensorboard_command
 
 
 class Reporter:
@@ -71,7 +70,7 @@ def conclusion(result: dict[str, Any], directory: str) -> str:
     if result["nonfinite"] or result["collapsed"] is not None or result["frozen"]:
         lines[:0] = _broke_first(directory)
     lines.append(f"the run lies in  {directory}")
-    lines.append(f"a page of every step:  {view_command(directory)}")
+    lines.append(f"a page of every step:  {command('view', directory)}")
     lines.append(f"look at it with  {tensorboard_command(directory)}")
     return "\n".join(lines)
 
@@ -86,7 +85,7 @@ def _broke_first(directory: str) -> list[str]:
         return []
     if not found.finding or not found.finding.kind:
         return []
-    return [f"what broke first: {found.line} (bin/why {shlex.quote(directory)} says more)"]
+    return [f"what broke first: {found.line} ({command('why', directory)} says more)"]
 
 
 def _figures(result: dict[str, Any]) -> str:

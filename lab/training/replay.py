@@ -20,10 +20,8 @@ from lab.step.loop import TrainLoop
 from lab.training import build, trial
 from lab.training.moment import Moment, StoredRun
 from lab.training.problem import Problem, load_data, problem_of, problem_with
-from lab.training.rerun import Rerun
+from lab.training.rerun import LOOP, Rerun, ignore
 from lab.training.state import TrainingState
-
-_LOOP = 100  # steps of a call of the compiled loop
 
 
 class Replay:
@@ -42,43 +40,40 @@ class Replay:
 
     def at(self, step: int) -> Moment:
         """See Run.at."""
-        run, state = self._run, self._state
-        self._check(step)
-        untouched = state.tensors()
-        try:
-            number, path = run.checkpoint_before(step)
-            manifest = read_object(os.path.join(path, "manifest.json"))
-            state.restore(Checkpoint(number, read_tensors(path), manifest["state"], {}), _ignore)
-            return _moment(run, state, self._observing, step)
-        finally:  # the model may be the caller's
-            state.assign(untouched)
+        with self._trained_before(step) as state:
+            return _moment(self._run, state, self._observing, step)
 
     @contextlib.contextmanager
     def before(self, step: int) -> Iterator[Rerun]:
         """See Run.before."""
-        self._check(step)
-        state = self._state
+        with self._trained_before(step) as state:
+            yield Rerun(state, self._observing, step)
+
+    @contextlib.contextmanager
+    def _trained_before(self, step: int) -> Iterator[TrainingState]:
+        """The run's state before a step, trained again from the nearest checkpoint."""
+        run, state = self._run, self._state
+        if not 1 <= step <= self._steps:
+            raise LabError(f"{run.path} has no step {step}: it has the steps 1 to {self._steps}")
         untouched = state.tensors()
         try:
-            yield Rerun(self._run, state, self._observing, step)
-        finally:
+            number, path = run.checkpoint_before(step)
+            manifest = read_object(os.path.join(path, "manifest.json"))
+            state.restore(Checkpoint(number, read_tensors(path), manifest["state"], {}), ignore)
+            while state.step < step - 1:
+                state.run(min(LOOP, step - 1 - state.step), ignore)
+            yield state
+        finally:  # the model may be the caller's
             state.assign(untouched)
-
-    def _check(self, step: int) -> None:
-        if not 1 <= step <= self._steps:
-            path = self._run.path
-            raise LabError(f"{path} has no step {step}: it has the steps 1 to {self._steps}")
 
 
 def _moment(run: StoredRun, state: TrainingState, observing: TrainLoop, step: int) -> Moment:
-    """Trains up to a step, and observes it."""
-    while state.step < step - 1:
-        state.run(min(_LOOP, step - 1 - state.step), _ignore)
+    """Observes the step that the state is before."""
     before = state.tensors()
     names = list(state.training.variables)
     observed = observing.run(state.rows(step, 1), step)
     state.assign(before)
-    recorded = state.run(1, _ignore)
+    recorded = state.run(1, ignore)
     after = {name: tensor.numpy() for name, tensor in state.tensors().items()}
     slots = [n for n in after if n not in names and n not in state.training.model.state]
     part = {
@@ -173,7 +168,7 @@ def _state(run: StoredRun, config: Config, problem: Problem) -> TrainingState:
             f"{run.path} cannot be trained again: its {name} was {facts[name]}, and is {now[name]}"
         )
     use_xla = build.choose_xla(config, strategy, traced)
-    return TrainingState(config, problem.data, strategy, training, traced, use_xla, _LOOP)
+    return TrainingState(config, problem.data, strategy, training, traced, use_xla, LOOP)
 
 
 def _differing(run: StoredRun, step: int, state: TrainingState, recorded: Any) -> tuple[str, ...]:
@@ -195,6 +190,3 @@ def _differing(run: StoredRun, step: int, state: TrainingState, recorded: Any) -
         ):
             found.append(tag)
     return tuple(found)
-
-
-def _ignore(text: str) -> None: ...

@@ -2,19 +2,15 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 import numpy as np
 import tensorflow as tf
 
-from lab.record.checkpoints import Checkpoint, read_tensors
-from lab.record.directory import read_object
-from lab.training.moment import StoredRun
 from lab.training.state import TrainingState
 
-_LOOP = 100  # steps of a call of the compiled loop
+LOOP = 100  # steps of a call of the compiled loop
 
 Arrays = dict[str, np.ndarray]
 
@@ -41,20 +37,15 @@ class Parts(NamedTuple):
 
 
 class Rerun:
-    """A run as it was before a step; Replay.before makes it.
+    """A run as it was before a step; Replay.before makes it, of a state that it has trained so far.
 
     Attributes:
       step: the number of the step.
       weights: the trainable variables before it, by tag.
     """
 
-    def __init__(self, run: StoredRun, state: TrainingState, observing: Any, step: int) -> None:
+    def __init__(self, state: TrainingState, observing: Any, step: int) -> None:
         self.step, self._state, self._observing = step, state, observing
-        number, path = run.checkpoint_before(step)
-        manifest = read_object(os.path.join(path, "manifest.json"))
-        state.restore(Checkpoint(number, read_tensors(path), manifest["state"], {}), _ignore)
-        while state.step < step - 1:
-            state.run(min(_LOOP, step - 1 - state.step), _ignore)
         self._before = state.tensors()
         self._saved = state.saved
         self.weights = {tag: self._before[tag].numpy() for tag in state.training.variables}
@@ -130,7 +121,7 @@ class Rerun:
         while state.step < until:
             early = state.step < self.step - 1 + max(steps, bool(put_back))
             before = state.tensors() if early else {}
-            recorded = state.run(1 if early else min(_LOOP, until - state.step), _ignore)
+            recorded = state.run(1 if early else min(LOOP, until - state.step), ignore)
             found += recorded["scalars"][:, 0].numpy().tolist()
             if early and update is not None:
                 state.assign(state.tensors() | {put_back: before[put_back] - update})
@@ -150,4 +141,5 @@ def _between(before: Any, after: Any, share: float, weights: Any) -> dict[str, A
     return after | moved
 
 
-def _ignore(text: str) -> None: ...
+def ignore(text: str) -> None:
+    """Takes a message that nobody needs."""

@@ -12,6 +12,7 @@ from lab.errors import LabError
 from lab.record.directory import write_file
 from lab.record.run import RunReader
 from lab.settings import command_line
+from lab.terminal import fail
 from lab.viewer import html_file
 from lab.viewer.pack import pack
 from lab.viewer.server import Server
@@ -22,7 +23,7 @@ def main() -> int:
     try:
         paths, always, settings = command_line.parse_view(sys.argv)
     except LabError as error:
-        return _fail(error, 2)
+        return fail("view", error, 2)
     try:
         runs = [RunReader(path) for path in paths]
         if settings.follow:
@@ -32,9 +33,9 @@ def main() -> int:
         packed = pack(runs, always)
         _write(target, html_file.as_html(packed))
     except LabError as error:
-        return _fail(error, 1)
+        return fail("view", error, 1)
     except KeyboardInterrupt:
-        return _fail("interrupted: no page was written", 130)
+        return fail("view", "interrupted: no page was written", 130)
     thinned = [run["name"] for run in packed["runs"] if run["thinned"]]
     if thinned:
         print(f"not every step of {', '.join(thinned)} fits: --steps=A..B keeps those from A to B")
@@ -57,11 +58,6 @@ def _write(path: str, text: str) -> None:
         raise LabError(
             f"{path} cannot be written ({error.strerror}): name another file, --out=FILE"
         ) from error
-
-
-def _fail(error: Exception | str, status: int) -> int:
-    print(f"view: {error}", file=sys.stderr)
-    return status
 
 
 if __name__ == "__main__":

@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 
+from lab.diagnosis.events import Mark
 from lab.record.directory import FINISHED
 from lab.record.event_reader import Series
 from lab.record.run import RunReader
@@ -55,10 +56,10 @@ def pack(
       limit: on the size of the blobs, in bytes. Above it, apart from these ranges, the first and
         the last steps and those around marks, one step of so many is kept, and `thinned` says so.
     """
-    every = 1
+    found, every = [marks(run) for run in runs], 1
     while True:
-        records = [_kept(run, always, every) for run in runs]
-        packed = pack_records(runs, [record[:2] for record in records])
+        records = [_kept(run, own, always, every) for run, own in zip(runs, found, strict=True)]
+        packed = pack_records(runs, [record[:2] for record in records], found)
         size = sum(len(text) for _, text in packed["blobs"])
         if size <= limit or every >= max(run["steps"] for run in packed["runs"]):
             break
@@ -71,8 +72,10 @@ def pack(
 Record = tuple[Mapping[str, Series], Mapping[str, Series]]  # scalars and histograms, by tag
 
 
-def pack_records(runs: Sequence[RunReader], records: Sequence[Record]) -> dict[str, Any]:
-    """As `pack`, of these records of the runs.
+def pack_records(
+    runs: Sequence[RunReader], records: Sequence[Record], found: Sequence[Sequence[Mark]]
+) -> dict[str, Any]:
+    """As `pack`, of these records of the runs and the marks that were found in each.
 
     Returns:
       `runs`, for each its name, status, last step, marks, and by tag its `scalars` and `histograms`
@@ -82,16 +85,14 @@ def pack_records(runs: Sequence[RunReader], records: Sequence[Record]) -> dict[s
     names = {run.path: os.path.basename(os.path.abspath(run.path)) for run in runs}
     if len({*names.values()}) < len(names):
         names = {path: path for path in names}
-    for run, (scalars, histograms) in zip(runs, records, strict=True):
+    for run, (scalars, histograms), own in zip(runs, records, found, strict=True):
         status = (run.result or {}).get("status", "")
         packed.append(
             {
                 "name": names[run.path],
                 "status": status if status in FINISHED else "still training, or interrupted",
                 "steps": _last(run),
-                "marks": [
-                    mark._asdict() | {"routine": mark.kind in ROUTINE} for mark in marks(run)
-                ],
+                "marks": [mark._asdict() | {"routine": mark.kind in ROUTINE} for mark in own],
                 "scalars": {tag: _scalar(one, blobs) for tag, one in scalars.items()},
                 "histograms": {tag: _histogram(one, blobs) for tag, one in histograms.items()},
             }
@@ -107,8 +108,8 @@ def pack_records(runs: Sequence[RunReader], records: Sequence[Record]) -> dict[s
 
 def _last(run: RunReader) -> int:
     """The last step on record; 0 if there is none."""
-    series = [*run.scalars.values(), *run.histograms.values()]
-    return max((int(one.steps[-1]) for one in series if len(one.steps)), default=0)
+    series = run.scalars or run.histograms
+    return max((int(one.steps[-1]) for one in series.values() if len(one.steps)), default=0)
 
 
 def _scalar(series: Series, blobs: Blobs) -> dict[str, int]:
@@ -142,13 +143,13 @@ def _histogram(series: Series, blobs: Blobs) -> dict[str, Any]:
 
 
 def _kept(
-    run: RunReader, always: Sequence[tuple[int, int]], every: int
+    run: RunReader, found: Sequence[Mark], always: Sequence[tuple[int, int]], every: int
 ) -> tuple[Mapping[str, Series], Mapping[str, Series], str]:
     """A run's record with one step of so many, and a note that says what was left out."""
     if every == 1:
         return run.scalars, run.histograms, ""
     last = _last(run)
-    around = [mark.step for mark in marks(run) if mark.kind not in ROUTINE]
+    around = [mark.step for mark in found if mark.kind not in ROUTINE]
     ranges = [(step - _AROUND, step + _AROUND) for step in (0, last, *around)]
     kept = _merged([*ranges, *always], last)
     scalars, histograms = (

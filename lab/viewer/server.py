@@ -13,6 +13,7 @@ from lab.errors import LabError
 from lab.record.event_reader import Series
 from lab.record.run import RunReader
 from lab.viewer import html_file
+from lab.viewer.marks import marks
 from lab.viewer.pack import pack_records
 
 _ADDRESS = "127.0.0.1"
@@ -36,6 +37,7 @@ class Server(http.server.ThreadingHTTPServer):
 
     def __init__(self, runs: Sequence[RunReader], port: int) -> None:
         self._runs, self._lock = list(runs), threading.Lock()
+        self._marks = [marks(run) for run in runs]
         try:
             super().__init__((_ADDRESS, port), _Handler)
         except (OSError, OverflowError) as error:
@@ -53,16 +55,19 @@ class Server(http.server.ThreadingHTTPServer):
           LabError: a run directory is gone, or cannot be read.
         """
         with self._lock:
-            try:
-                self._runs = [run.updated() for run in self._runs]
-            except OSError as error:
-                raise LabError(str(error)) from error
+            for place, run in enumerate(self._runs):
+                try:
+                    fresh = run.updated()
+                except OSError as error:
+                    raise LabError(str(error)) from error
+                if fresh is not run:
+                    self._runs[place], self._marks[place] = fresh, marks(fresh)
             records = [
                 (_new(run, "scalars", known), _new(run, "histograms", known))
                 for run, known in zip(self._runs, have, strict=True)
             ]
             epoch = sum(run.events.epoch for run in self._runs)
-            return pack_records(self._runs, records) | {"epoch": epoch}
+            return pack_records(self._runs, records, self._marks) | {"epoch": epoch}
 
     def whole_page(self) -> str:
         """The page of all that is on record now."""
