@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
+from lab.kernels.probes import collected
 from lab.models import layers
 
 pytestmark = pytest.mark.numbers
@@ -195,6 +196,20 @@ def test_attention(width, heads, causal):
     theirs, pair = keras_attention(attention, width, heads)
     x = draw(2, 6, width)
     assert_same(attention, pair[0], lambda x: theirs(x, x, use_causal_mask=causal), pair[1], x)
+
+
+def test_attention_scores_are_probed():
+    attention = layers.MultiHeadAttention(8, 2, probe_scores=True)
+    x = tf.constant(draw(2, 6, 8))
+    with collected() as probes:
+        attention(x)
+        attention(x)
+    query, key = (
+        layer(x).numpy().reshape(2, 6, 2, 4) for layer in (attention.query, attention.key)
+    )
+    expected = np.einsum("bqhd,bkhd->bhqk", query, key) / 2
+    assert list(probes) == ["scores", "scores_1"]
+    np.testing.assert_allclose(probes["scores"], expected, **CLOSE)
 
 
 def test_a_causal_position_sees_no_later_one():

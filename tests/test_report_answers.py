@@ -21,6 +21,8 @@ from lab.analysis.study import Evidence, PairMeasurements, measure
 from lab.analysis.weights import Weights
 from lab.analysis.workers import Workers
 from lab.compare import table as results
+from lab.diagnosis.why import diagnose
+from lab.record.run import RunReader
 from lab.report import draft
 from lab.report.figures import (
     above,
@@ -33,7 +35,6 @@ from lab.report.figures import (
     percent,
     with_interval,
 )
-from lab.report.questions.autopsy import _last_change
 from lab.report.questions.q4_sameness import _shared
 from lab.report.questions.q5_growth import growth
 from lab.report.section import Bars, Chart, Figure, Tiles
@@ -41,7 +42,7 @@ from lab.report.story import make_story
 from lab.settings import command_line
 from lab.settings.config import Config
 
-SLUGS = ["table", "autopsy", "layers", "distribution", "zeros", "sameness", "growth"]
+SLUGS = ["table", "broke", "layers", "distribution", "zeros", "sameness", "growth"]
 
 
 @pytest.fixture(scope="module")
@@ -219,13 +220,22 @@ def test_a_permutation_is_no_change_and_is_found_again(story):
     assert control(story, "sameness", "found_again").passed is True
 
 
-def test_collapsed_runs_are_told_from_others(story):
-    found = section(story, "autopsy")
-    assert found.outcome == "flat" and found.title.endswith("sgd 1000 collapse?")
-    passed = {one.key: one.passed for one in found.controls}
-    assert passed == {"flat_loss": True, "crossing": True, "nonfinite": True, "without_clip": None}
-    signs = value(story, "autopsy", "on_clip"), value(story, "autopsy", "certain")
-    assert sum(figure.value for figure in signs) == pytest.approx(1)
+def test_what_broke_first_is_what_the_diagnosis_says(story, logdir):
+    found = section(story, "broke")
+    said = diagnose(RunReader(str(next(logdir.glob("sgd,lr=1000,*")))), repeat=False)
+    (table,) = [picture for picture in found.pictures if picture.slug == "broken"]
+    (row,) = [row for row in table.rows if row[1] == "sgd 1000"]
+    assert row[0] == "1" and row[4] == said.finding.reason
+    assert row[2] == f"{said.event.kind}, step {said.event.step}"
+    assert found.outcome == "broke" and "sgd 1000" in found.answer
+
+
+def test_a_run_that_is_left_out_is_diagnosed(logdir, tmp_path):
+    copy = shutil.copytree(next(logdir.glob("sgd,lr=1000,*")), tmp_path / "runs" / "died")
+    (copy / "result.json").unlink()
+    runs = read_runs(str(tmp_path))
+    assert not runs.groups and [found.path for found in runs.broken] == [str(copy)]
+    assert section(make_story(runs), "broke").outcome == "broke"
 
 
 def test_errors_that_two_seeds_share_are_counted():
@@ -314,18 +324,6 @@ def walk(kind, seed, steps=400):
     networks = {step: Weights.from_tensors(w) for step, w in ((0, start), (steps, end))}
     result = {"status": "completed", "step": steps, "data": "none", "test_accuracy": 0.5}
     return Run(f"{kind}-{seed}", config, result, networks, scalars)
-
-
-@pytest.mark.parametrize(("still", "step"), [(0, 0), (1, 1), (7, 7), (400, 400)])
-def test_a_collapse_is_dated_by_the_norms_of_the_weights(still, step):
-    run = walk("straight", 0)
-    for name, start in run.initial.items():
-        times = np.arange(1, run.steps + 1)
-        norms = np.linalg.norm(start) + np.minimum(times, still) * name.endswith("weights")
-        run.scalars[f"{name}/norm"] = times, norms  # while the updates have norms to the end
-    assert _last_change(run) == step
-    del run.scalars["h1/bias/norm"]
-    assert _last_change(run) is None
 
 
 @pytest.mark.parametrize(

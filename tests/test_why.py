@@ -5,10 +5,13 @@ import json
 import numpy as np
 import programs
 import pytest
+import tensorflow as tf
 
 import lab
+from lab.diagnosis import chain, pictures
 from lab.diagnosis.events import marks
 from lab.diagnosis.why import diagnose
+from lab.models import optimizers
 from lab.record.event_reader import Series
 
 TENSORS = ("h1/weights", "h1/bias", "logits/weights", "logits/bias")
@@ -144,6 +147,7 @@ def test_growth_from_inside():
     assert found.finding.tensors == ("h1/weights",)
     assert 55 <= found.finding.step <= 160
     assert found.finding.facts["rate"] == pytest.approx(0.012, rel=0.2)
+    assert found.finding.facts["due"] == pytest.approx(found.event.step, abs=5)
 
 
 @pytest.mark.parametrize("seed", range(8))
@@ -322,3 +326,85 @@ def test_a_wrong_command_line_ends_in_one_line(words, said):
     assert said in outcome.err
     assert outcome.err.startswith("why: ")
     assert outcome.err.count("\n") == 1
+
+
+@pytest.mark.parametrize("decay", ["none", "linear", "cosine"])
+@pytest.mark.parametrize("warmup", [0, 1, 7])
+def test_the_schedule_is_the_optimizers(decay, warmup):
+    rule = optimizers.SGD(1.0, warmup=warmup, decay=decay)
+    w = tf.Variable(0.0)
+    optimizer = optimizers.Optimizer(rule, [w], total_steps=20)
+    one = tf.constant(1.0)
+    expected = [optimizer.change(w, (), one, tf.constant(float(t)))[0] for t in range(1, 21)]
+    config = {"warmup_steps": warmup, "learning_rate_decay": decay, "training_steps": 20}
+    found = chain._shares(config, np.arange(1, 21))
+    np.testing.assert_allclose(found, np.float32(expected), atol=1e-6)
+
+
+def test_examples_are_drawn():
+    image = np.zeros((28, 28), np.float32)
+    image[4:8, 10:20] = 7.0
+    expected = [" " * 28 if row not in (2, 3) else " " * 10 + "@" * 10 for row in range(14)]
+    rows = [line.rstrip() for line in expected]
+    assert pictures.side_by_side(image.reshape(1, 784)) == rows
+    assert pictures.side_by_side(np.stack([image] * 3, axis=2)[None]) == rows
+    assert pictures.side_by_side(np.stack([image, image]))[2].count("@") == 20
+    assert pictures.side_by_side(np.full((1, 28, 28), np.nan, np.float32))[0] == "@" * 28
+    for x in (np.zeros((2, 10)), np.zeros((0, 28, 28)), np.zeros((1, 784), "U1")):
+        assert pictures.side_by_side(x) == []
+
+
+class Falling(tf.Module):
+    """A weight that its loss, log(w), drives below 0."""
+
+    def __init__(self):
+        super().__init__()
+        self.w = tf.Variable(1.0)
+
+    def __call__(self, x):
+        return self.w + 0 * x[:, :1]
+
+
+def test_the_first_operation_that_is_not_finite(tmp_path):
+    run = lab.train(
+        model=Falling,
+        data=lab.Data(np.ones((8, 2), np.float32), np.zeros(8, np.float32)),
+        loss=lambda y, output: tf.math.log(output[:, 0]),
+        optimizer=lab.SGD(0.3),
+        reduction="mean",
+        batch_size=8,
+        steps=6,
+        logdir=str(tmp_path),
+        verbose=False,
+    )
+    w, step = 1.0, 1
+    while w > 0:
+        w, step = w - 0.3 / w, step + 1
+    with run.before(step) as rerun:
+        assert rerun.first_nonfinite() == ("Log", "forward pass")
+    with run.before(step - 1) as rerun:
+        assert rerun.first_nonfinite() == ("", "")
+    found = run.why()
+    assert found.event.kind == "nonfinite"
+    assert found.finding.facts["operation"] == "Log"
+
+
+def test_what_a_step_does_to_all_outputs_alike(tmp_path):
+    random = np.random.default_rng(0)
+    x = random.normal(1, 0.2, (64, 5)).astype(np.float32)
+    run = lab.train(
+        model=lambda: lab.layers.Dense(5, 3, seed=(0, 1)),
+        data=lab.Data(x, random.integers(0, 3, 64).astype(np.int32)),
+        loss="softmax_cross_entropy",
+        optimizer=lab.SGD(50.0),
+        batch_size=64,
+        steps=40,
+        logdir=str(tmp_path),
+        verbose=False,
+    )
+    found = run.why().finding
+    assert (found.kind, found.step) == ("rate", 1)
+    moment = run.at(1)
+    change = -x[moment.examples] @ moment.updates["weights"] - moment.updates["bias"]
+    share = np.sum(change.mean(0) ** 2) / np.mean(np.sum(change**2, axis=1))
+    assert found.facts["common"] == pytest.approx(share, rel=1e-4)

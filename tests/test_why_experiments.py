@@ -1,7 +1,9 @@
 """What bin/why says of runs whose loop has a fault, and whether the run without it is rid of it."""
 
+import keras
 import numpy as np
 import pytest
+import tensorflow as tf
 
 from bench import faults_plant as plant
 
@@ -20,6 +22,31 @@ def diagnosed(tmp_path):
             return fault, run, run.why(experiments=True)
 
     return train
+
+
+def test_shares_of_the_examples(diagnosed):
+    """Of the loss and of the gradient: against the gradient of each example."""
+    fault, run, found = diagnosed("examples times 100")
+    assert found.finding.rows == fault.examples
+    rows = list(found.finding.rows)
+    network = plant.NETWORKS["mlp"](SEED)
+    with run.before(fault.step) as rerun:
+        for tag, variable in zip(rerun.weights, network.trainable_variables, strict=True):
+            assert variable.shape == rerun.weights[tag].shape
+            variable.assign(rerun.weights[tag])
+        x, y = rerun.batch()
+    with tf.GradientTape() as tape:
+        losses = keras.losses.sparse_categorical_crossentropy(
+            y, network(tf.constant(x)), from_logits=True
+        )
+    each = tape.jacobian(losses, network.trainable_variables)
+    each = np.concatenate([one.numpy().reshape(len(x), -1) for one in each], axis=1)
+    along = each @ each.sum(axis=0)
+    facts = found.finding.facts
+    assert facts["gradient_share"] == pytest.approx(along[rows].sum() / along.sum(), rel=0.02)
+    expected = losses.numpy()[rows].sum() / losses.numpy().sum()
+    assert facts["loss_share"] == pytest.approx(expected, rel=1e-4)
+    assert len(facts["pictures"]) == 14
 
 
 @pytest.mark.parametrize("name", ["rate times 30", "second moment reset"])

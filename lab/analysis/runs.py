@@ -22,9 +22,11 @@ from lab.analysis.weights import Weights
 from lab.analysis.workers import Compute
 from lab.compare import table as comparison
 from lab.compare.results import network_of, read_results
+from lab.diagnosis.why import Diagnosis, diagnose
 from lab.errors import LabError
 from lab.record import event_reader, result_file
 from lab.record.directory import CONFIG, RESULT, checkpoint_paths, read_object
+from lab.record.run import RunReader
 from lab.settings.config import Config, default
 
 _DEFAULTS: dict[str, Any] = json.loads(json.dumps(dataclasses.asdict(Config())))
@@ -121,6 +123,7 @@ class Runs:
       problems: a line for all that is left out.
       folders: the config's data by digest, of those that are still there as they were.
       labels: of the table's rows.
+      broken: what broke first in each run with an event on record, also in those left out.
     """
 
     logdir: str
@@ -129,6 +132,7 @@ class Runs:
     problems: list[str]
     folders: dict[str, str]
     labels: list[str]
+    broken: Sequence[Diagnosis] = ()
 
     def sweep(self, like: Group, *fields: str) -> list[Group]:
         """The groups on the same data whose configs differ from one in none but these fields."""
@@ -202,8 +206,11 @@ def read_runs(logdir: str, compute: Compute = workers.compute) -> Runs:
     pattern = os.path.join(glob.escape(logdir), "**", CONFIG)
     paths = [*glob.glob(pattern, recursive=True), *(result.path for result in found)]
     folders = sorted(set(map(os.path.dirname, paths)))
-    runs = []
-    for folder, run in zip(folders, compute([(_try_run, f) for f in folders]), strict=True):
+    runs, broken = [], []
+    tried = compute([(_try_run, f) for f in folders])
+    for folder, (run, diagnosis) in zip(folders, tried, strict=True):
+        if diagnosis and diagnosis.event:
+            broken.append(diagnosis)
         if isinstance(run, Run):
             runs.append(run)
         else:
@@ -216,18 +223,23 @@ def read_runs(logdir: str, compute: Compute = workers.compute) -> Runs:
     for run, kept in repeats:
         one, other = (os.path.relpath(run.path, logdir) for run in (run, kept))
         problems.append(f"{one}: left out, it repeats seed {run.seed} of {other}")
-    return Runs(logdir, groups, table, problems + lost, places, labels)
+    return Runs(logdir, groups, table, problems + lost, places, labels, broken)
 
 
-def _try_run(folder: str) -> Run | str:
-    """The run, or why it is left out."""
+def _try_run(folder: str) -> tuple[Run | str, Diagnosis | None]:
+    """The run, or why it is left out; and what its record says of what broke first, if it can be
+    read."""
+    diagnosis = None
     try:
-        return _read_run(folder)
+        reader = RunReader(folder)
+        if reader.scalars:
+            diagnosis = diagnose(reader, repeat=False)
+        return _read_run(folder, reader), diagnosis
     except LabError as error:
-        return str(error)
+        return str(error), diagnosis
 
 
-def _read_run(folder: str) -> Run:
+def _read_run(folder: str, reader: RunReader) -> Run:
     """Raises LabError, why the run is left out, unless it can be used."""
     values = read_object(os.path.join(folder, RESULT))
     if not values:
@@ -241,7 +253,7 @@ def _read_run(folder: str) -> Run:
         raise LabError(f"its {RESULT} cannot be used: no data")
     if status == "collapsed" and result["collapsed"] is None:
         raise LabError(f"its {RESULT} cannot be used: no class that it collapsed to")
-    scalars = event_reader.read(folder, "scalars")
+    scalars = reader.scalars
     networks = _read_networks(folder, scalars, _is_known(config, result, network))
     if missing := {0, step} - networks.keys():
         raise LabError(f"it has no checkpoint of step {', '.join(map(str, sorted(missing)))}")

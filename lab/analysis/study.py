@@ -11,7 +11,7 @@ import numpy as np
 import tensorflow as tf
 
 from lab import data
-from lab.analysis import collapse, near_zero, resets, sameness, sharpness, spectrum, workers
+from lab.analysis import near_zero, resets, sameness, sharpness, spectrum, workers
 from lab.analysis.model import fresh, model_of
 from lab.analysis.near_zero import LIMITS as LIMITS
 from lab.analysis.runs import Group, Run, Runs
@@ -49,9 +49,8 @@ class RunMeasurements(NamedTuple):
 
     unmoved: h1's rows that hold their first bits. never_lit: inputs that are 0 in every training
     image that the run was shown. not_applicable: why what is of dense layers alone (permutations,
-    pixels, natural scale) was not measured, or "". Of plain sgd on the clipped loss alone:
-    first_step, before and after one step on the run's first batch; at_end, on the batch after its
-    last; sharpness, at the end of completed runs.
+    pixels, natural scale) was not measured, or "". sharpness: at the end of completed
+    runs of plain sgd on the clipped loss alone.
     """
 
     spectra: dict[str, spectrum.Spectrum]
@@ -62,8 +61,6 @@ class RunMeasurements(NamedTuple):
     not_applicable: str
     never_lit: int | None = None
     lighting: list[near_zero.Movement] | tuple[()] = ()
-    first_step: tuple[collapse.VitalSigns, collapse.VitalSigns] | None = None
-    at_end: collapse.VitalSigns | None = None
     sharpness: sharpness.Eigenvalue | None = None
     on_images: ImageMeasurements | None = None
 
@@ -205,8 +202,8 @@ def _run(run: Run, folder: str | None, deep: bool) -> RunMeasurements:
     if not found.not_applicable:
         moved = near_zero.movement_by_lighting(first, initial, lit)
         found = found._replace(never_lit=_never_lit(run, dataset, lit), lighting=moved)
-    if plain_sgd(run.config):
-        found = found._replace(**_signs(run, dataset))
+    if run.completed and plain_sgd(run.config):
+        found = found._replace(sharpness=_sharpness(run, dataset))
     return found._replace(on_images=_on_images(run, folder) if run.completed and deep else None)
 
 
@@ -227,24 +224,10 @@ def plain_sgd(config: dict[str, Any]) -> bool:
     return all(config.get(name, value) == value for name, value in rule.items())
 
 
-def _signs(run: Run, dataset: data.Data) -> dict[str, Any]:
-    model = model_of(run.config, run.final)
-    batches = data.Batches(run.seed, len(dataset.x), run.config["batch_size"])
-    rule = run.config["learning_rate"], run.config["reduction"]
-
-    def examples(chosen: Any) -> collapse.Batch:
-        return unit(dataset.x[chosen]), dataset.y[chosen]
-
-    def step(weights: Weights, number: int) -> tuple[collapse.VitalSigns, Weights]:
-        return collapse.sgd_step(model, weights, examples(batches.indices(number, 1)[0]), *rule)
-
-    before, weights = step(run.initial, 1)
-    after, at_end = (step(w, t)[0] for w, t in ((weights, 2), (run.final, run.steps + 1)))
-    found: dict[str, Any] = {"first_step": (before, after), "at_end": at_end}
-    if run.completed:
-        some, rng = examples(slice(SHARPNESS_EXAMPLES)), np.random.default_rng(run.seed)
-        found["sharpness"] = sharpness.sharpness(model, run.final, *some, rng)
-    return found
+def _sharpness(run: Run, dataset: data.Data) -> sharpness.Eigenvalue:
+    model, rng = model_of(run.config, run.final), np.random.default_rng(run.seed)
+    some = slice(SHARPNESS_EXAMPLES)
+    return sharpness.sharpness(model, run.final, unit(dataset.x[some]), dataset.y[some], rng)
 
 
 def _on_images(run: Run, folder: str) -> ImageMeasurements:

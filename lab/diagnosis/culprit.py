@@ -128,9 +128,19 @@ def growth(chain: Chain, event: Event) -> Finding | None:
             rate = (logs[-1] - logs[half]) / (len(logs) - 1 - half)
             if times < _GROWN or steady < 0.6 or (best and times < best.facts["times"]):
                 continue
-            since = int(chain.steps[start + half - int((np.diff(logs[:half])[::-1] <= 0).argmax())])
-            facts = {"times": times, "rate": float(np.expm1(rate)), "what": f"{what}{name}"}
-            reason = f"the {what}{name} grew {times:.3g} times before the loss left its range"
+            slopes = (logs[GAP:] - logs[:-GAP])[: half - GAP] / GAP
+            slow = np.flatnonzero(slopes < rate / 2)  # it grows since the last of these
+            back = half - (int(slow[-1]) + GAP // 2 if len(slow) else 0)
+            since = int(chain.steps[start + half - back])
+            a_step = float(np.expm1(rate))
+            facts = {"times": times, "rate": a_step, "what": f"{what}{name}"}
+            reason = f"the {what}{name} grew {times:.3g} times before the loss left its range, by "
+            reason += f"{100 * a_step:.2g}% a step"
+            if back > 2:  # steps of growth that foretell the rest
+                early = (logs[half] - logs[half - back]) / back
+                due = chain.steps[start + half] + (logs[-1] - logs[half]) / early
+                reason += f"; up to step {chain.steps[start + half]} it was due at step {due:.0f}"
+                facts["due"] = float(due)
             best = Finding("growth", since, (name,), reason=reason, facts=facts)
     return best
 

@@ -11,17 +11,13 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from lab.diagnosis import examples
 from lab.diagnosis.chain import Chain
 from lab.diagnosis.culprit import Finding, growth
 from lab.diagnosis.events import Event
-from lab.diagnosis.ranges import CENTRE, ranges
-from lab.errors import LabError
 
-_NEARBY = 4  # batches of other steps that the weights are tried on
-_LARGE = 10.0  # times the median size of a batch's inputs
-_SHIFT = 1e-2  # of the weights along the gradient, in the norm of the whole tensor
 _TOLERANCE = 0.5  # of a slope: it must be the gradient's norm within this share
-_FACTOR = 2.0  # from which on an update is another than the rule's, inputs than those before
+_FACTOR = 2.0  # from which on an update is another than the rule's
 _AHEAD = 32  # steps that an experiment is followed after the event
 
 
@@ -47,27 +43,34 @@ def examine(run: Any, chain: Chain, event: Event, found: Finding) -> Finding:
     Raises:
       LabError: the run cannot be repeated.
     """
+    found = _examined(run, chain, event, found)
+    return _with_operation(run, chain, found) if event.kind == "nonfinite" else found
+
+
+def _examined(run: Any, chain: Chain, event: Event, found: Finding) -> Finding:
     early = bool(event.departures) and event.departures[0].note == "early"
+    if found.kind == "rate" and early:
+        return _common_change(run, found)
     if found.kind in ("flat", "gradient", "growth", "weight") or (found.kind and early):
         return found
     # Without a culprit the fault may be later than the lowest loss, and may last to the end.
     step = found.step if found.kind else int(chain.steps[-1])
     with run.before(step) as rerun:
-        if bad := _nonfinite_inputs(rerun):
+        if bad := examples.nonfinite_inputs(rerun):
             reason = "inputs of this batch are not finite"
-            return _with_examples(run, rerun, step, bad, reason)
+            return examples.with_examples(run, rerun, step, bad, reason)
         if found.kind == "overflow":
             return dataclasses.replace(found, checked=True)
         if found.kind in ("rate", "slots", "epsilon"):
             return _update(rerun, found)
         if found.kind == "batch":
-            rows, reason = _guilty(rerun, chain)
-            large = _large_inputs(rerun)
+            rows, reason = examples.guilty(rerun, chain)
+            large = examples.large_inputs(rerun)
             if rows and set(large) & set(rows):
                 rows = sorted({*rows, *large})
-                reason += f"; {len(large)} have inputs {_LARGE:g} times as large as the others"
+                reason += f"; {len(large)} have inputs ten times as large as the others"
             if rows:
-                return _with_examples(run, rerun, step, rows, reason)
+                return examples.with_examples(run, rerun, step, rows, reason)
         wrong = wrong_gradients(rerun)
     if wrong:
         return _since(run, chain, step, wrong)
@@ -80,93 +83,56 @@ def examine(run: Any, chain: Chain, event: Event, found: Finding) -> Finding:
     return dataclasses.replace(found, checked=True)
 
 
+def _with_operation(run: Any, chain: Chain, found: Finding) -> Finding:
+    """The finding with the first operation whose result was not finite, if the step without XLA
+    has one."""
+    step = min(chain.nonfinite.values(), default=0)
+    if not step:
+        return found
+    with run.before(step) as rerun:
+        if examples.nonfinite_inputs(rerun) or not all(
+            np.isfinite(w).all() for w in rerun.weights.values()
+        ):
+            return found
+        operation, part = rerun.first_nonfinite()
+    if not operation:
+        return found
+    reason = (
+        f"{found.reason}; NaN or infinity first came from {operation} in the {part} of step {step}"
+    )
+    return dataclasses.replace(
+        found, reason=reason, facts=found.facts | {"operation": operation, "part": part}
+    )
+
+
+def _common_change(run: Any, found: Finding) -> Finding:
+    """The finding with the share of the change of the outputs that is the same for all examples:
+    |mean_i d_i|^2 / mean_i |d_i|^2, d_i the change of example i's outputs in this step."""
+    with run.before(found.step) as rerun:
+        updates = rerun.parts().updates
+        before = rerun.outputs()
+        after = rerun.outputs({tag: w - updates[tag] for tag, w in rerun.weights.items()})
+    change = after.astype(np.float64).reshape(len(after), -1) - before.reshape(len(before), -1)
+    size = float(np.mean(np.sum(change**2, axis=1)))
+    if not np.isfinite(size) or not size:
+        return dataclasses.replace(found, checked=True)
+    share = float(np.sum(change.mean(axis=0) ** 2)) / size
+    reason = f"{found.reason}; {100 * share:.4g}% of what it did to the outputs is the same"
+    reason += " for all examples"
+    return dataclasses.replace(
+        found, reason=reason, checked=True, facts=found.facts | {"common": share}
+    )
+
+
 def unseen(run: Any, chain: Chain) -> Finding | None:
     """For a run without an event: inputs out of their range, or a gradient that is not the loss's
     in the last step; None if there is neither."""
     step = int(chain.steps[-1])
-    if found := unlike_inputs(run, chain):
+    if found := examples.unlike_inputs(run, chain):
         return found
     with run.before(step) as rerun:
         wrong = wrong_gradients(rerun)
     return _since(run, chain, step, wrong) if wrong else None
-
-
-def _nonfinite_inputs(rerun: Any) -> list[int]:
-    x, _ = rerun.batch()
-    if x.dtype.kind != "f":
-        return []
-    return np.flatnonzero(~np.isfinite(x.reshape(len(x), -1)).all(axis=1)).tolist()
-
-
-def _sizes(x: np.ndarray) -> np.ndarray:
-    """The root mean square of the inputs of each example: float64 [batch]."""
-    return np.sqrt(np.mean(np.square(x.reshape(len(x), -1), dtype=np.float64), axis=1))
-
-
-def _large_inputs(rerun: Any) -> list[int]:
-    x, _ = rerun.batch()
-    if x.dtype.kind != "f":
-        return []
-    sizes = _sizes(x)
-    return np.flatnonzero(sizes > _LARGE * np.median(sizes)).tolist()
-
-
-def unlike_inputs(run: Any, chain: Chain) -> Finding | None:
-    """The first step whose batch has an example with inputs larger than their range, over the
-    steps before it; None if there is none."""
-    with run.before(int(chain.steps[-1])) as rerun:
-        sizes = [_sizes(rerun.batch(int(step))[0]) for step in chain.steps]
-        found = ranges(np.array([[size.max()] for size in sizes]))
-        rows = np.flatnonzero(found.out[:, 0])
-        if not len(rows):
-            return None
-        row = int(rows[0])
-        limit = np.median([size.max() for size in sizes[max(row - CENTRE, 0) : row]])
-        bad = np.flatnonzero(sizes[row] > _FACTOR * limit).tolist()
-        if not bad:
-            return None
-        times = float(sizes[row].max() / limit)
-        reason = f"inputs of its examples are {times:.3g} times as large as any of the steps before"
-        return _with_examples(run, rerun, int(chain.steps[row]), bad, reason)
-
-
-def _with_examples(run: Any, rerun: Any, step: int, rows: list[int], reason: str) -> Finding:
-    """The examples in some rows of a step's batch, with their labels where these are classes."""
-    y = rerun.batch(step)[1]
-    facts = {"labels": y[rows].tolist()} if y.ndim == 1 and y.dtype.kind in "iu" else {}
-    try:
-        numbers = run.batch(step)[rows]
-    except LabError:  # a function gives the batches
-        numbers = np.array(rows)
-    examples = tuple(int(n) for n in numbers)
-    return Finding("batch", step, (), examples, tuple(rows), reason, True, facts)
-
-
-def _guilty(rerun: Any, chain: Chain) -> tuple[list[int], str]:
-    """The rows of a batch that carry its jump: those with the largest losses, without which the
-    mean is no higher than that of any other batch near by on the same weights. None if it is so
-    anyway."""
-    losses = rerun.losses()
-    last = int(chain.steps[-1])
-    steps = [s for s in range(rerun.step - _NEARBY, rerun.step + _NEARBY + 1)
-             if 1 <= s <= last and s != rerun.step]  # fmt: skip
-    nearby = [float(rerun.losses(of=s).mean()) for s in steps]
-    usual, most = (float(f(nearby)) if nearby else 0.0 for f in (np.median, np.max))
-    if not np.isfinite(losses).all():
-        bad = np.flatnonzero(~np.isfinite(losses)).tolist()
-        return bad if np.isfinite(nearby).any() else [], "their losses are not finite"
-    if losses.mean() <= max(1.5 * usual, most):
-        return [], ""
-    order = np.argsort(-losses)
-    rest = (losses.sum() - np.cumsum(losses[order])) / np.maximum(np.arange(len(losses))[::-1], 1)
-    count = int((rest <= most).argmax()) + 1
-    share = losses[order[:count]].sum() / losses.sum()
-    times = losses.mean() / max(usual, 1e-30)
-    reason = (
-        f"on the same weights the batch's loss is {times:.3g} times that of the batches around it, "
-        f"and {count} of its {len(losses)} examples carry {share:.0%} of it"
-    )
-    return sorted(order[:count].tolist()), reason
 
 
 def _update(rerun: Any, found: Finding) -> Finding:
@@ -230,7 +196,7 @@ def _by_epsilon(parts: Any, tag: str) -> bool:
 def wrong_gradients(rerun: Any) -> dict[str, float]:
     """The tensors whose gradient is not that of the loss, with the slope along it over its norm.
 
-    The loss is taken at the weights shifted by _SHIFT both ways along the gradient g / |g|: the
+    The loss is taken at the weights shifted by SHIFT both ways along the gradient g / |g|: the
     central difference must be |g|. A slope that is lost in rounding says nothing.
     """
     gradients = rerun.parts().gradients
@@ -239,14 +205,14 @@ def wrong_gradients(rerun: Any) -> dict[str, float]:
         norm = float(np.linalg.norm(g))
         if not np.isfinite(norm) or norm == 0:
             continue
-        step = (_SHIFT * g / norm).astype(g.dtype)
+        step = (examples.SHIFT * g / norm).astype(g.dtype)
         weights = rerun.weights[tag]
         up, down = (
             rerun.losses({tag: weights + sign * step}).astype(np.float64).mean() for sign in (1, -1)
         )
         if not abs(up - down) > 1e-5 * (abs(up) + abs(down)):
             continue
-        slopes[tag], norms[tag] = (up - down) / (2 * _SHIFT), norm
+        slopes[tag], norms[tag] = (up - down) / (2 * examples.SHIFT), norm
     if not slopes:
         return {}
     # The loss as it is minimized is the mean times a factor that all tensors share.

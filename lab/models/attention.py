@@ -6,6 +6,7 @@ import math
 
 import tensorflow as tf
 
+from lab.kernels.probes import probe
 from lab.models.basic import Dense, Seed, split_seed
 from lab.models.norms import LayerNorm
 
@@ -20,6 +21,8 @@ class MultiHeadAttention(tf.Module):
       causal: whether a position sees no later one.
       qk_norm: whether each head's queries and keys pass a LayerNorm of their own, which keeps the
         softmax from saturating (Dehghani et al., ICML 2023).
+      probe_scores: whether the scores, float32 [batch, heads, positions, positions], are on record
+        before a mask and the softmax, as `scores`; of further layers as `scores_1`, ...
       seed: two integers, of which each of the four Dense layers takes its own.
 
     Raises:
@@ -32,13 +35,14 @@ class MultiHeadAttention(tf.Module):
         heads: int,
         causal: bool = False,
         qk_norm: bool = False,
+        probe_scores: bool = False,
         seed: Seed = (0, 0),
         name: str | None = None,
     ) -> None:
         super().__init__(name)
         if heads < 1 or width % heads:
             raise ValueError(f"heads={heads}: must divide width={width}")
-        self._heads, self._causal = heads, causal
+        self._heads, self._causal, self._probed = heads, causal, probe_scores
         seeds = split_seed(seed, 4)
         self.query = Dense(width, width, seed=seeds[0])
         self.key = Dense(width, width, seed=seeds[1])
@@ -55,6 +59,8 @@ class MultiHeadAttention(tf.Module):
                 query, key = self.query_norm(query), self.key_norm(key)
             query /= math.sqrt(query.shape[-1])
             scores = tf.matmul(query, key, transpose_b=True)
+            if self._probed:
+                probe("scores", scores)
             if self._causal:
                 place = tf.range(x.shape[1])
                 scores = tf.where(place[:, None] >= place, scores, scores.dtype.min)

@@ -28,12 +28,21 @@ class Block(tf.Module):
     """x += attention(norm(x));  x += feed_out(gelu(feed_in(norm(x))))."""
 
     def __init__(
-        self, width: int, heads: int, causal: bool, qk_norm: bool, dropout: float, seed: layers.Seed
+        self,
+        width: int,
+        heads: int,
+        causal: bool,
+        qk_norm: bool,
+        probe_scores: bool,
+        dropout: float,
+        seed: layers.Seed,
     ) -> None:
         super().__init__()
         seeds = layers.split_seed(seed, 3)
         self.attention_norm = layers.LayerNorm(width)
-        self.attention = layers.MultiHeadAttention(width, heads, causal, qk_norm, seeds[0])
+        self.attention = layers.MultiHeadAttention(
+            width, heads, causal, qk_norm, probe_scores, seeds[0]
+        )
         self.feed_norm = layers.LayerNorm(width)
         self.feed_in = layers.Dense(width, 4 * width, _gelu, seed=seeds[1])
         self.feed_out = layers.Dense(4 * width, width, seed=seeds[2])
@@ -57,6 +66,7 @@ class Transformer(tf.Module):
       depth: blocks.
       causal: whether a token sees no later one.
       qk_norm: whether queries and keys are normalized, see layers.MultiHeadAttention.
+      probe_scores: whether the attention scores of the blocks are on record: `scores`, `scores_1`.
       dropout: share of each block's new entries that are 0 in training.
       classes: of images.
       seed: of the initial weights.
@@ -75,6 +85,7 @@ class Transformer(tf.Module):
         depth: int = 2,
         causal: bool = False,
         qk_norm: bool = False,
+        probe_scores: bool = False,
         dropout: float = 0.0,
         classes: int = 10,
         seed: int = 0,
@@ -94,7 +105,8 @@ class Transformer(tf.Module):
         first = layers.normal(0.02)((length, width), tf.constant([seed, 1], tf.int64))
         self.positions = tf.Variable(first, name="positions")
         self.blocks = [
-            Block(width, heads, causal, qk_norm, dropout, (seed, 3 + i)) for i in range(depth)
+            Block(width, heads, causal, qk_norm, probe_scores, dropout, (seed, 3 + i))
+            for i in range(depth)
         ]
         self.norm = layers.LayerNorm(width)
         self.logits = layers.Dense(width, vocabulary or classes, seed=(seed, 2))

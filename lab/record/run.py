@@ -11,7 +11,7 @@ import numpy as np
 
 from lab.errors import LabError
 from lab.record.directory import CONFIG, RESULT, checkpoint_paths, read_object
-from lab.record.event_reader import EventReader, Series
+from lab.record.event_reader import EventReader, Series, read
 from lab.settings.config import renamed
 
 
@@ -69,8 +69,11 @@ class RunReader:
 
     @functools.cached_property
     def scalars(self) -> dict[str, Series]:
-        """All scalars by tag."""
-        return self.events.series("scalars")
+        """All scalars by tag. They are a tenth of the record: unless the events have been read, the
+        histograms are left alone."""
+        if "events" in self.__dict__:
+            return self.events.series("scalars")
+        return read(self.path, "scalars")
 
     @functools.cached_property
     def histograms(self) -> dict[str, Series]:

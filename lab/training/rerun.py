@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
@@ -66,6 +67,43 @@ class Rerun:
     def _observed(self, changed: Mapping[str, np.ndarray], of: int) -> dict[str, tf.Tensor]:
         self._state.assign({**self._before, **changed})
         return self._observing.run(self._state.rows(of, 1), self.step)
+
+    def outputs(self, changed: Mapping[str, np.ndarray] | None = None) -> np.ndarray:
+        """What the model makes of the batch at the weights before the step: [batch, ...].
+
+        Args:
+          changed: weights that take the place of the run's own, by tag.
+        """
+        self._state.assign({**self._before, **(changed or {})})
+        return self._forward()[0].numpy()
+
+    def _forward(self) -> tuple[tf.Tensor, tf.Tensor]:
+        """Output and losses of the batch, operation by operation."""
+        training, (x, y) = self._state.training, self.batch()
+        seed, number = tf.zeros([2], tf.int64), tf.constant(self.step, tf.int64)
+        output = training.model(training.prepare(tf.constant(x)), True, seed, number)
+        return output, training.loss(tf.constant(y), output)
+
+    def first_nonfinite(self) -> tuple[str, str]:
+        """The first operation of the step whose result holds NaN or infinity, in the order of the
+        computation, and "forward pass" or "gradient"; ("", "") if there is none.
+
+        TensorFlow's own check (tf.debugging.enable_check_numerics), on the step without XLA.
+        """
+        self._state.assign(self._before)
+        part = "forward pass"
+        tf.debugging.enable_check_numerics()
+        try:
+            with tf.GradientTape() as tape:
+                losses = self._forward()[1]
+            part = "gradient"
+            tape.gradient(losses, [*self._state.training.variables.values()])
+        except tf.errors.InvalidArgumentError as error:
+            name = re.search(r'op "(\w+)"', error.message)
+            return (name[1], part) if name else ("", "")
+        finally:
+            tf.debugging.disable_check_numerics()
+        return "", ""
 
     def parts(self) -> Parts:
         """Gradients, updates and slots of the step, beside what the rule makes of them."""

@@ -15,10 +15,10 @@ ROUTINE = ("evaluation", "checkpoint")  # kinds of marks that every run has
 
 def marks(run: RunReader) -> list[Mark]:
     """All marks of a run by step: what the run did, what went wrong, what its diagnosis finds."""
+    starts = [*run.events.starts.values()][1:]  # reads the histograms with the scalars, once
     found = [Mark(step, "checkpoint", "checkpoint") for step in run.checkpoints]
     tested = {int(s) for t, one in run.scalars.items() if t.startswith("test-") for s in one.steps}
     found += [Mark(step, "evaluation", "evaluation on the test examples") for step in tested]
-    starts = [*run.events.starts.values()][1:]
     found += [Mark(step, "resume", f"resumed after step {step - 1}") for step in starts]
     warm_up = int(run.config.get("warmup_steps") or 0)
     if warm_up > 0:

@@ -3,7 +3,7 @@
 The words are in templates/questions, a file per section.
 """
 
-from lab.report.questions.autopsy import autopsy
+from lab.report.questions.broke import broke
 from lab.report.questions.q1_layers import layers
 from lab.report.questions.q2_distribution import distribution
 from lab.report.questions.q3_zeros import zeros
@@ -11,4 +11,4 @@ from lab.report.questions.q4_sameness import sameness
 from lab.report.questions.q5_growth import growth
 from lab.report.questions.readme_table import table
 
-SECTIONS = (table, autopsy, layers, distribution, zeros, sameness, growth)
+SECTIONS = (table, broke, layers, distribution, zeros, sameness, growth)

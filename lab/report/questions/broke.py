@@ -1,0 +1,151 @@
+"""What broke first: each run with an event on record, and the first link that left its range."""
+
+from __future__ import annotations
+
+from collections import Counter
+from typing import Any
+
+import numpy as np
+
+from lab.analysis.runs import Group, label
+from lab.analysis.study import Evidence, plain_sgd
+from lab.diagnosis.why import Diagnosis
+from lab.errors import LabError
+from lab.record.run import RunReader
+from lab.report.draft import SEEDS, Draft
+from lab.report.figures import across, points
+from lab.report.section import Mark, Section, Series
+
+_BEFORE, _AFTER = 20, 40  # steps of the picture around the culprit
+
+
+def broke(evidence: Evidence) -> Section:
+    draft, broken = Draft("broke", evidence), evidence.runs.broken
+    of = {run.path: group for group in evidence.runs.groups for run in group.runs}
+    same: dict[tuple[str, ...], list[Diagnosis]] = {}
+    for found in broken:
+        same.setdefault(_key(found, of.get(found.path)), []).append(found)
+    healthy = [path for path in of if path not in {found.path for found in broken}]
+    unseen = [found for found in broken if found.event and not found.event.visible]
+    if of:
+        draft.control("quiet", not unseen, unseen=len(unseen), runs=len(of))
+    _cliff(draft)
+    if not broken:
+        return draft.section("none" if of else "no_run", runs=len(healthy))
+    rows = sorted(same.items(), key=lambda item: -len(item[1]))
+    draft.table("broken", ["runs", "of", "event", "culprit", "because"],
+                [_row(key, found) for key, found in rows])  # fmt: skip
+    first = rows[0][1][0]
+    _picture(draft, first, rows[0][0][0])
+    kinds = Counter(found.finding.kind if found.finding else "" for found in broken)
+    draft.unknown("repeat")
+    if kinds[""]:
+        draft.unknown("cannot_say", runs=kinds[""])
+    if first.path in of:
+        _without_clip(draft, of[first.path])
+    said = [found for found in broken if found.finding and found.finding.kind]
+    facts = {"label": rows[0][0][0], "broken": len(broken), "runs": len(broken) + len(healthy),
+             "count": len(rows[0][1]), "first": first}  # fmt: skip
+    return draft.section("broke" if said and first in said else "cannot_say", **facts)
+
+
+def _key(found: Diagnosis, group: Group | None) -> tuple[str, ...]:
+    """What runs have in common that broke in the same way."""
+    event, finding = found.event, found.finding
+    assert event and finding
+    name = group.label if group else label(RunReader(found.path).config, ())
+    return name, event.kind, finding.kind, *finding.tensors
+
+
+def _row(key: tuple[str, ...], same: list[Diagnosis]) -> list[str]:
+    events = [found.event.step for found in same if found.event]
+    culprits = [found.finding.step for found in same if found.finding]
+    finding = same[0].finding
+    assert finding
+    kind = f"{finding.kind}, step {_span(culprits)}" if finding.kind else "cannot say"
+    tensors = finding.tensors[:2]
+    return [str(len(same)), key[0], f"{key[1]}, step {_span(events)}",
+            ", ".join([kind, *tensors]), finding.reason]  # fmt: skip
+
+
+def _span(steps: list[int]) -> str:
+    low, high = min(steps), max(steps)
+    return f"{low:,}" if low == high else f"{low:,} to {high:,}"
+
+
+def _picture(draft: Draft, found: Diagnosis, name: str) -> None:
+    """The links of one run around the culprit's step, each over its value before."""
+    assert found.event and found.finding
+    try:
+        run = RunReader(found.path)
+        scalars = run.scalars
+    except LabError:
+        return
+    tensor = next((t for t in found.finding.tensors if f"{t}/update/norm" in scalars), "")
+    parts = {"loss": "loss"}
+    if tensor:
+        parts[f"gradient of {tensor}"] = f"{tensor}/gradient/norm"
+        parts |= {f"update of {tensor}": f"{tensor}/update/norm", tensor: f"{tensor}/norm"}
+    else:
+        parts["norm of all gradients"] = "gradient/norm"
+    low, high = found.finding.step - _BEFORE, found.event.step + _AFTER
+    series = []
+    for name, tag in parts.items():
+        if tag not in scalars:
+            continue
+        steps, values = scalars[tag]
+        inside = (steps >= low) & (steps <= high) & np.isfinite(values) & (values > 0)
+        if inside.any():
+            x, y = steps[inside], values[inside]
+            series.append(Series(name, x.tolist(), (y / y[0]).tolist()))
+    if series:
+        marks = [Mark(f"culprit, step {found.finding.step}", found.finding.step, "x")]
+        draft.chart("links", "step", "times its first value here", series, marks,
+                    ("linear", "log"), found=found, name=name)  # fmt: skip
+
+
+def _cliff(draft: Draft) -> None:
+    """The runs that break, by learning rate: of the largest sweep of a plain sgd."""
+    runs = draft.evidence.runs
+    sweeps = [runs.sweep(group, "learning_rate") for group in runs.groups if _is_plain(group)]
+    rates = max(sweeps, key=len, default=[])
+    broken = {found.path for found in runs.broken}
+    if len(rates) < 3 and (not runs.groups or any(group.known for group in runs.groups)):
+        draft.command("cliff", grid="cliff", seeds=3)
+    if len(rates) < 2:
+        return
+    rates = sorted(rates, key=lambda group: group.config["learning_rate"])
+    x = [group.config["learning_rate"] for group in rates]
+    share = [np.mean([run.path in broken for run in group.runs]) for group in rates]
+    tests: list[Any] = [
+        across("", "", [r.result["test_accuracy"] for r in group.runs
+                        if r.result["test_accuracy"] is not None], "%")
+        for group in rates
+    ]  # fmt: skip
+    known = [(rate, one) for rate, one in zip(x, tests, strict=True) if one.value is not None]
+    series = [Series("runs that break", x, [float(s) for s in share], style="dashes")]
+    if known:
+        rows, shares = zip(*known, strict=True)
+        series.insert(0, points("test accuracy", rows, shares))
+    deadly = [f"{rate:g}" for rate, one in zip(x, share, strict=True) if one > 0]
+    draft.chart("cliff", "learning rate", "share of test images, of runs", series,
+                scales=("log", "linear"), deadly=deadly)  # fmt: skip
+
+
+def _is_plain(group: Group) -> bool:
+    return plain_sgd(group.config)
+
+
+def _without_clip(draft: Draft, subject: Group) -> None:
+    """Whether runs of a configuration that broke on the clipped loss live without the clip."""
+    if subject.config["loss"] != "clipped_cross_entropy":
+        return
+    others = draft.evidence.runs.sweep(subject, "loss")
+    groups = [group for group in others if group.config["loss"].startswith("softmax")]
+    runs = [run for group in groups for run in group.runs]
+    broken = {found.path for found in draft.evidence.runs.broken}
+    lost = sum(run.path in broken for run in runs)
+    draft.control("without_clip", not lost if runs else None, lost=lost, runs=len(runs),
+                  other=groups[0].label if groups else "")  # fmt: skip
+    if not runs:
+        draft.command("without_clip", subject, loss="softmax_cross_entropy", seeds=SEEDS)
