@@ -70,8 +70,8 @@ def _made(evidence: Evidence) -> list[tuple[str, str]]:
     if reference:
         made += _about(reference, evidence)
     intervals = (
-        "95%, Student's t over seeds; for pairs of seeds the jackknife over seeds; none for a"
-        " single run"
+        "95%, Student's t over seeds, of shares on the logit scale; for pairs of seeds the"
+        " jackknife over seeds; none for a single run"
     )
     return [*made, ("intervals", intervals)]
 
