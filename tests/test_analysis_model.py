@@ -231,14 +231,14 @@ def test_any_network_can_be_measured():
     model, x = Model(Convolution()), rng.random((200, 9), np.float32)
     labels = model.logits(end, x).argmax(axis=1)
     assert "not weights and bias of one layer after another" in not_dense(end)
-    assert [reset[:2] for reset in reset_layers(model, end, start, start, x, labels)] == [
+    assert [reset[:2] for reset in reset_layers(model, end, start, [start], x, labels)] == [
         *(("c1", "both"), ("c1", "kernel"), ("logits", "both"), ("logits", "weights"))
     ]
     assert all(test.same_counts for test in shuffle_test(model, end, x, labels, rng))
     ranks = low_rank_changes(model, end, start, x, labels, (1, 3))
     assert ranks[0].accuracy < ranks[1].accuracy == 1
-    curve = pruning_curve(model, end, (x, labels), x, rng, (0, 0.5))
-    assert curve.smallest[0] == curve.random[0] == 1 > curve.random[1]
+    curve = pruning_curve(model, end, (x, labels), x, rng, 1, (0, 0.5))
+    assert curve.smallest[0] == curve.random[0, 0] == 1 > curve.random[0, 1]
     assert np.isnan(curve.compensated).all()
     assert np.isnan(symmetry(model, end, x, rng)).all() and match(end, start, rng) == []
     path = barrier(model, start, end, x, labels, 5)

@@ -149,6 +149,55 @@ def test_linear_cka():
     assert np.isnan(sameness.linear_cka(a, np.ones((500, 3))))
 
 
+def barriers_of(groups, items, low, high):
+    """Barriers of every pair: low within a group, high across, all different."""
+    pairs = list(itertools.combinations(items, 2))
+    within = [any({*pair} <= {*group} for group in groups) for pair in pairs]
+    return {
+        pair: (low if near else high) * (1 + 0.01 * i)
+        for i, (pair, near) in enumerate(zip(pairs, within, strict=True))
+    }
+
+
+def test_families_are_cut_at_the_widest_gap():
+    found = sameness.families(barriers_of([(2, 3), (0, 1, 4)], range(6), 0.01, 0.5))
+    assert found.members == [(0, 1, 4), (2, 3)] and found.below == 4 and found.whole
+    assert 0.01 <= found.low < 0.012 and 0.5 <= found.high < 0.6
+    # A chain: 0 and 2 are far apart, so what the low pairs connect is no family.
+    chain = sameness.families({(0, 1): 0.01, (1, 2): 0.011, (0, 2): 0.9})
+    assert chain.members == [(0, 1, 2)] and chain.below == 2 and not chain.whole
+    assert sameness.families({(0, 1): 0.01}) is None
+    assert sameness.families(dict.fromkeys(itertools.combinations(range(4), 2), 0.2)) is None
+    # Below a thousandth of a nat there are no gaps.
+    tiny = sameness.families({(0, 1): 1e-9, (1, 2): 1e-4, (0, 2): 0.002})
+    assert tiny.below == 2 and tiny.low == 1e-3
+
+
+def test_the_test_of_families_counts_every_way_to_deal_them():
+    rng, items = np.random.default_rng(0), (3, 5, 6, 8, 9, 11)
+    likeness = {pair: rng.random() for pair in itertools.combinations(items, 2)}
+
+    def difference(groups):
+        within = {pair for pair in likeness if any({*pair} <= {*group} for group in groups)}
+        values = [likeness[p] for p in within], [likeness[p] for p in likeness.keys() - within]
+        return np.mean(values[0]) - np.mean(values[1])
+
+    own = [(3, 6, 8), (5, 9)]
+    ways = [
+        difference([three, two])
+        for three in itertools.combinations(items, 3)
+        for two in itertools.combinations([i for i in items if i not in three], 2)
+    ]
+    assert len(ways) == 60
+    found = sameness.divided(likeness, own)
+    assert found.difference == pytest.approx(difference(own))
+    assert found.p == pytest.approx(np.mean(np.array(ways) >= difference(own) - 1e-12))
+    known = barriers_of(own, items, 0.9, 0.1)
+    assert sameness.divided(known, own).p == pytest.approx(1 / 60)
+    many = barriers_of([range(5), range(5, 10)], range(10), 0.9, 0.1)  # too many to count them all
+    assert sameness.divided(many, [range(5), range(5, 10)]).p == pytest.approx(1 / 126, abs=0.006)
+
+
 # Question 5
 
 STEPS = np.arange(0, 3001)

@@ -12,12 +12,13 @@ import shutil
 
 import numpy as np
 import pytest
+import scipy.special
 import scipy.stats
 import small_runs
 
 from lab.analysis.runs import Group, Run, Runs, read_runs
 from lab.analysis.sameness import disagreement
-from lab.analysis.study import Evidence, PairMeasurements, measure
+from lab.analysis.study import DRAWS, Evidence, measure
 from lab.analysis.weights import Weights
 from lab.analysis.workers import Workers
 from lab.compare import table as results
@@ -35,6 +36,8 @@ from lab.report.figures import (
     percent,
     with_interval,
 )
+from lab.report.questions.common import over_draws, seeds_halved
+from lab.report.questions.q1_layers import _judge
 from lab.report.questions.q4_sameness import _shared
 from lab.report.questions.q5_growth import growth
 from lab.report.section import Bars, Chart, Figure, Tiles
@@ -77,13 +80,95 @@ def control(story, slug, key):
 
 def test_intervals_over_runs_are_scipys():
     values = [0.97, 0.975, 0.981, 0.969]
-    found = across("key", "name", values, "%")
+    found = across("key", "name", values)
     expected = scipy.stats.t.interval(0.95, 3, np.mean(values), scipy.stats.sem(values))
     np.testing.assert_allclose([found.low, found.high], expected, rtol=1e-9)
     assert found.value == pytest.approx(np.mean(values)) and found.runs == 4
     assert across("", "", [1, 3, math.nan]).runs == 2
     assert across("", "", [2.5]).low is None and across("", "", [math.inf]).value is None
-    assert across("", "", [0.0, 0.1], "%").low == 0 and across("", "", [0.0, 0.1]).low < 0
+    assert across("", "", [0.0, 0.1]).low < 0
+
+
+@pytest.mark.parametrize("values", [[0.97, 0.975, 0.981, 0.969], [0.0, 0.02, 0.3], [0.4, 0.5]])
+def test_intervals_of_shares_are_those_of_their_logits(values):
+    """To first order: of the logit of the mean, by the delta method; never beyond 0 or 1."""
+    mean, error = np.mean(values), scipy.stats.sem(values)
+    slope = (scipy.special.logit(mean + 1e-6) - scipy.special.logit(mean - 1e-6)) / 2e-6
+    middle, df = scipy.special.logit(mean), len(values) - 1
+    expected = scipy.special.expit(scipy.stats.t.interval(0.95, df, middle, error * slope))
+    found = across("", "", values, "%")
+    np.testing.assert_allclose([found.low, found.high], expected, rtol=1e-5, atol=1e-12)
+    assert found.value == pytest.approx(mean) and 0 < found.low < mean < found.high < 1
+    assert across("", "", [1.0, 1.0], "%").low == across("", "", [1.0, 1.0], "%").high == 1
+    pairs = dict(zip([(0, 1), (0, 2), (1, 2)], [*values, 0.9][:3], strict=True))
+    one, other = over_pairs("", "", pairs, "%"), over_pairs("", "", pairs, share=True)
+    assert (one.low, one.high) == (other.low, other.high) and 0 <= one.low < one.high <= 1
+
+
+def test_the_interval_of_a_random_control_holds_the_spread_over_draws(evidence):
+    """A one-way random-effects model: the mean square between runs over all draws."""
+    rng = np.random.default_rng(0)
+    draws = rng.normal(0.5, 0.01, (6, 1)) + rng.normal(0, 0.05, (6, 5))
+    found = over_draws(draft.Draft("layers", evidence), "key", "name", draws)
+    between = 5 * np.sum((draws.mean(axis=1) - draws.mean()) ** 2) / 5  # m sum / (n - 1)
+    error = np.sqrt(between / draws.size)
+    expected = scipy.stats.t.interval(0.95, 5, draws.mean(), error)
+    np.testing.assert_allclose([found.low, found.high], expected)
+    within = np.sqrt(np.mean(draws.var(axis=1, ddof=1)))
+    assert found.note == f"5 draws a run, their standard deviation {within:.2g}"
+    shares = over_draws(draft.Draft("layers", evidence), "key", "name", draws, "%", "of all")
+    assert (
+        shares.note == f"of all; 5 draws a run, their standard deviation {100 * within:.2g} points"
+    )
+    # With means of draws that do not differ the runs' own variance is left.
+    still = over_draws(draft.Draft("layers", evidence), "", "", np.repeat(draws[:, :1], 5, 1))
+    other = across("", "", draws[:, 0])
+    assert (still.low, still.high) == pytest.approx((other.low, other.high))
+
+
+@pytest.mark.parametrize(
+    ("claims", "passed"),
+    [("aaaaa", True), ("aaabb", False), ("aaa", None), ("aaaNN", None), ("bbbaa", False)],
+)
+def test_an_answer_stands_in_both_halves_of_the_seeds_or_fails(evidence, claims, passed):
+    runs = dict(enumerate(claims))
+
+    def judge(some):
+        most = max(sorted(set(some.values())), key=[*some.values()].count)
+        return None if most == "N" else most, f"{len(some)} runs"
+
+    own = draft.Draft("layers", evidence)
+    seeds_halved(own, runs, judge)
+    (found,) = own.controls
+    assert found.passed is passed
+    if len(claims) > 3:
+        assert found.outcome == "Seeds 0, 1 and 2: 3 runs. Seeds 3 and 4: 2 runs."
+
+
+def test_which_layers_matter_is_what_every_reset_says():
+    def judge(**left):  # by layer: put back, weights alone, drawn, weights drawn
+        kinds = ("both", "weights", "redrawn", "redrawn_weights")
+        means = {key: {n: left[n][i] for n in left} for i, key in enumerate(kinds)}
+        return _judge(means, 0.97, 0.11)
+
+    lost, kept, same = (0.12, 0.1, 0.1, 0.1), (0.36, 0.1, 0.1, 0.1), (0.97, 0.969, 0.965, 0.97)
+    assert judge(h1=kept, h2=lost) == ("none_spared", ("h2",))
+    assert judge(h1=kept, h2=same) == ("spared", ())
+    assert judge(h1=same, h2=same) == ("all_spared", ())
+    assert judge(h1=kept, h2=(0.97, 0.5, 0.1, 0.1)) == ("depends", ())
+
+
+def test_resets_and_pruning_at_random_are_drawn_several_times(evidence, story):
+    runs = evidence.on_images(evidence.reference).values()
+    drawn = [next(r for r in s.resets if r[:2] == ("h1", "both")).redrawn for s in runs]
+    assert {len(own) for own in drawn} == {DRAWS} and len(runs) == 3
+    expected = across("", "", [own.mean() for own in drawn], "%")
+    found = value(story, "layers", "redrawn:h1")
+    assert (found.value, found.low) == pytest.approx((expected.value, expected.low), rel=1e-4)
+    assert f"{DRAWS} draws a run" in found.note
+    half = [100 * (s.accuracy - s.pruning.random[:, 8].mean()) for s in runs]
+    assert value(story, "zeros", "half:random").value == pytest.approx(np.mean(half), abs=0.1)
+    assert value(story, "zeros", "square_norm").low is None  # a constant of the data
 
 
 def test_intervals_over_pairs_are_the_jackknifes():
@@ -112,7 +197,8 @@ def test_words_of_numbers():
     assert [percent(v) for v in (1, 0.99996, 0.974, 0.0219, 0)] == [
         *("100%", "99.996%", "97.4%", "2.19%", "0%")
     ]
-    assert with_interval(across("", "", [0.5, 0.7], "%")) == "60% [0 to 100%]"
+    assert with_interval(across("", "", [0.5, 0.7], "%")) == "60% [1 to 100%]"
+    assert with_interval(Figure("", "", 3.0, 2.0, 4.0, unit="points")) == "3.0 points [2.0 to 4.0]"
     assert (
         with_interval(Figure("", "", 3.0)) == "3"
         and with_interval(Figure("", "", None)) == "not measured"
@@ -242,12 +328,11 @@ def test_errors_that_two_seeds_share_are_counted():
     labels = np.zeros(100, int)
     a, b = labels.copy(), labels.copy()
     a[:10], b[5:45] = 1, 2
-    pair = PairMeasurements(disagreement(a, b, labels, 3), None, None, {}, {})
     both, only_a, only_b = 5, 5, 35
-    assert _shared(pair) == pytest.approx(both / math.sqrt((both + only_a) * (both + only_b)))
-    assert math.isnan(
-        _shared(PairMeasurements(disagreement(labels, b, labels, 3), None, None, {}, {}))
+    assert _shared(disagreement(a, b, labels, 3)) == pytest.approx(
+        both / math.sqrt((both + only_a) * (both + only_b))
     )
+    assert math.isnan(_shared(disagreement(labels, b, labels, 3)))
 
 
 def test_every_pair_of_seeds_is_shown(story):

@@ -24,22 +24,32 @@ def near_zero_shares(values: np.ndarray) -> dict[float, float]:
 class NaturalScale(NamedTuple):
     """How large the first layer's pre-activations z = x W + b are, since many inputs add up.
 
-    square_norm: E||x||^2. weight: the weights' root mean square; times the root of square_norm,
-    it is what z would have with independent weights of mean 0. measured: z's root mean square.
+    square_norm: E||x||^2, a constant of the data. weight: the weights' root mean square; times the
+    root of square_norm, it is what z would have with independent weights of mean 0. measured: z's
+    root mean square. shuffled: the same by draw, W's entries in a random order.
     """
 
     square_norm: float
     weight: float
     measured: float
+    shuffled: np.ndarray
 
 
-def natural_scale(weights: Weights, x: np.ndarray) -> NaturalScale:
+def natural_scale(
+    weights: Weights, x: np.ndarray, rng: np.random.Generator, draws: int
+) -> NaturalScale:
     """Of a dense first layer on inputs [n, n_in]; nan of another."""
     if not_dense(weights):
-        return NaturalScale(*[np.nan] * 3)
+        return NaturalScale(np.nan, np.nan, np.nan, np.full(draws, np.nan))
+
+    def rms(values: np.ndarray) -> float:
+        return float(np.sqrt(np.mean(np.square(values, dtype=np.float64))))
+
     w, b = weights.weights[0], weights.biases[0]
-    rms = [float(np.sqrt(np.mean(np.square(v, dtype=np.float64)))) for v in (w, x @ w + b)]
-    return NaturalScale(float(np.square(x).sum(axis=1).mean(dtype=np.float64)), *rms)
+    orders = (rng.permutation(w.ravel()).reshape(w.shape) for _ in range(draws))
+    shuffled = np.array([rms(x @ other + b) for other in orders])
+    square_norm = float(np.square(x).sum(axis=1).mean(dtype=np.float64))
+    return NaturalScale(square_norm, rms(w), rms(x @ w + b), shuffled)
 
 
 def lit_shares(images: np.ndarray) -> np.ndarray:
@@ -90,10 +100,11 @@ def compensate(pruned: Weights, weights: Weights, means: Mapping[str, np.ndarray
 
 
 class PruningCurve(NamedTuple):
-    """Accuracies [shares] with a share of every matrix's entries set to 0, biases kept.
+    """Accuracies by share of every matrix's entries that is set to 0, biases kept.
 
     smallest: those of smallest magnitude. compensated: the same ones, their lost mean input added
-    to the biases; nan where a layer is not dense. random: as many at random, the control.
+    to the biases; nan where a layer is not dense. random: as many at random, the control, of
+    several draws [draws, shares].
     """
 
     shares: np.ndarray
@@ -108,6 +119,7 @@ def pruning_curve(
     examples: tuple[Any, Any],
     train: Any,
     rng: np.random.Generator,
+    draws: int,
     shares: Sequence[float] = SHARES,
 ) -> PruningCurve:
     """Magnitude pruning, as in Han et al., NeurIPS 2015, without training afterwards.
@@ -120,12 +132,12 @@ def pruning_curve(
     means = dict(zip(weights.names, (a.mean(axis=0) for a in inputs), strict=False))
     matrices = weights.matrices().items()
     by_size = {tag: np.argsort(np.abs(w), axis=None, kind="stable") for tag, w in matrices}
-    by_chance = {tag: rng.permutation(w.size) for tag, w in matrices}
+    by_chance = [{tag: rng.permutation(w.size) for tag, w in matrices} for _ in range(draws)]
     rows = []
     for share in shares:
-        smallest, random = (prune(weights, share, order) for order in (by_size, by_chance))
-        pruned = smallest, compensate(smallest, weights, means), random
+        smallest, *random = (prune(weights, share, order) for order in (by_size, *by_chance))
+        pruned = smallest, compensate(smallest, weights, means), *random
         rows.append([model.evaluate(w, *examples).accuracy for w in pruned])
-    smallest, compensated, random = np.array(rows).T
-    compensated = compensated if dense else np.full(len(rows), np.nan)
-    return PruningCurve(np.asarray(shares), smallest, compensated, random)
+    columns = np.array(rows).T
+    compensated = columns[1] if dense else np.full(len(rows), np.nan)
+    return PruningCurve(np.asarray(shares), columns[0], compensated, columns[2:])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -12,18 +13,24 @@ from lab.analysis.weights import Weights
 
 class Reset(NamedTuple):
     """Test accuracies after one layer's `part` ("both" or a tensor's name) was reset, all else
-    final. rewound: put back to its own W_0. redrawn: drawn afresh; nan of parts."""
+    final. rewound: put back to its own W_0. redrawn: drawn afresh, by draw; none of biases alone,
+    which are drawn as 0 and so put back."""
 
     layer: str
     part: str
     rewound: float
-    redrawn: float = np.nan
+    redrawn: np.ndarray
 
 
 def reset_layers(
-    model: Model, final: Weights, initial: Weights, drawn: Weights, x: Any, labels: Any
+    model: Model,
+    final: Weights,
+    initial: Weights,
+    drawn: Sequence[Weights],
+    x: Any,
+    labels: Any,
 ) -> list[Reset]:
-    """Every layer, and each of its tensors alone, put back to `initial`; whole ones to `drawn`.
+    """Every layer, and each of its tensors alone, put back to `initial` and to each of `drawn`.
 
     Source: Zhang, Bengio and Singer, "Are All Layers Created Equal?", JMLR 2022.
     """
@@ -31,10 +38,12 @@ def reset_layers(
     for layer in final.names:
         own = [tag for tag in final if tag.rpartition("/")[0] == layer]
         for part, tags in {"both": own, **{tag.rpartition("/")[2]: [tag] for tag in own}}.items():
-            others = (initial, drawn) if part == "both" else (initial,)
-            swapped = [final.replace({t: other[t] for t in tags}) for other in others]
-            accuracies = (model.evaluate(weights, x, labels).accuracy for weights in swapped)
-            found.append(Reset(layer, part, *accuracies))
+            fresh = drawn if any(final[tag].ndim > 1 for tag in tags) else ()
+            rewound, *redrawn = (
+                model.evaluate(final.replace({t: o[t] for t in tags}), x, labels).accuracy
+                for o in (initial, *fresh)
+            )
+            found.append(Reset(layer, part, rewound, np.array(redrawn)))
     return found
 
 

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Sequence
+import math
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
+import scipy.stats
 from scipy.optimize import linear_sum_assignment
+from scipy.sparse.csgraph import connected_components
 
 from lab.analysis.model import Model
 from lab.analysis.weights import Weights, distance, not_dense
@@ -135,6 +138,75 @@ def match(a: Weights, b: Weights, rng: np.random.Generator) -> list[np.ndarray]:
             if rise > 1e-12 * np.abs(gain).sum():
                 found[i], gained = found[i][better], True
     return found
+
+
+class Families(NamedTuple):
+    """Pairs by their barriers, cut at the widest gap between two neighbours on a log scale.
+
+    low: the highest barrier below the gap. high: the lowest above it. below: how many pairs lie
+    below. members: the items that these pairs connect, largest family first. whole: whether all
+    pairs within these families lie below, and some pair above.
+    """
+
+    low: float
+    high: float
+    below: int
+    members: list[tuple[int, ...]]
+    whole: bool
+
+
+def families(barriers: Mapping[tuple[int, int], float], floor: float = 1e-3) -> Families | None:
+    """Of barriers by pair; None if there are fewer than three pairs, or no gap.
+
+    floor: what is lower counts as this.
+    """
+    values = np.sort([max(value, floor) for value in barriers.values()])
+    gaps = np.diff(np.log(values))
+    if len(values) < 3 or not gaps.max() > 0:
+        return None
+    below = int(gaps.argmax()) + 1
+    close = [pair for pair, value in barriers.items() if max(value, floor) < values[below]]
+    items = sorted({item for pair in barriers for item in pair})
+    joined = np.zeros((len(items), len(items)))
+    for pair in close:
+        joined[tuple(map(items.index, pair))] = 1
+    labels = connected_components(joined, directed=False)[1]
+    groups = [tuple(items[i] for i in np.flatnonzero(labels == k)) for k in range(labels.max() + 1)]
+    members = sorted((g for g in groups if len(g) > 1), key=lambda g: (-len(g), g))
+    within = sum(math.comb(len(g), 2) for g in members)
+    return Families(float(values[below - 1]), float(values[below]), below, members, within == below)
+
+
+class Division(NamedTuple):
+    """difference: a mean over pairs within families, less that over pairs across. p: the share of
+    all ways to deal the items to families of these sizes in which it is as large or larger."""
+
+    difference: float
+    p: float
+
+
+def divided(
+    likeness: Mapping[tuple[int, int], float], members: Sequence[Sequence[int]]
+) -> Division:
+    """A permutation test (scipy's), of all orders of up to 7 items and of 9,999 of more."""
+    items = sorted({item for pair in likeness for item in pair})
+    alike = np.full((len(items), len(items)), np.nan)
+    for pair, value in likeness.items():
+        alike[tuple(map(items.index, pair))] = value
+    family = [next((k for k, g in enumerate(members) if item in g), -1) for item in items]
+    pairs = np.triu_indices(len(items), 1)
+
+    def difference(labels: np.ndarray) -> float:
+        one, other = labels[pairs[0]], labels[pairs[1]]
+        within = (one == other) & (one >= 0)
+        values = alike[pairs]
+        return float(values[within].mean() - values[~within].mean())
+
+    found = scipy.stats.permutation_test(
+        (family,), difference, permutation_type="pairings", vectorized=False, n_resamples=9999,
+        alternative="greater", rng=0,
+    )  # fmt: skip
+    return Division(float(found.statistic), float(found.pvalue))
 
 
 def linear_cka(a: np.ndarray, b: np.ndarray) -> float:

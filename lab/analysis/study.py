@@ -21,13 +21,14 @@ from lab.kernels.inputs import prepare
 from lab.settings.config import Config
 
 SHARPNESS_EXAMPLES = 2000  # the first training images
-PAIR_EXAMPLES = 2000  # the first test images, for pairs outside the reference configuration
+PAIR_EXAMPLES = 2000  # the first test images, for permutations and CKA
 MEAN_EXAMPLES = 10_000  # the first training images, for the mean activations
+DRAWS = 5  # of every random control, in every run
 FEATURED = 12  # configurations at most that are measured in depth, those with the most runs
 
 
 class ImageMeasurements(NamedTuple):
-    """What needs images, of a completed run's final weights W_T; in featured groups only.
+    """What needs images, of a completed run's final weights W_T; in the reference group only.
 
     accuracy: as evaluated here, to hold against the record. rematched: the cross-entropy barrier
     to a permuted copy after matching, which must be 0.
@@ -49,8 +50,9 @@ class RunMeasurements(NamedTuple):
 
     unmoved: h1's rows that hold their first bits. never_lit: inputs that are 0 in every training
     image that the run was shown. not_applicable: why what is of dense layers alone (permutations,
-    pixels, natural scale) was not measured, or "". sharpness: at the end of completed
-    runs of plain sgd on the clipped loss alone.
+    pixels, natural scale) was not measured, or "". sharpness: at the end of completed runs of plain
+    sgd on the clipped loss alone. Of completed runs in featured groups alone: predictions, the
+    class of every test image, and rewound, the accuracy with a layer put back.
     """
 
     spectra: dict[str, spectrum.Spectrum]
@@ -62,6 +64,8 @@ class RunMeasurements(NamedTuple):
     never_lit: int | None = None
     lighting: list[near_zero.Movement] | tuple[()] = ()
     sharpness: sharpness.Eigenvalue | None = None
+    predictions: np.ndarray | None = None
+    rewound: dict[str, float] | None = None
     on_images: ImageMeasurements | None = None
 
 
@@ -69,10 +73,9 @@ _NOTHING = RunMeasurements({}, {}, {}, {}, 0, "it was not measured")
 
 
 class PairMeasurements(NamedTuple):
-    """Of two runs of one configuration. after: the second one's units matched to the first's, as
+    """Of two runs of the reference group. after: the second one's units matched to the first's, as
     before where there are none to match. cka, cka_untrained: by hidden layer."""
 
-    disagreement: sameness.Disagreement
     before: sameness.Barrier
     after: sameness.Barrier
     cka: dict[str, float]
@@ -80,17 +83,16 @@ class PairMeasurements(NamedTuple):
 
 
 class Evidence(NamedTuple):
-    """Runs and what was measured of them; `measured` by path, `paired` by group label and seeds.
+    """Runs and what was measured of them: `measured` by path, `paired`, of the reference, by seeds.
 
-    reference: the group that is looked at most closely. featured: those measured in depth, which
-    the pictures compare.
+    reference: the group that is looked at most closely. featured: those that the pictures compare.
     """
 
     runs: Runs
     reference: Group | None
     featured: list[Group]
     measured: dict[str, RunMeasurements]
-    paired: dict[str, dict[tuple[int, int], PairMeasurements]]
+    paired: dict[tuple[int, int], PairMeasurements]
 
     def of(self, run: Run) -> RunMeasurements:
         """What was measured of a run; nothing of what is in the table alone."""
@@ -100,6 +102,17 @@ class Evidence(NamedTuple):
         """By seed, of the completed runs whose images are at hand."""
         found = {run.seed: self.of(run).on_images for run in group.completed}
         return {seed: measured for seed, measured in found.items() if measured}
+
+    def disagreements(self, group: Group) -> dict[tuple[int, int], sameness.Disagreement]:
+        """By seeds, of every pair of completed runs whose predictions are known."""
+        known = {r.seed: p for r in group.completed if (p := self.of(r).predictions) is not None}
+        if not known:
+            return {}
+        dataset = load_data(self.runs.folders[group.data])[0]
+        return {
+            (a, b): sameness.disagreement(known[a], known[b], dataset.y_test, dataset.num_classes)
+            for a, b in itertools.combinations(known, 2)
+        }
 
 
 def _choose_reference(groups: list[Group]) -> Group | None:
@@ -124,7 +137,7 @@ def _alike(group: Group, reference: Group | None) -> bool:
 
 
 def measure(runs: Runs, compute: Compute = workers.compute) -> Evidence:
-    """Measures every run, and every pair of completed runs of one configuration.
+    """Measures every run, and every pair of completed runs of the reference group.
 
     Where there are runs whose networks can be rebuilt (see `Run.known`), the others are left to the
     table. Else what is measured is of weights and recorded scalars alone, in the reference
@@ -146,19 +159,18 @@ def measure(runs: Runs, compute: Compute = workers.compute) -> Evidence:
         folder, deep = runs.folders.get(group.data) if group.known else None, group in featured
         if not (group.known or deep):
             continue
-        jobs |= {run.path: (_run, _ends(run), folder, deep) for run in group.runs}
-        if folder is not None and deep:
-            count = None if group is reference else PAIR_EXAMPLES
+        closely = group is reference
+        jobs |= {run.path: (_run, _ends(run), folder, deep, closely) for run in group.runs}
+        if folder is not None and closely:
             for a, b in itertools.combinations(group.completed, 2):
-                place = group.label, (a.seed, b.seed)
-                jobs[place] = (_pair, _ends(a), _ends(b), folder, count)
+                jobs[a.seed, b.seed] = (_pair, _ends(a), _ends(b), folder)
     results = compute(list(jobs.values()))
-    evidence = Evidence(runs, reference, featured, {}, {group.label: {} for group in runs.groups})
+    evidence = Evidence(runs, reference, featured, {}, {})
     for place, result in zip(jobs, results, strict=True):
         if isinstance(result, RunMeasurements):
             evidence.measured[place] = result
         else:
-            evidence.paired[place[0]][place[1]] = result
+            evidence.paired[place] = result
     return evidence
 
 
@@ -179,7 +191,7 @@ def unit(images: np.ndarray) -> tf.Tensor:
     return tf.cast(prepare(tf.constant(images)), tf.float32)
 
 
-def _run(run: Run, folder: str | None, deep: bool) -> RunMeasurements:
+def _run(run: Run, folder: str | None, deep: bool, closely: bool) -> RunMeasurements:
     shown = run.final.shown().items()
     end, start = ({name: matrices[tag] for name, tag in shown}
                   for matrices in (run.final.matrices(), run.initial.matrices()))  # fmt: skip
@@ -204,7 +216,11 @@ def _run(run: Run, folder: str | None, deep: bool) -> RunMeasurements:
         found = found._replace(never_lit=_never_lit(run, dataset, lit), lighting=moved)
     if run.completed and plain_sgd(run.config):
         found = found._replace(sharpness=_sharpness(run, dataset))
-    return found._replace(on_images=_on_images(run, folder) if run.completed and deep else None)
+    if not (run.completed and deep):
+        return found
+    return found._replace(
+        **_compared(run, folder), on_images=_on_images(run, folder) if closely else None
+    )
 
 
 def _never_lit(run: Run, dataset: data.Data, lit: np.ndarray) -> int:
@@ -230,6 +246,18 @@ def _sharpness(run: Run, dataset: data.Data) -> sharpness.Eigenvalue:
     return sharpness.sharpness(model, run.final, unit(dataset.x[some]), dataset.y[some], rng)
 
 
+def _compared(run: Run, folder: str) -> dict[str, Any]:
+    """What is shown of every featured group."""
+    dataset, x, _ = load_data(folder)
+    model, start, end = model_of(run.config, run.final), run.initial, run.final
+    back = {n: end.replace({tag: start[tag] for tag in end if tag.rpartition("/")[0] == n})
+            for n in end.names}  # fmt: skip
+    return {
+        "predictions": model.logits(end, x).argmax(axis=1),
+        "rewound": {n: model.evaluate(w, x, dataset.y_test).accuracy for n, w in back.items()},
+    }
+
+
 def _on_images(run: Run, folder: str) -> ImageMeasurements:
     dataset, x, _ = load_data(folder)
     labels, start, end = dataset.y_test, run.initial, run.final
@@ -238,7 +266,8 @@ def _on_images(run: Run, folder: str) -> ImageMeasurements:
     copy = sameness.permute_hidden(end, sameness.random_permutations(end, rng))
     copy = sameness.permute_hidden(copy, sameness.match(end, copy, rng))
     back = sameness.barrier(model, end, copy, few, labels[:PAIR_EXAMPLES], points=5)
-    drawn = fresh(run.config, end, seed=-1 - run.seed)  # a seed that no run has
+    # Seeds that no run has.
+    drawn = [fresh(run.config, end, seed=-1 - run.seed * DRAWS - i) for i in range(DRAWS)]
     hidden = model.hidden(end, x).items()
     return ImageMeasurements(
         accuracy=model.evaluate(end, x, labels).accuracy,
@@ -246,18 +275,16 @@ def _on_images(run: Run, folder: str) -> ImageMeasurements:
         saturation={n: resets.saturation(a, run.config["activation"]) for n, a in hidden},
         shuffles=spectrum.shuffle_test(model, end, x, labels, rng),
         low_rank=spectrum.low_rank_changes(model, end, start, x, labels),
-        pruning=near_zero.pruning_curve(model, end, (x, labels), train, rng),
+        pruning=near_zero.pruning_curve(model, end, (x, labels), train, rng, DRAWS),
         symmetry=sameness.symmetry(model, end, few, rng),
         rematched=back.cross_entropy_barrier,
-        natural=near_zero.natural_scale(end, train.numpy()),
+        natural=near_zero.natural_scale(end, train.numpy(), rng, DRAWS),
     )
 
 
-def _pair(a: Run, b: Run, folder: str, count: int | None) -> PairMeasurements:
-    dataset, images, _ = load_data(folder)
-    model, labels = model_of(a.config, a.final), dataset.y_test
-    x, few = images[:count], images[:PAIR_EXAMPLES]
-    one, other = (model.logits(run.final, images).argmax(axis=1) for run in (a, b))
+def _pair(a: Run, b: Run, folder: str) -> PairMeasurements:
+    dataset, x, _ = load_data(folder)
+    model, labels, few = model_of(a.config, a.final), dataset.y_test, x[:PAIR_EXAMPLES]
     rng = np.random.default_rng([a.seed, b.seed])
     matched = sameness.permute_hidden(b.final, sameness.match(a.final, b.final, rng))
 
@@ -266,9 +293,8 @@ def _pair(a: Run, b: Run, folder: str, count: int | None) -> PairMeasurements:
         return {name: sameness.linear_cka(u[name], v[name]) for name in u}
 
     return PairMeasurements(
-        sameness.disagreement(one, other, labels, dataset.num_classes),
-        before=sameness.barrier(model, a.final, b.final, x, labels[:count]),
-        after=sameness.barrier(model, a.final, matched, x, labels[:count]),
+        before=sameness.barrier(model, a.final, b.final, x, labels),
+        after=sameness.barrier(model, a.final, matched, x, labels),
         cka=cka(a.final, b.final),
         cka_untrained=cka(a.initial, b.initial),
     )

@@ -11,6 +11,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
+import scipy  # its parts load when they are first used
 
 from lab.compare.statistics import LEVEL, t_interval, t_quantile
 from lab.compare.table import RECORDING_FIELDS
@@ -20,32 +21,45 @@ from lab.settings.config import Config, default
 from lab.settings.source import defaults
 
 
-def _figure(
-    key: str, name: str, value: float, half: float | None, runs: int, unit: str, note: str
-) -> Figure:
-    low, high = (None, None) if half is None else (value - half, value + half)
-    if unit == "%" and low is not None and high is not None:  # a share ends at 0 and 1
-        low, high = max(low, min(value, 0.0)), min(high, max(value, 1.0))
-    return Figure(key, name, value, low, high, runs, unit, note)
+def _ends(value: float, half: float | None, share: bool) -> tuple[float | None, float | None]:
+    """value -+ half; of a share in (0, 1) on the logit scale, where no end is beyond 0 or 1.
+
+    Source: logit(p) -+ half / (p (1 - p)), the delta method, as in Korn and Graubard, Survey
+    Methodology 24 (1998), and in Stata's `proportion`.
+    """
+    if half is None:
+        return None, None
+    if not share or not 0 < value < 1:
+        return value - half, value + half
+    middle, reach = scipy.special.logit(value), half / (value * (1 - value))
+    return float(scipy.special.expit(middle - reach)), float(scipy.special.expit(middle + reach))
 
 
 def across(key: str, name: str, values: Iterable[float], unit: str = "", note: str = "") -> Figure:
-    """The mean over runs with Student's t interval; values that are not finite are left out."""
+    """The mean over runs with Student's t interval; values that are not finite are left out.
+
+    In the unit "%" they are shares in [0, 1], see `_ends`; differences of shares are "points".
+    """
     kept = [float(v) for v in values if math.isfinite(v)]
     if not kept:
         return Figure(key, name, None, runs=0, unit=unit, note=note)
     mean = statistics.fmean(kept)
     half = t_interval(kept)[1] - mean if len(kept) > 1 else None
-    found = _figure(key, name, mean, half, len(kept), unit, note)
+    found = Figure(key, name, mean, *_ends(mean, half, unit == "%"), len(kept), unit, note)
     if found.low is not None and all(v >= 0 and v.is_integer() for v in kept):
         found = dataclasses.replace(found, low=max(found.low, 0.0))  # a count ends at 0
     return found
 
 
 def over_pairs(
-    key: str, name: str, values: Mapping[tuple[int, int], float], unit: str = "", note: str = ""
+    key: str,
+    name: str,
+    values: Mapping[tuple[int, int], float],
+    unit: str = "",
+    note: str = "",
+    share: bool = False,
 ) -> Figure:
-    """The mean over pairs of runs, by the pair's seeds.
+    """The mean over pairs of runs, by the pair's seeds; with `share`, of shares whatever the unit.
 
     Pairs that share a run are not independent: the interval is the jackknife's over runs, mean +-
     t_{n-1} sqrt((n-1)/n sum_i (m_i - mean of m)^2), m_i the mean without run i; for three or more.
@@ -61,7 +75,8 @@ def over_pairs(
         ]
         spread = (n - 1) ** 2 / n * statistics.variance(without)
         half = t_quantile(1 - LEVEL / 2, n - 1) * math.sqrt(spread)
-    return _figure(key, name, statistics.fmean(values.values()), half, n, unit, note)
+    mean = statistics.fmean(values.values())
+    return Figure(key, name, mean, *_ends(mean, half, share or unit == "%"), n, unit, note)
 
 
 def number(value: float, digits: int = 4) -> str:
@@ -113,8 +128,9 @@ def without_interval(figure: Figure) -> str:
 
 
 def with_interval(figure: Figure) -> str:
-    """`97.43% [97.14 to 97.72%]`; the interval where there is one."""
+    """`97.43% [97.14 to 97.72%]`, `3 points [2 to 4]`; the interval where there is one."""
     value, interval = rounded(figure)
+    interval = interval.removesuffix(f" {figure.unit}")
     low, _, high = interval.rstrip("%").partition(" to ")
     return f"{value} [{interval}]" if low != high else value
 

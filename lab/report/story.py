@@ -10,7 +10,14 @@ from typing import Any
 import lab
 from lab.analysis import workers
 from lab.analysis.runs import Group, Runs
-from lab.analysis.study import MEAN_EXAMPLES, PAIR_EXAMPLES, SHARPNESS_EXAMPLES, Evidence, measure
+from lab.analysis.study import (
+    DRAWS,
+    MEAN_EXAMPLES,
+    PAIR_EXAMPLES,
+    SHARPNESS_EXAMPLES,
+    Evidence,
+    measure,
+)
 from lab.analysis.workers import Compute
 from lab.report.figures import plural
 from lab.report.questions import SECTIONS
@@ -63,8 +70,8 @@ def _made(evidence: Evidence) -> list[tuple[str, str]]:
     if reference:
         made += _about(reference, evidence)
     intervals = (
-        "95%, Student's t over seeds; for pairs of seeds the jackknife over seeds; none for a"
-        " single run"
+        "95%, Student's t over seeds, of shares on the logit scale; for pairs of seeds the"
+        " jackknife over seeds; none for a single run"
     )
     return [*made, ("intervals", intervals)]
 
@@ -92,10 +99,10 @@ def _about(reference: Group, evidence: Evidence) -> list[tuple[str, str]]:
                 "measured",
                 f"in depth: the {len(evidence.featured)} of"
                 f" {plural(len([g for g in groups if g.known]), 'configuration')} with the most"
-                " seeds. Accuracies and the reference's pairs: all test images. Other pairs,"
-                f" permutations and CKA: the first {PAIR_EXAMPLES:,}. Sharpness: the first"
-                f" {SHARPNESS_EXAMPLES:,} training images. Mean activations: the first"
-                f" {MEAN_EXAMPLES:,}",
+                f" seeds, random controls in {DRAWS} draws a run. Accuracies, disagreements and"
+                f" barriers: all test images. Permutations and CKA: the first {PAIR_EXAMPLES:,}."
+                f" Sharpness: the first {SHARPNESS_EXAMPLES:,} training images. Mean activations:"
+                f" the first {MEAN_EXAMPLES:,}",
             ),
         ]
         others = [group.label for group in groups if not group.known]

@@ -3,24 +3,46 @@
 from __future__ import annotations
 
 import itertools
+from collections.abc import Iterable, Mapping
+from typing import NamedTuple
 
 import numpy as np
 
 from lab.analysis.resets import update_ratio
 from lab.analysis.runs import Group
-from lab.analysis.study import ImageMeasurements, load_data
+from lab.analysis.study import DRAWS, ImageMeasurements, load_data
 from lab.report.draft import Draft
-from lab.report.figures import above, across, curve, percent, points, with_interval
-from lab.report.questions.common import POINT, about_reference, chance, windows
+from lab.report.figures import above, across, curve, listed, percent, points, with_interval
+from lab.report.questions.common import (
+    POINT,
+    about_reference,
+    chance,
+    over_draws,
+    seeds_halved,
+    spoken,
+    windows,
+)
 from lab.report.section import Figure, Mark, Section
 
 _RESETS = {  # by key: (part of a layer, how it is reset, in words)
     "both": ("both", "rewound", "put back to its first values"),
-    "weights": ("weights", "rewound", "put back to its first values, weights alone"),
-    "bias": ("bias", "rewound", "put back to its first values, bias alone"),
+    "weights": ("weights", "rewound", "put back, weights alone"),
     "redrawn": ("both", "redrawn", "drawn afresh"),
+    "redrawn_weights": ("weights", "redrawn", "drawn afresh, weights alone"),
+    "bias": ("bias", "rewound", "put back, bias alone"),
 }
+_KINDS = [key for key in _RESETS if key != "bias"]  # resets of what a layer learned
+_LOST = 0.05  # above the most frequent class's share: an accuracy up to that is lost
 _UNITS = 24  # of the first layer that are shown
+
+Means = dict[str, dict[str, float]]  # accuracies by reset and layer
+
+
+class _Verdict(NamedTuple):
+    """outcome: of the section. lost: the layers without which any reset leaves but chance."""
+
+    outcome: str
+    lost: tuple[str, ...]
 
 
 @about_reference
@@ -28,7 +50,7 @@ def layers(draft: Draft, group: Group) -> Section:
     if not group.known:
         _ratios(draft, group)
         return draft.section("not_applicable")
-    measured = list(draft.evidence.on_images(group).values())
+    measured = draft.evidence.on_images(group)
     outcome, facts = _resets(draft, group, measured) if measured else ("no_images", {})
     _ratios(draft, group)
     if not measured:
@@ -37,85 +59,127 @@ def layers(draft: Draft, group: Group) -> Section:
     return draft.section(outcome, **facts)
 
 
-def _resets(draft: Draft, group: Group, measured: list[ImageMeasurements]) -> tuple[str, dict]:
-    """Adds what the resets show; returns the outcome and its facts."""
-    names = group.runs[0].final.names
-    base = draft.mean("accuracy", "test accuracy at the end", [s.accuracy for s in measured], "%")
-    found: dict[str, dict[str, Figure]] = {
-        key: {
-            name: draft.mean(
-                f"redrawn:{name}" if key == "redrawn" else f"rewound:{name}:{key}",
-                f"accuracy with {name} {words}",
-                _accuracies(measured, name, part, how),
-                "%",
-            )
-            for name in names
-        }
-        for key, (part, how, words) in _RESETS.items()
-    }
-    draft.bars(
-        "resets",
-        "test accuracy",
-        [
-            points(words, names, [found[key][name] for name in names])
-            for key, (_, _, words) in _RESETS.items()
-        ],
-        [Mark("nothing reset", base.value or 0),
-         Mark("most frequent class", chance(draft.evidence, group))],
-    )  # fmt: skip
-    _first_layer(draft, group)
-    _every_configuration(draft)
-    off = [abs(s.accuracy - run.result["test_accuracy"])
-           for run in group.completed if (s := draft.evidence.of(run).on_images)]  # fmt: skip
-    draft.control("same_weights", max(off) <= 0.001, runs=len(off), off=100 * max(off))
-    for name in names:
-        own, fresh = (_accuracies(measured, name, "both", how) for how in ("rewound", "redrawn"))
-        gain = across("", "", 100 * np.subtract(own, fresh))
-        draft.control(f"own_start:{name}", above(gain), layer=name, gain=gain)
-    for name in names[:-1]:
-        _saturation(draft, name, [s.saturation[name] for s in measured])
-    draft.unknown("trained_beside")
-
-    def value(key: str, name: str) -> float:
-        return found[key][name].value or 0
-
-    kinds = [key for key in _RESETS if key != "bias"]
-    lowest = {key: min(names, key=lambda name: value(key, name)) for key in kinds}
-    worst = {name: min(value(key, name) for key in kinds) for name in names}
-    spared = [name for name in names if worst[name] > (base.value or 0) - POINT]
-    always = [name for name in names if set(lowest.values()) == {name}]
-    facts = {
-        "base": base,
-        "lowest": [(lowest[key], _RESETS[key][2], found[key][lowest[key]]) for key in kinds],
-        "always": always,
-        "spared": spared,
-        "bias": min(found["bias"].values(), key=lambda figure: figure.value or 0),
-    }
-    outcome = (
-        "all_spared" if len(spared) == len(names)
-        else "same_layer" if always
-        else "spared" if spared
-        else "none_spared"
-    )  # fmt: skip
-    return outcome, facts
-
-
-def _accuracies(measured: list[ImageMeasurements], layer: str, part: str, how: str) -> list[float]:
-    """By run, with that part of a layer reset; the mean over draws, where there are several."""
+def _draws(measured: Iterable[ImageMeasurements], layer: str, key: str) -> list[np.ndarray]:
+    """Accuracies of every run after a reset of that layer, by draw."""
+    part, how, _ = _RESETS[key]
     return [
-        float(np.mean(getattr(reset, how)))
+        np.atleast_1d(getattr(reset, how))
         for s in measured
         for reset in s.resets
         if (reset.layer, reset.part) == (layer, part)
     ]
 
 
+def _means(measured: Iterable[ImageMeasurements], draws: slice = slice(None)) -> Means:
+    """Over runs, and over these draws where a reset is drawn."""
+    some = list(measured)
+    names = dict.fromkeys(reset.layer for reset in some[0].resets)
+    return {
+        key: {
+            name: float(np.mean([a[draws] if len(a) > 1 else a for a in _draws(some, name, key)]))
+            for name in names
+        }
+        for key in _RESETS
+    }
+
+
+def _judge(means: Means, base: float, floor: float) -> _Verdict:
+    """What stands under every reset."""
+    names = [*means["both"]]
+    most, least = ({n: end(means[key][n] for key in _KINDS) for n in names} for end in (max, min))
+    spared = [name for name in names if least[name] > base - POINT]
+    outcome = (
+        "all_spared" if len(spared) == len(names)
+        else "spared" if spared
+        else "none_spared" if max(most.values()) < base - POINT
+        else "depends"
+    )  # fmt: skip
+    return _Verdict(outcome, tuple(name for name in names if most[name] < floor + _LOST))
+
+
+def _resets(draft: Draft, group: Group, measured: dict[int, ImageMeasurements]) -> tuple[str, dict]:
+    """Adds what the resets show; returns the outcome and its facts."""
+    every, floor = list(measured.values()), chance(draft.evidence, group)
+    names = group.runs[0].final.names
+    base = draft.mean("accuracy", "test accuracy at the end", [s.accuracy for s in every], "%")
+    found = {key: {name: _figure(draft, every, name, key) for name in names} for key in _RESETS}
+    draft.bars(
+        "resets",
+        "test accuracy",
+        [
+            points(words, [spoken(name) for name in names], [found[key][name] for name in names])
+            for key, (_, _, words) in _RESETS.items()
+        ],
+        [Mark("nothing reset", base.value or 0), Mark("most frequent class", floor)],
+    )
+    _first_layer(draft, group)
+    _every_configuration(draft)
+    _reset_controls(draft, group, measured, floor)
+    for name in names[:-1]:
+        _saturation(draft, name, [s.saturation[name] for s in every])
+    draft.unknown("trained_beside")
+    means = _means(every)
+    verdict = _judge(means, base.value or 0, floor)
+    lowest = {key: min(means[key], key=means[key].__getitem__) for key in _KINDS}
+    most = max((found[key][name] for key in _KINDS for name in names), key=lambda f: f.value or 0)
+    facts = {
+        "base": base,
+        "most": most,
+        "lost": [spoken(name) for name in verdict.lost],
+        "lowest": [(spoken(lowest[key]), _RESETS[key][2], found[key][lowest[key]])
+                   for key in ("both", "weights")],
+        "drawn": sorted(means[key][name] for key in ("redrawn", "redrawn_weights")
+                        for name in names),
+        "floor": floor,
+        "same": len(set(lowest.values())) == 1,
+        "spared": [spoken(n) for n in names
+                   if min(means[key][n] for key in _KINDS) > (base.value or 0) - POINT],
+        "bias": min(found["bias"].values(), key=lambda figure: figure.value or 0),
+    }  # fmt: skip
+    return verdict.outcome, facts
+
+
+def _figure(draft: Draft, measured: list[ImageMeasurements], layer: str, key: str) -> Figure:
+    what = f"accuracy with {spoken(layer)} {_RESETS[key][2]}"
+    name = f"{key}:{layer}" if key.startswith("redrawn") else f"rewound:{layer}:{key}"
+    return over_draws(draft, name, what, _draws(measured, layer, key), "%")
+
+
+def _reset_controls(
+    draft: Draft, group: Group, measured: dict[int, ImageMeasurements], floor: float
+) -> None:
+    off = [abs(s.accuracy - run.result["test_accuracy"])
+           for run in group.completed if (s := draft.evidence.of(run).on_images)]  # fmt: skip
+    draft.control("same_weights", max(off) <= 0.001, runs=len(off), off=100 * max(off))
+
+    def judge(some: Mapping[int, ImageMeasurements]) -> tuple[_Verdict, str]:
+        means = _means(some.values())
+        base = float(np.mean([s.accuracy for s in some.values()]))
+        most = max(means[key][name] for key in _KINDS for name in means[key])
+        verdict = _judge(means, base, floor)
+        only = f", {listed([*map(spoken, verdict.lost)])} at chance" if verdict.lost else ""
+        return verdict, f"one reset leaves {percent(most)} at most{only}"
+
+    seeds_halved(draft, measured, judge)
+    every = list(measured.values())
+    base = float(np.mean([s.accuracy for s in every]))
+    verdicts = [_judge(_means(every, slice(i, i + 1)), base, floor) for i in range(DRAWS)]
+    same = sum(verdict == _judge(_means(every), base, floor) for verdict in verdicts)
+    draft.control("each_draw", same == DRAWS, same=same, draws=DRAWS)
+    for name in group.runs[0].final.names:
+        own, fresh = (_draws(every, name, key) for key in ("both", "redrawn"))
+        gain = across("", "", [100 * float(a.mean() - b.mean())
+                               for a, b in zip(own, fresh, strict=True)], "points")  # fmt: skip
+        draft.control(f"own_start:{name}", above(gain), layer=spoken(name), gain=gain)
+
+
 def _saturation(draft: Draft, name: str, found: list) -> None:
-    for key, words in (("low", "at the low end"), ("high", "at the high end")):
+    for key, words in (("low", "at their lower limit"), ("high", "at their upper limit")):
         values = [getattr(one, key) for one in found]
-        draft.mean(f"{key}:{name}", f"{name}'s activations {words}", values, "%")
+        draft.mean(f"{key}:{name}", f"activations of {spoken(name)} {words}", values, "%")
     note = f"of {found[0].units}"
-    draft.mean(f"dead:{name}", f"{name}'s dead units", [s.dead for s in found], note=note)
+    what = f"units of {spoken(name)} that hardly vary over the test images"
+    draft.mean(f"dead:{name}", what, [s.dead for s in found], note=note)
 
 
 def _ratios(draft: Draft, group: Group) -> None:
@@ -125,10 +189,12 @@ def _ratios(draft: Draft, group: Group) -> None:
         pairs = [[run.every_step(tag) for tag in tags] for run in group.completed]
         found = [update_ratio(u, w) for u, w in pairs if u is not None and w is not None]
         if found:
-            what = f"update ratio of {layer}'s weights, median over the steps"
+            what = f"update of {spoken(layer)} in norms of its weights, median over the steps"
             draft.mean(f"ratio:{layer}", what, [np.nanmedian(ratio) for ratio in found])
             steps = windows(found[0])[0]
-            series.append(curve(layer, steps.tolist(), [windows(ratio)[1] for ratio in found]))
+            series.append(
+                curve(spoken(layer), steps.tolist(), [windows(ratio)[1] for ratio in found])
+            )
     if not series:
         draft.unknown("ratios")
         draft.command("ratios", group)
@@ -159,16 +225,14 @@ def _every_configuration(draft: Draft) -> None:
     every = (group.runs[0].final.names for group in draft.evidence.featured)
     names = list(dict.fromkeys(itertools.chain.from_iterable(every)))
     for group in draft.evidence.featured:
-        if measured := list(draft.evidence.on_images(group).values()):
-            figures = {
-                name: across("", "", _accuracies(measured, name, "both", "rewound"), "%")
-                for name in group.runs[0].final.names
-            }
-            lowest.add(min(figures, key=lambda name: figures[name].value or 0))
-            base = percent(float(np.mean([s.accuracy for s in measured])))
+        back = [found for run in group.completed if (found := draft.evidence.of(run).rewound)]
+        if back:
+            figures = {name: across("", "", [one[name] for one in back], "%") for name in back[0]}
+            lowest.add(spoken(min(figures, key=lambda name: figures[name].value or 0)))
+            base = percent(float(np.mean([r.result["test_accuracy"] for r in group.completed])))
             cells = [with_interval(figures[n]) if n in figures else "" for n in names]
             rows.append((group.label, base, *cells))
-    columns = ("configuration", "nothing reset", *names)
+    columns = ("configuration", "nothing reset", *map(spoken, names))
     draft.table("resets-all", columns, rows, lowest=sorted(lowest))
 
 
@@ -187,7 +251,8 @@ def _noise(draft: Draft, reference: Group) -> None:
                 for s, g2 in pairs
                 if s is not None and g2 is not None
             ]
-            what = "all tensors" if key == "all" else f"{key} alone"
+            layer = spoken(key.partition("/")[0])
+            what = "all weights and biases" if key == "all" else f"weights of {layer} alone"
             note = f"examples; {group.label}, batch {group.config['batch_size']}"
             name = f"gradient noise scale, {what}, over all steps"
             known |= draft.mean(f"noise:{key}", name, scales, note=note).value is not None

@@ -2,14 +2,22 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Mapping
+
 import numpy as np
 
 from lab.analysis.runs import Group, Run
-from lab.analysis.study import LIMITS, ImageMeasurements, RunMeasurements
+from lab.analysis.study import LIMITS, MEAN_EXAMPLES, ImageMeasurements, RunMeasurements
 from lab.analysis.weights import Weights
 from lab.report.draft import Draft
 from lab.report.figures import above, across, curve, percent, points
-from lab.report.questions.common import POINT, about_reference
+from lab.report.questions.common import (
+    POINT,
+    about_reference,
+    over_draws,
+    seeds_halved,
+    spoken,
+)
 from lab.report.section import Figure, Section, Series
 
 _LIMIT = LIMITS[-1]  # what "near 0" means in the answer
@@ -36,27 +44,29 @@ def zeros(draft: Draft, group: Group) -> Section:
             ("bias", "biases", "end", [one.bias_near_zero[_LIMIT] for one in found]),
         )
     )
-    far = _by_layer(draft, group, found)
+    _by_layer(draft, group, found)
     _histogram(draft, group)
     _by_configuration(draft)
     if not group.known:
         return draft.section("counted", start=start, end=end, bias=bias)
     _never_lit(draft, group)
     scale = _scale(draft, measured) if measured else {}
-    pruned = _pruning(draft, measured) if measured else None
+    pruned = _pruning(draft, measured) if measured else {}
     if not measured:
         draft.unknown("no_images")
+
+    def judge(runs: Mapping[int, Run]) -> tuple[tuple[str, tuple[str, ...]], str]:
+        outcome, far = _judge(runs.values())
+        share = float(np.mean([_share(run.final) for run in runs.values()]))
+        return (outcome, tuple(far)), f"{percent(share)} end within {_LIMIT} of 0"
+
+    seeds_halved(draft, {run.seed: run for run in group.completed}, judge)
     draft.unknown("from_start")
-    near, left = start.value or 0, (end.value or 0) < 0.5
-    outcome = (
-        "not_near" if near <= 0.5
-        else "left" if left
-        else "start" if near > 0.9
-        else "many_start"
-    )  # fmt: skip
+    outcome, far = _judge(group.completed)
     return draft.section(
-        outcome, start=start, end=end, bias=bias, far=far, scale=scale, pruned=pruned
-    )
+        outcome, start=start, end=end, bias=bias, scale=scale, pruned=pruned,
+        far=[(spoken(name), share) for name, share in far.items()],
+    )  # fmt: skip
 
 
 def _share(weights: Weights) -> float:
@@ -65,72 +75,93 @@ def _share(weights: Weights) -> float:
     )
 
 
-def _by_layer(draft: Draft, group: Group, found: list[RunMeasurements]) -> list[tuple[str, Figure]]:
-    """Adds the shares; returns the final ones of the layers of which most weights are not near."""
-    far: list[tuple[str, Figure]] = []
+def _judge(runs: Iterable[Run]) -> tuple[str, dict[str, float]]:
+    """The section's outcome, and the final shares of the layers of which most are not near 0."""
+    some = list(runs)
+    start, end = (
+        float(np.mean([_share(w) for w in found]))
+        for found in ([run.initial for run in some], [run.final for run in some])
+    )
+    shares = {
+        name: float(np.mean([np.mean(np.abs(run.final[tag]) < _LIMIT) for run in some]))
+        for name, tag in some[0].final.shown().items()
+    }
+    outcome = (
+        "not_near" if start <= 0.5
+        else "left" if end < 0.5
+        else "stay"
+    )  # fmt: skip
+    return outcome, {name: share for name, share in shares.items() if share < 0.5}
+
+
+def _by_layer(draft: Draft, group: Group, found: list[RunMeasurements]) -> None:
     for name in group.shown:
         for key, part in (("start", "near_zero_initial"), ("end", "near_zero")):
             for bound in LIMITS:
                 shares = [getattr(one, part)[name][bound] for one in found]
-                what = f"{name}: |w| < {bound}, at the {key}"
-                figure = draft.mean(f"near_zero:{name}:{key}:{bound}", what, shares, "%")
-        if (figure.value or 0) < 0.5:
-            far.append((name, figure))
-    return far
+                what = f"weights of {spoken(name)} within {bound} of 0, at the {key}"
+                draft.mean(f"near_zero:{name}:{key}:{bound}", what, shares, "%")
 
 
 def _scale(draft: Draft, measured: list[ImageMeasurements]) -> dict[str, Figure]:
-    """The first layer's pre-activations, beside what independent weights would give."""
+    """The sums that reach hidden layer 1, beside what independent weights would give."""
     scales = [s.natural for s in measured]
-    square = Figure("square_norm", "E‖x‖² of the inputs", scales[0].square_norm, runs=len(measured))
+    note = f"a constant of the data, over the first {MEAN_EXAMPLES:,} training images"
+    what = "mean squared norm of an input image"
+    draft.add(Figure("square_norm", what, scales[0].square_norm, runs=0, note=note))
     independent = [np.sqrt(s.square_norm) * s.weight for s in scales]
-    draft.add(square)
-    rms = "root mean square of h1's"
+    rms = "root mean square of hidden layer 1's"
     draft.mean("weight_rms", f"{rms} weights, at the end", [s.weight for s in scales])
-    return {
-        "independent": draft.mean(
-            "independent_rms", f"{rms} pre-activations, were its weights independent", independent
-        ),
-        "measured": draft.mean(
-            "preactivation_rms", f"{rms} pre-activations", [s.measured for s in scales]
-        ),
-    }
-
-
-def _pruning(draft: Draft, measured: list[ImageMeasurements]) -> Figure:
-    """Adds the pruning curves; returns how much can go, smallest first, for a point."""
-
-    def prunable(s: ImageMeasurements, key: str) -> float:
-        bad = np.flatnonzero(getattr(s.pruning, key) < s.accuracy - POINT)
-        return float(s.pruning.shares[bad[0] - 1 if len(bad) else -1])
-
+    sums = f"{rms} input sums"
     found = {
-        key: draft.mean(
-            f"prunable:{key}",
-            f"weights that can be set to 0 for a point of accuracy, {words}",
-            [prunable(s, key) for s in measured],
-            "%",
-        )
-        for key, words in _PRUNED.items()
-    }
-    gain = [prunable(s, "smallest") - prunable(s, "random") for s in measured]
-    draft.control("pruning", above(across("", "", gain, "%")), **found)
+        "independent": draft.mean("independent_rms", f"{sums}, were its weights independent",
+                                  independent),
+        "measured": draft.mean("preactivation_rms", sums, [s.measured for s in scales]),
+        "shuffled": over_draws(draft, "shuffled_rms", f"{sums}, its weights shuffled",
+                               [s.shuffled for s in scales]),
+    }  # fmt: skip
+    more = across("", "", [s.measured - float(s.shuffled.mean()) for s in scales])
+    draft.control("alignment", above(more), **found)
+    return found
+
+
+def _pruning(draft: Draft, measured: list[ImageMeasurements]) -> dict[str, Figure]:
+    """Adds the pruning curves; returns what can go for a point, and what half of them costs."""
     shares = measured[0].pruning.shares
-    half = shares.searchsorted(0.5)
+    half = int(shares.searchsorted(0.5))
+
+    def curves(s: ImageMeasurements, key: str) -> np.ndarray:
+        """[draws, shares]."""
+        return np.atleast_2d(getattr(s.pruning, key))
+
+    def prunable(s: ImageMeasurements, key: str) -> np.ndarray:
+        """By draw, the share before the first that costs more than a point."""
+        bad = curves(s, key) < s.accuracy - POINT
+        first = np.where(bad.any(axis=1), bad.argmax(axis=1), len(shares))
+        return shares[np.maximum(first - 1, 0)]
+
+    found, costs = {}, {}
+    for key, words in _PRUNED.items():
+        what = f"weights that can be set to 0 for a point of accuracy, {words}"
+        own = [prunable(s, key) for s in measured]
+        found[key] = over_draws(draft, f"prunable:{key}", what, own, "%")
+        what = f"accuracy that half of the weights cost, set to 0 {words}"
+        lost = [100 * (s.accuracy - curves(s, key)[:, half]) for s in measured]
+        costs[key] = over_draws(draft, f"half:{key}", what, lost, "points")
+    gain = [100 * float(prunable(s, "smallest").mean() - prunable(s, "random").mean())
+            for s in measured]  # fmt: skip
+    draft.control("pruning", above(across("", "", gain, "points")), **found)
     draft.chart(
         "pruning",
         "share of weights set to 0",
         "test accuracy",
         [
-            curve(words, shares.tolist(), [getattr(s.pruning, key) for s in measured], "%")
+            curve(words, shares.tolist(), [curves(s, key).mean(axis=0) for s in measured], "%")
             for key, words in _PRUNED.items()
         ],
-        half={
-            key: float(np.mean([getattr(s.pruning, key)[half] for s in measured]))
-            for key in _PRUNED
-        },
+        costs=costs,
     )
-    return found["smallest"]
+    return {"smallest": found["smallest"], "random": found["random"], "half": costs["smallest"]}
 
 
 def _never_lit(draft: Draft, group: Group) -> None:
@@ -148,7 +179,8 @@ def _never_lit(draft: Draft, group: Group) -> None:
     equal = [run for _, run in known if evidence.of(run).unmoved == evidence.of(run).never_lit]
     what = "inputs that are 0 in every training image that the run was shown"
     dark = draft.mean("never_lit", what, [one.never_lit or 0 for one in ours])
-    draft.mean("unmoved", "rows of h1's weights that never moved", [one.unmoved for one in ours])
+    what = "inputs whose weights never moved"
+    draft.mean("unmoved", what, [one.unmoved for one in ours])
     here = sum(run in equal for run in group.completed)
     draft.control(
         "never_lit", here == len(group.completed), dark=dark, here=here,
@@ -174,8 +206,8 @@ def _never_lit(draft: Draft, group: Group) -> None:
             if few is not None and most:
                 rare[other.label] = few / most
     ends = sorted(rare.items(), key=lambda pair: pair[1])
-    draft.bars("lighting", "mean distance of a row from its start", series, scale="symlog",
-               ends=ends[:1] + ends[1:][-1:])  # fmt: skip
+    label = "mean distance of an input's weights from their start"
+    draft.bars("lighting", label, series, scale="symlog", ends=ends[:1] + ends[1:][-1:])
 
 
 def _histogram(draft: Draft, group: Group) -> None:
@@ -190,8 +222,8 @@ def _histogram(draft: Draft, group: Group) -> None:
         for name, w in (("start", start), ("end", end))
     ]
     draft.chart("weights", "weight", "share of weights per bucket", series,
-                scales=("linear", "log"), layer=layer, seed=run.seed, start=float(start.std()),
-                end=float(end.std()))  # fmt: skip
+                scales=("linear", "log"), layer=spoken(layer), seed=run.seed,
+                start=float(start.std()), end=float(end.std()))  # fmt: skip
 
 
 def _by_configuration(draft: Draft) -> None:

@@ -3,20 +3,24 @@
 from __future__ import annotations
 
 import math
-import operator
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from typing import Any
 
 from lab.analysis.runs import Group
+from lab.analysis.sameness import Disagreement, Families, divided, families
 from lab.analysis.study import ImageMeasurements, PairMeasurements
+from lab.compare.statistics import LEVEL
 from lab.report.draft import Draft
-from lab.report.figures import above, all_of, over_pairs, points, with_interval
-from lab.report.questions.common import about_reference
-from lab.report.section import Figure, Section
+from lab.report.figures import above, all_of, listed, over_pairs, points, with_interval
+from lab.report.figures import without_interval as plain
+from lab.report.questions.common import about_reference, seeds_halved, spoken
+from lab.report.section import Figure, Section, Series
 
 _ALIGNED = 0.01  # an accuracy barrier below which a pair counts as aligned
 _PAIRS_SHOWN = 15
 
 Pairs = dict[tuple[int, int], PairMeasurements]
+Disagreements = Mapping[tuple[int, int], Disagreement]
 
 
 @about_reference
@@ -24,15 +28,20 @@ def sameness(draft: Draft, group: Group) -> Section:
     if not group.known:
         draft.commands.clear()  # other seeds would not help
         return draft.section("not_applicable")
-    pairs = draft.evidence.paired[group.label]
-    measured = list(draft.evidence.on_images(group).values())
+    found, pairs = draft.evidence.disagreements(group), draft.evidence.paired
+    measured = draft.evidence.on_images(group)
     if measured:
-        _permutations(draft, measured)
+        _permutations(draft, list(measured.values()))
     else:
         draft.unknown("no_images")
-    outcome, facts = _pairs(draft, group, pairs) if pairs else ("no_pair", {})
+    outcome, facts = "no_pair", dict[str, Any]()
+    if found and pairs:
+        outcome, facts = _errors(draft, found)
+        facts |= _barriers(draft, group, pairs)
+        _cka(draft, group, pairs)
+        _halved(draft, found, measured)
     if table := draft.evidence.runs.table.pairs:
-        alike = sum(pair.p_holm > 0.05 for pair in table)
+        alike = sum(pair.p_holm > LEVEL for pair in table)
         what = "pairs of configurations whose accuracies do not differ significantly"
         note = f"of {len(table)}, Holm's correction"
         draft.add(Figure("alike", what, alike, runs=0, note=note))
@@ -40,76 +49,70 @@ def sameness(draft: Draft, group: Group) -> Section:
     return draft.section(outcome, **facts)
 
 
-def _pairs(draft: Draft, group: Group, pairs: Pairs) -> tuple[str, dict]:
-    """Adds what pairs of seeds share; returns the outcome and its facts."""
+def _errors(draft: Draft, found: Disagreements) -> tuple[str, dict]:
+    """Adds what errors pairs of seeds share; returns the outcome and its facts."""
 
-    def mean(
-        key: str, name: str, take: Callable[[PairMeasurements], float], unit: str = ""
-    ) -> Figure:
-        values = {seeds: take(pair) for seeds, pair in pairs.items()}
+    def mean(key: str, name: str, take: Callable[[Disagreement], float]) -> Figure:
+        values = {seeds: take(pair) for seeds, pair in found.items()}
         known = {seeds: value for seeds, value in values.items() if math.isfinite(value)}
-        figure = over_pairs(key, name, known, unit)
+        figure = over_pairs(key, name, known, "%")
         draft.add(figure)
         return figure
 
-    independent_name = "the same, were their errors independent"
-    share = mean("disagreement", "test images on which two seeds disagree",
-                 lambda p: p.disagreement.share, "%")  # fmt: skip
-    independent = mean("independent", independent_name, lambda p: p.disagreement.independent, "%")
-    mean("both_wrong", "test images on which both are wrong",
-         lambda p: p.disagreement.both_wrong, "%")  # fmt: skip
-    mean("both_wrong_independent", independent_name,
-         lambda p: p.disagreement.both_wrong_independent, "%")  # fmt: skip
-    shared = mean("shared", "errors of a seed that another one makes too", _shared, "%")
-    barriers = {}
-    for when in ("before", "after"):
-        entropy = operator.attrgetter(f"{when}.cross_entropy_barrier")
-        accuracy = operator.attrgetter(f"{when}.accuracy_barrier")
-        what = f"cross-entropy barrier, {when} matching, in nats"
-        barriers[when] = mean(f"barrier:{when}", what, entropy)
-        mean(f"accuracy_barrier:{when}", f"accuracy barrier, {when} matching", accuracy, "%")
-    aligned = [p for p in pairs.values() if p.after.accuracy_barrier < _ALIGNED]
-    draft.add(
-        Figure("aligned", "pairs with an accuracy barrier below a point after matching",
-               len(aligned), runs=len(group.completed), note=f"of {len(pairs)}")
-    )  # fmt: skip
+    chance = "the same, were their errors independent"
+    facts = {
+        "share": mean("disagreement", "test images on which two seeds disagree",
+                      lambda d: d.share),
+        "independent": mean("independent", chance, lambda d: d.independent),
+        "shared": mean("shared", "errors of a seed that another one makes too", _shared),
+        "shared_independent": mean("shared_independent", chance,
+                                   lambda d: math.sqrt(d.both_wrong_independent)),
+    }  # fmt: skip
+    mean("both_wrong", "test images on which both are wrong", lambda d: d.both_wrong)
+    mean("both_wrong_independent", chance, lambda d: d.both_wrong_independent)
     _disagreements(draft)
-    _barriers(draft, pairs)
-    _cka(draft, group, pairs)
-    if 0 < len(aligned) < len(pairs):
-        draft.unknown("unaligned", count=len(pairs) - len(aligned))
-
-    # What both get wrong, beside what chance explains; and half of what either gets wrong.
-    more = over_pairs("", "", {
-        seeds: p.disagreement.both_wrong - p.disagreement.both_wrong_independent
-        for seeds, p in pairs.items()
-    })  # fmt: skip
-    most = over_pairs("", "", {
-        seeds: part - 0.5 for seeds, p in pairs.items() if not math.isnan(part := _shared(p))
-    })  # fmt: skip
-    outcome = {True: "partly_same", False: "not_same", None: "cannot_tell"}[above(more)]
-    if outcome == "partly_same" and above(most):
-        outcome = "nearly_same"
-    after = sorted(p.after.cross_entropy_barrier for p in pairs.values())
-    facts = {"share": share, "independent": independent, "shared": shared,
-             "aligned": len(aligned), "pairs": len(pairs), "after": after,
-             "before": barriers["before"]}  # fmt: skip
-    return outcome, facts
+    return _judge(found)[0], facts
 
 
-def _shared(pair: PairMeasurements) -> float:
+def _shared(found: Disagreement) -> float:
     """The share of one's errors that the other makes too; the geometric mean of both shares."""
-    product = pair.disagreement.both_wrong_independent  # of the two error rates
-    return pair.disagreement.both_wrong / math.sqrt(product) if product else math.nan
+    product = found.both_wrong_independent  # of the two error rates
+    return found.both_wrong / math.sqrt(product) if product else math.nan
+
+
+def _judge(found: Disagreements) -> tuple[str, bool | None]:
+    """The outcome: whether both err together more often than chance explains, and on more than
+    half of what either gets wrong; and the second verdict, None where the interval holds both."""
+    more = over_pairs("", "", {
+        seeds: d.both_wrong - d.both_wrong_independent for seeds, d in found.items()
+    })  # fmt: skip
+    most = above(over_pairs("", "", {
+        seeds: part - 0.5 for seeds, d in found.items() if not math.isnan(part := _shared(d))
+    }))  # fmt: skip
+    outcome = {True: "partly_same", False: "not_same", None: "cannot_tell"}[above(more)]
+    return "nearly_same" if outcome == "partly_same" and most else outcome, most
+
+
+def _halved(draft: Draft, found: Disagreements, measured: Mapping[int, ImageMeasurements]) -> None:
+    def judge(some: Mapping[int, ImageMeasurements]) -> tuple[str | None, str]:
+        own = {seeds: d for seeds, d in found.items() if some.keys() >= set(seeds)}
+        known = {seeds: part for seeds, d in own.items() if not math.isnan(part := _shared(d))}
+        outcome, most = _judge(own)
+        share = with_interval(over_pairs("", "", known, "%"))
+        return (None if most is None else outcome), f"{share} of the errors are shared"
+
+    seeds_halved(draft, measured, judge)
 
 
 def _disagreements(draft: Draft) -> None:
-    paired = {label: pairs for label, pairs in draft.evidence.paired.items() if pairs}
+    featured = {group.label: draft.evidence.disagreements(group)
+                for group in draft.evidence.featured}  # fmt: skip
+    paired = {label: found for label, found in featured.items() if found}
 
     def shares(key: str) -> list[Figure]:
         return [
-            over_pairs("", "", {k: getattr(p.disagreement, key) for k, p in pairs.items()}, "%")
-            for pairs in paired.values()
+            over_pairs("", "", {seeds: getattr(d, key) for seeds, d in found.items()}, "%")
+            for found in paired.values()
         ]
 
     labels, found, chance = list(paired), shares("share"), shares("independent")
@@ -127,31 +130,68 @@ def _disagreements(draft: Draft) -> None:
     )
 
 
-def _barriers(draft: Draft, pairs: Pairs) -> None:
-    places = next(iter(pairs.values())).before.places.tolist()
-    series = [
-        points(
-            name,
-            places,
-            [
-                over_pairs("", "", {k: getattr(p, key).cross_entropy[i] for k, p in pairs.items()})
-                for i in range(len(places))
-            ],
-        )
-        for key, name in (("before", "as trained"), ("after", "units matched"))
-    ]
-    highest = [max(one.y) for one in series]
-    draft.chart(
-        "barrier", "place between the two", "test cross-entropy, nats", series,
-        pairs=len(pairs), highest=highest,
-    )  # fmt: skip
+def _barriers(draft: Draft, group: Group, pairs: Pairs) -> dict:
+    """Adds what lies between pairs of seeds; returns facts."""
+    runs, note = len(group.completed), f"of {len(pairs)}"
+    for key, words in (("before", "as trained"), ("after", "units matched")):
+        barriers = [getattr(pair, key).cross_entropy_barrier for pair in pairs.values()]
+        for end, value in (("lowest", min(barriers)), ("highest", max(barriers))):
+            what = f"{end} cross-entropy barrier between two seeds, {words}"
+            draft.add(Figure(f"barrier:{key}:{end}", what, value, runs=runs, unit="nats"))
+    aligned = sum(p.after.accuracy_barrier < _ALIGNED for p in pairs.values())
+    what = "pairs with an accuracy barrier below a point, units matched"
+    draft.add(Figure("aligned", what, aligned, runs=runs, note=note))
+    if 0 < aligned < len(pairs):
+        draft.unknown("unaligned", count=len(pairs) - aligned)
+    found = families({seeds: p.after.cross_entropy_barrier for seeds, p in pairs.items()})
+    if found:
+        what = "widest gap between neighbouring barriers, units matched: higher / lower"
+        draft.add(Figure("gap", what, found.high / found.low, runs=runs))
+        what = "pairs below the widest gap between barriers"
+        draft.add(Figure("below_gap", what, found.below, runs=runs, note=note))
+    whole = found if found and found.whole else None
     hidden = list(next(iter(pairs.values())).cka)
-    columns = ("seeds", "barrier as trained, nats", "units matched", "in accuracy",
-               *(f"CKA of {name}" for name in hidden))  # fmt: skip
+    _pairs_table(draft, pairs, hidden)
+    if hidden:
+        _families(draft, pairs, hidden[-1], whole)
+    return {"pairs": len(pairs), "gap": found, "families": _spoken_families(whole),
+            "aligned": aligned}  # fmt: skip
+
+
+def _spoken_families(found: Families | None) -> str:
+    return listed(["-".join(map(str, own)) for own in found.members]) if found else ""
+
+
+def _families(draft: Draft, pairs: Pairs, layer: str, found: Families | None) -> None:
+    """Every pair, and whether CKA knows the families that the barriers show."""
+    kinds: dict[str, list[PairMeasurements]] = {}
+    for seeds, pair in pairs.items():
+        within = found and any({*seeds} <= {*own} for own in found.members)
+        name = "within a family" if within else "across families" if found else "pairs"
+        kinds.setdefault(name, []).append(pair)
+    series = [
+        Series(name, [p.after.cross_entropy_barrier for p in own], [p.cka[layer] for p in own],
+               style="points")
+        for name, own in sorted(kinds.items(), reverse=True)
+    ]  # fmt: skip
+    draft.chart("families", "cross-entropy barrier, units matched, nats",
+                f"linear CKA of {spoken(layer)}", series, scales=("symlog", "linear"),
+                families=_spoken_families(found), pairs=len(pairs))  # fmt: skip
+    if not found:
+        draft.unknown("families")
+        return
+    test = divided({seeds: p.cka[layer] for seeds, p in pairs.items()}, found.members)
+    passed = True if test.p <= LEVEL else None
+    draft.control("families", passed, layer=spoken(layer), more=test.difference, p=test.p)
+
+
+def _pairs_table(draft: Draft, pairs: Pairs, hidden: list[str]) -> None:
+    columns = ("seeds", "barrier as trained, nats", "units matched", "accuracy barrier, points",
+               *(f"CKA of {spoken(name)}" for name in hidden))  # fmt: skip
     ordered = sorted(pairs.items(), key=lambda pair: pair[1].after.cross_entropy_barrier)
     rows = [
         (f"{a} and {b}", f"{p.before.cross_entropy_barrier:.3f}",
-         f"{p.after.cross_entropy_barrier:.3f}", f"{100 * p.after.accuracy_barrier:.2f}%",
+         f"{p.after.cross_entropy_barrier:.3f}", f"{100 * p.after.accuracy_barrier:.2f}",
          *(f"{p.cka[name]:.3f}" for name in hidden))
         for (a, b), p in ordered[:_PAIRS_SHOWN]
     ]  # fmt: skip
@@ -163,8 +203,8 @@ def _cka(draft: Draft, group: Group, pairs: Pairs) -> None:
     found: dict[str, list[Figure]] = {}
     for key, words in (("cka", "trained"), ("cka_untrained", "untrained")):
         found[words] = [
-            over_pairs(f"{key}:{name}", f"linear CKA of {name}, {words}",
-                       {seeds: getattr(p, key)[name] for seeds, p in pairs.items()})
+            over_pairs(f"{key}:{name}", f"linear CKA of {spoken(name)}, {words}",
+                       {seeds: getattr(p, key)[name] for seeds, p in pairs.items()}, share=True)
             for name in hidden
         ]  # fmt: skip
         draft.add(*found[words])
@@ -174,10 +214,11 @@ def _cka(draft: Draft, group: Group, pairs: Pairs) -> None:
         over_pairs("", "", {seeds: p.cka[n] - p.cka_untrained[n] for seeds, p in pairs.items()})
         for n in hidden
     ]
-    series = [points(words, hidden, figures) for words, figures in found.items()]
-    draft.bars("cka", "linear CKA", series, layer=hidden[-1],
+    names = [*map(spoken, hidden)]
+    series = [points(words, names, figures) for words, figures in found.items()]
+    draft.bars("cka", "linear CKA", series, layer=names[-1],
                ends=[figures[-1] for figures in found.values()])  # fmt: skip
-    both = zip(hidden, *([with_interval(f) for f in found[words]] for words in found), strict=True)
+    both = zip(names, *([plain(f) for f in found[words]] for words in found), strict=True)
     draft.control("cka", all_of([above(gain) for gain in gains]), layers=list(both))
 
 
