@@ -15,6 +15,7 @@ import pytest
 import scipy.stats
 import small_runs
 
+from lab.analysis.drift import Phases, phases, spans
 from lab.analysis.runs import Group, Run, Runs, read_runs
 from lab.analysis.sameness import disagreement
 from lab.analysis.study import Evidence, PairMeasurements, measure
@@ -352,6 +353,16 @@ def test_a_walk_is_told_from_a_straight_line(kind, outcome, ratio, power):
         for phase in ("fall", "after"):
             assert figures[f"{phase}:{name}"].value == pytest.approx(fall, rel=0.25)
         assert figures[f"power:{name}"].value == pytest.approx(power, abs=0.15)
+
+
+def test_phases_end_where_their_rule_says():
+    norms, losses = np.ones(300), np.r_[np.linspace(4, 1, 150), np.full(150, 1.0)]
+    norms[:3], norms[60] = 30, 30  # the later one is no jolt
+    assert phases(norms, losses) == (3, 120)  # the first part of ten steps that is 1.75 or lower
+    assert phases(np.ones(300), np.full(300, 2.0)) == (0, 300)
+    assert spans(Phases(3, 103), 300) == {
+        "jolt": [(0, 3)], "fall": [(3, 103)], "after": [(103, 203)]
+    }  # fmt: skip
 
 
 def test_templates_have_the_blocks_that_are_asked_for_and_no_others():
