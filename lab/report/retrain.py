@@ -10,7 +10,7 @@ from lab.analysis.weights import Weights
 from lab.analysis.workers import Compute
 
 RUNS = 5  # of the group at most
-SECONDS = 120.0  # of training at most, all together
+SECONDS = 300.0  # of training at most, all together
 
 
 def fill(group: Group, compute: Compute) -> str:
