@@ -568,6 +568,19 @@ def test_a_rate_of_0_freezes_but_not_for_want_of_a_gradient(tmp_path):
     assert ("clip" in more) == (on_clip > 0)
 
 
+def test_a_slow_run_is_not_called_collapsed(tmp_path):
+    """Of one class for every image as before the first step; but its loss falls."""
+    outcome = programs.train(
+        *("--learning_rate=0.0001", "--seed=2", "--training_steps=40", "--display_step=20"),
+        *("--batch_size=64", "--n_hidden_1=16", "--n_hidden_2=8", "--watch="),
+        *(f"--logdir={tmp_path}", "--run_name=run"),
+    )
+    result = forks.result(tmp_path / "run")
+    assert outcome.status == 0 and result["test_correct"] in np.bincount(data.load().y_test)
+    assert (result["status"], result["collapsed"]) == ("completed", None)
+    assert not standstill_lines(outcome)
+
+
 @pytest.mark.numbers
 def test_a_run_that_trains_is_not_called_frozen_or_collapsed(long):
     result = forks.result(long)

@@ -16,6 +16,7 @@ import scipy.special
 import scipy.stats
 import small_runs
 
+from lab.analysis.drift import Phases, phases, spans
 from lab.analysis.runs import Group, Run, Runs, read_runs
 from lab.analysis.sameness import disagreement
 from lab.analysis.study import DRAWS, Evidence, measure
@@ -345,7 +346,7 @@ def test_one_run_gives_no_interval(logdir, tmp_path):
     found = make_story(read_runs(str(tmp_path)))
     assert section(found, "table").outcome == "alone"
     assert section(found, "sameness").outcome == "no_pair"
-    assert section(found, "growth").outcome == "cannot_tell"
+    assert section(found, "growth").outcome == "no_phases"
     assert not [f for one in found.sections[1:] for f in one.figures if f.low is not None]
     assert any("--seeds=5" in line for one in found.sections for _, line in one.commands)
 
@@ -393,20 +394,25 @@ def walk(kind, seed, steps=400):
     start = {f"{n}/weights": random.normal(0, 0.1, s).astype(np.float32) for n, s in shapes.items()}
     start |= {f"{n}/bias": np.zeros(s[1], np.float32) for n, s in shapes.items()}
     end, scalars = dict(start), {}
-    times = np.arange(1, steps + 1)
+    times, between = np.arange(1, steps + 1), {}
     for name, shape in shapes.items():
         moves = random.normal(0, 0.01, (steps, *shape))
         if kind == "straight":
             moves[:] = moves[0]
         path = np.cumsum(moves, axis=0)
         tag = f"{name}/weights"
+        for step in times[:-1]:
+            between.setdefault(step, dict(start))[tag] = start[tag] + path[step - 1]
         end[tag] = (start[tag] + path[-1]).astype(np.float32)
         scalars[f"{tag}/update/norm"] = times, np.linalg.norm(moves, axis=(1, 2))
         scalars[f"{tag}/distance"] = times, np.linalg.norm(path, axis=(1, 2))
         scalars[f"{tag}/norm"] = times, np.linalg.norm(start[tag] + path, axis=(1, 2))
     scalars["accuracy"] = times, np.full(steps, 0.5)
+    scalars["loss"] = times, np.exp(-times / 50)
     config = json.loads(json.dumps(dataclasses.asdict(Config(seed=seed, training_steps=steps))))
-    networks = {step: Weights.from_tensors(w) for step, w in ((0, start), (steps, end))}
+    networks = {
+        step: Weights.from_tensors(w) for step, w in ((0, start), *between.items(), (steps, end))
+    }
     result = {"status": "completed", "step": steps, "data": "none", "test_accuracy": 0.5}
     return Run(f"{kind}-{seed}", config, result, networks, scalars)
 
@@ -426,7 +432,20 @@ def test_a_walk_is_told_from_a_straight_line(kind, outcome, ratio, power):
     assert found.outcome == outcome
     for name in ("h1", "h2", "logits"):
         assert figures[f"drift:{name}"].value == pytest.approx(ratio, rel=0.25)
+        fall = ratio * math.sqrt(80 / 400) if kind == "straight" else 1
+        for phase in ("fall", "after"):
+            assert figures[f"{phase}:{name}"].value == pytest.approx(fall, rel=0.25)
         assert figures[f"power:{name}"].value == pytest.approx(power, abs=0.15)
+
+
+def test_phases_end_where_their_rule_says():
+    norms, losses = np.ones(300), np.r_[np.linspace(4, 1, 150), np.full(150, 1.0)]
+    norms[:3], norms[60] = 30, 30  # the later one is no jolt
+    assert phases(norms, losses) == (3, 120)  # the first part of ten steps that is 1.75 or lower
+    assert phases(np.ones(300), np.full(300, 2.0)) == (0, 300)
+    assert spans(Phases(3, 103), 300) == {
+        "jolt": [(0, 3)], "fall": [(3, 103)], "after": [(103, 203)]
+    }  # fmt: skip
 
 
 def test_templates_have_the_blocks_that_are_asked_for_and_no_others():

@@ -298,6 +298,28 @@ def test_comparisons_are_seed_paired():
     assert sorted(row.groups for row in shown.rows) == ["a", "b"]
 
 
+@pytest.mark.parametrize(("n", "level"), [(5, 0.05), (10, 0.005), (3, 0.05)])
+def test_what_a_test_can_see_is_scipys_noncentral_t(n, level):
+    far = st.detectable(n, level) * n**0.5
+    limit = stats.t.ppf(1 - level / 2, n - 1)
+    power = stats.nct.sf(limit, n - 1, far) + stats.nct.cdf(-limit, n - 1, far)
+    assert power == pytest.approx(0.8, abs=1e-3)
+
+
+def test_few_seeds_are_no_group():
+    noisy = [row_of_seeds(c, batch_size=k) for k, c in ((1, [9700, 3250]), (2, [9780, 9000]))]
+    shown = table(*itertools.chain(*noisy))
+    assert [row.groups for row in shown.rows] == ["b?", "a?"] and shown.pairs[0].differ is None
+    assert any(note.startswith("?: not enough seeds") for note in shown.notes)
+
+
+def test_the_readmes_rows_are_compared_among_themselves():
+    alone = table(*readme_grid())
+    more = [row_of_seeds([9700, 9710, 9705], batch_size=k) for k in range(2, 8)]
+    beside = table(*readme_grid(), *itertools.chain(*more))
+    assert [row.groups for row in beside.rows[:9]] == [row.groups for row in alone.rows]
+
+
 def test_pairs_are_corrected_together():
     rows = [row_of_seeds([9700 + 40 * k, 9703 + 41 * k, 9701 + 43 * k], batch_size=k)
             for k in range(1, 5)]  # fmt: skip

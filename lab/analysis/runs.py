@@ -40,7 +40,8 @@ class Run:
     config: every field of Config; one that an older run lacks at its default. result: of
     result.json. networks: by step, from the checkpoints; 0 and the last one are there. scalars:
     by tag, (steps int64 [n], values float64 [n]), each step once, rising. network: see
-    `lab.compare.results.network_of`.
+    `lab.compare.results.network_of`. again: of checkpoints up to which the run was trained again,
+    whether the weights were the same bits.
     """
 
     path: str
@@ -49,6 +50,7 @@ class Run:
     networks: dict[int, Weights]
     scalars: dict[str, event_reader.Series]
     network: str = ""
+    again: dict[int, bool] = dataclasses.field(default_factory=dict)
 
     @property
     def known(self) -> bool:

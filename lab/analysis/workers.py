@@ -18,7 +18,7 @@ Progress = Callable[[int, int], None]  # (done, total)
 
 _LEVEL = "TF_CPP_MIN_LOG_LEVEL"
 _THREADS = ("OPENBLAS_NUM_THREADS", "OMP_NUM_THREADS", "MKL_NUM_THREADS")
-_FEW = 4  # jobs for which no process is started
+FEW = 4  # jobs for which no process is started
 
 
 def compute(jobs: list[Job], progress: Progress = lambda done, total: None) -> list[Any]:
@@ -35,10 +35,11 @@ class Workers:
 
     Args:
       processes: how many, one per core unless given.
+      few: jobs for which none is started.
     """
 
-    def __init__(self, processes: int | None = None) -> None:
-        self._processes = processes or len(machine.cores())
+    def __init__(self, processes: int | None = None, few: int = FEW) -> None:
+        self._processes, self._few = processes or len(machine.cores()), few
         self._pool: futures.ProcessPoolExecutor | None = None
 
     def __enter__(self) -> Workers:
@@ -60,7 +61,7 @@ class Workers:
         Raises:
           LabError: a process was killed.
         """
-        if len(jobs) <= _FEW:
+        if len(jobs) <= self._few:
             return compute(jobs, progress)
         if self._pool is None:
             context = multiprocessing.get_context("spawn")

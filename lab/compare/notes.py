@@ -76,11 +76,14 @@ def _group_notes(rows: Sequence[Row], pairs: Sequence[Pair]) -> list[str]:
     data = Counter(rows[place].data for place in compared)
     untested = sum(math.comb(count, 2) for count in data.values()) - len(pairs)
     notes = {
-        "group: rows that share a letter cannot be told apart (which does not prove them equal):"
-        f" paired t tests on {seeds[0]}{f' to {seeds[-1]}' if len(seeds) > 1 else ''} common seeds,"
-        f" Holm's correction over {len(pairs)} pair{'s' * (len(pairs) > 1)}, level {LEVEL}."
+        "group: rows that share a letter differ by less than a point, as far as tests with 80%"
+        f" power can say: paired t tests on {seeds[0]}"
+        f"{f' to {seeds[-1]}' if len(seeds) > 1 else ''} common seeds, Holm's correction over"
+        f" {len(pairs)} pair{'s' * (len(pairs) > 1)}, the README's rows apart from others, level"
+        f" {LEVEL}."
         + " Two seeds leave one degree of freedom: hardly any pair can differ."
         * (seeds[0] == 2): True,
+        _unknown(pairs): any(pair.differ is None for pair in pairs),
         f"No letter for {_places(alone)}: fewer than two completed seeds in common with any other"
         " row, so no comparison.": alone,
         f"No letter for {_places(others)}: only accuracies are compared.": others,
@@ -89,6 +92,15 @@ def _group_notes(rows: Sequence[Row], pairs: Sequence[Pair]) -> list[str]:
         " common: not compared, and so not told apart.": untested,
     }
     return [note for note, applies in notes.items() if applies]
+
+
+def _unknown(pairs: Sequence[Pair]) -> str:
+    some = [pair.detectable for pair in pairs if pair.differ is None] or [0.0]
+    return (
+        f"?: not enough seeds to tell the row from some other, in {len(some)} of {len(pairs)}"
+        f" pairs: with 80% power their tests see differences from {100 * min(some):.2g} to"
+        f" {100 * max(some):.2g} points on."
+    )
 
 
 def _others(rows: Sequence[Row]) -> list[int]:

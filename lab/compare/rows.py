@@ -8,9 +8,11 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from lab.compare.statistics import LEVEL
 from lab.settings.config import Config
 
 LAST_EVALUATIONS = 10
+POINT = 0.01  # of accuracy: rows that share a letter do not differ by as much
 README_TOLERANCE = 0.004  # where seeds agree so closely that 3 standard deviations are less
 
 _PERCEPTRONS = frozenset(one.name for one in dataclasses.fields(Config) if "of" in one.metadata)
@@ -56,7 +58,10 @@ class Row:
 
 @dataclass(frozen=True)
 class Pair:
-    """Row `a` minus row `b` (places in Table.rows) over the n seeds that both completed."""
+    """Row `a` minus row `b` (places in Table.rows) over the n seeds that both completed.
+
+    detectable: the smallest difference that the test at Holm's first level sees with 80% power.
+    """
 
     a: int
     b: int
@@ -66,6 +71,14 @@ class Pair:
     high: float
     p: float
     p_holm: float
+    detectable: float
+
+    @property
+    def differ(self) -> bool | None:
+        """None where they may differ by more than a point and the seeds are too few to say so."""
+        if self.p_holm <= LEVEL:
+            return True
+        return False if max(self.detectable, abs(self.difference)) <= POINT else None
 
 
 @dataclass(frozen=True)

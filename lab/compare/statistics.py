@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import itertools
 import statistics
 import string
@@ -11,6 +12,7 @@ import numpy as np
 import scipy  # its parts load when they are first used
 
 LEVEL = 0.05  # the family-wise level of the tests; intervals cover 1 - LEVEL
+POWER = 0.8  # the probability with which a test sees a difference that it is said to see
 
 
 def t_interval(values: Sequence[float]) -> tuple[float, float]:
@@ -43,6 +45,25 @@ def paired_p(differences: Sequence[float]) -> float:
     if statistics.stdev(differences) == 0:
         return float(statistics.fmean(differences) == 0)
     return float(scipy.stats.ttest_1samp(differences, 0.0).pvalue)
+
+
+@functools.cache
+def detectable(n: int, level: float) -> float:
+    """The smallest true difference that a two-sided paired t test of n differences sees at a level
+    with a probability of `POWER`, in their standard deviations.
+
+    The power is the normal one, averaged over the standard deviation that is found: SciPy's
+    noncentral t has no values where the level is small.
+    """
+    places = (np.arange(10_000) + 0.5) / 10_000
+    found = np.sqrt(scipy.stats.chi2.ppf(places, n - 1) / (n - 1))
+    ends = t_quantile(1 - level / 2, n - 1) * found
+
+    def excess(far: float) -> float:
+        tails = scipy.special.ndtr(far - ends) + scipy.special.ndtr(-far - ends)
+        return float(tails.mean()) - POWER
+
+    return float(scipy.optimize.brentq(excess, 0.0, ends[-1] + 10)) / n**0.5
 
 
 def holm(p_values: Sequence[float]) -> list[float]:

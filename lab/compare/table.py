@@ -19,6 +19,7 @@ from lab.compare.results import ACCURACY, LOSS, Result
 from lab.compare.rows import LAST_EVALUATIONS, README_TOLERANCE, Pair, Row, Table, reads
 from lab.compare.statistics import (
     LEVEL,
+    detectable,
     holm,
     letter_display,
     paired_p,
@@ -137,8 +138,8 @@ def compare(
     """All pairs of rows, each given as seed -> accuracy, that have two seeds or more in common and
     are on the same `data`.
 
-    Seed-paired differences with their t interval, the paired t test, and Holm's correction over
-    the pairs that are compared.
+    Seed-paired differences with their t interval, the paired t test, Holm's correction over the
+    pairs that are compared, and what the test could have seen.
     """
     found = []
     for a, b in itertools.combinations(range(len(accuracies)), 2):
@@ -149,7 +150,16 @@ def compare(
             found.append((a, b, [accuracies[a][s] - accuracies[b][s] for s in common]))
     p_values = [paired_p(d) for _, _, d in found]
     return [
-        Pair(a, b, len(d), statistics.fmean(d), *t_interval(d), p, adjusted)
+        Pair(
+            a,
+            b,
+            len(d),
+            statistics.fmean(d),
+            *t_interval(d),
+            p,
+            adjusted,
+            statistics.stdev(d) * detectable(len(d), LEVEL / len(found)),
+        )
         for (a, b, d), p, adjusted in zip(found, p_values, holm(p_values), strict=True)
     ]
 
@@ -163,14 +173,15 @@ def _letters(rows: Sequence[Row], pairs: Sequence[Pair]) -> list[str]:
         key=lambda place: -(rows[place].mean or 0.0),
     )
     rank = {place: i for i, place in enumerate(best_first)}
-    different = [(rank[pair.a], rank[pair.b]) for pair in pairs if pair.p_holm <= LEVEL]
-    different += [
+    alike = {frozenset((pair.a, pair.b)) for pair in pairs if pair.differ is False}
+    unknown = {place for pair in pairs if pair.differ is None for place in (pair.a, pair.b)}
+    different = [
         (rank[a], rank[b])
         for a, b in itertools.combinations(best_first, 2)
-        if rows[a].data != rows[b].data
+        if frozenset((a, b)) not in alike
     ]
     letters = dict(zip(best_first, letter_display(len(rank), different), strict=True))
-    return [letters.get(place, "") for place in range(len(rows))]
+    return [letters.get(place, "") + "?" * (place in unknown) for place in range(len(rows))]
 
 
 def make_table(
@@ -215,9 +226,16 @@ def make_table(
         rows.append(_row(configs[key], runs, None if place is None else README_ROWS[place][-1]))
         counted = (r for r in runs if r.status == "completed" and r.metric == ACCURACY)
         accuracies.append({r.seed: r.value for r in counted if r.value is not None})
-    pairs = compare(accuracies, [row.data for row in rows])
-    letters = zip(rows, _letters(rows, pairs), strict=True)
-    rows = [dataclasses.replace(row, groups=groups) for row, groups in letters]
+    # The README's rows are a table of their own: others beside them take no power from its tests.
+    of_readme = [i for i, row in enumerate(rows) if row.readme is not None]
+    pairs: list[Pair] = []
+    letters: dict[int, str] = {}
+    for places in (of_readme, [i for i in range(len(rows)) if i not in of_readme]):
+        own = [rows[i] for i in places]
+        found = compare([accuracies[i] for i in places], [row.data for row in own])
+        letters |= dict(zip(places, _letters(own, found), strict=True))
+        pairs += [dataclasses.replace(one, a=places[one.a], b=places[one.b]) for one in found]
+    rows = [dataclasses.replace(row, groups=letters[i]) for i, row in enumerate(rows)]
     left_out = [f"Left out: {problem}" for problem in problems]
     return Table(rows, pairs, fields, notes.of(rows, pairs) + repeated + left_out)
 

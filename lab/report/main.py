@@ -62,13 +62,16 @@ def _write(logdir: str) -> str:
     board.check(logdir)
     for path in (html, figures):  # before the minutes that it takes to fill them
         _put(path, "", commit=False)
-    with Workers() as workers:
+    # TensorFlow has the threads of a run in the process that trains it again, and no others.
+    with Workers() as workers, Workers(few=0) as trainers:
         with _bar("reading the runs") as progress:
             reading = functools.partial(workers.compute, progress=progress)
             all_runs = runs.read_runs(logdir, reading)
         with _bar("measuring") as progress:
-            measuring = functools.partial(workers.compute, progress=progress)
-            whole = story.make_story(all_runs, measuring)
+            parts = (
+                functools.partial(one.compute, progress=progress) for one in (workers, trainers)
+            )
+            whole = story.make_story(all_runs, *parts)
     texts = {html: page.as_html(whole), figures: figures_json.as_json(whole)}
     for path, text in texts.items():
         _put(path, text)

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import dataclasses
 import re
 
 import jinja2
 import markupsafe
 
 from lab.report import charts, figures
-from lab.report.section import Story, Table, check
+from lab.report.section import Section, Story, Table, check
 
 VERDICTS = {True: ("✓", "passed"), False: ("✗", "failed"), None: ("?", "cannot say")}
 
@@ -26,7 +27,7 @@ def _environment() -> jinja2.Environment:
         undefined=jinja2.StrictUndefined,
         keep_trailing_newline=True,
     )
-    environment.globals.update(colours=_colours, verdicts=VERDICTS)
+    environment.globals.update(colours=_colours, small=_small, verdicts=VERDICTS)
     environment.filters.update(
         anchor=lambda key: re.sub(r"[^A-Za-z0-9._-]+", "-", key),
         clean=charts.clean,
@@ -37,6 +38,17 @@ def _environment() -> jinja2.Environment:
         value=figures.rounded,
     )
     return environment
+
+
+def _small(section: Section) -> markupsafe.Markup:
+    """The section's first picture once more, for the opening; a picture is drawn small by its own
+    lines, with names of its own."""
+    drawn = next((picture for picture in section.pictures if not isinstance(picture, Table)), None)
+    if drawn is None:
+        return markupsafe.Markup()
+    text = charts.svg(dataclasses.replace(drawn, slug=f"{drawn.slug}-small"))
+    head = re.sub(r' role="img" aria-labelledby="[^"]*"', ' aria-hidden="true"', text)
+    return markupsafe.Markup(re.sub(r"<title.*?</title>", "", head, count=1))
 
 
 def _text(text: str) -> markupsafe.Markup:

@@ -19,21 +19,28 @@ from lab.analysis.study import (
     measure,
 )
 from lab.analysis.workers import Compute
+from lab.report import retrain
 from lab.report.figures import plural
 from lab.report.questions import SECTIONS
 from lab.report.section import Story
 
 
-def make_story(runs: Runs, compute: Compute = workers.compute) -> Story:
+def make_story(
+    runs: Runs, compute: Compute = workers.compute, training: Compute | None = None
+) -> Story:
     """Measures all runs and answers every question.
 
     Args:
       compute: takes the measurements, in this process or in others.
+      training: in processes of their own, trains some of the reference's runs again; None: none.
 
     Raises:
       LabError: a process of `compute` was killed.
     """
     evidence = measure(runs, compute)
+    if training and evidence.reference:
+        problem = retrain.fill(evidence.reference, training)
+        runs.problems.extend([f"not trained again: {problem}"] if problem else [])
     count = sum(len(group.runs) for group in runs.groups)
     summary = f"No run below {runs.logdir} can be used."
     if count:

@@ -90,6 +90,9 @@ class Evaluation:
         figures = dict.fromkeys(FIGURES) | _figures(found, means, state.data.y_test)
         digests = state.digests()
         figures["frozen"] = [tag for tag in digests if digests[tag] == saved["digests"][tag]]
+        first = saved.get("first_loss")  # a checkpoint of an older version has none
+        if not figures["frozen"] and first is not None and (figures["test_loss"] or 0) < first:
+            figures["collapsed"] = None  # slow, not dead: it has learned something, and goes on
         earlier = saved["figures"]
         saved |= {"figures": figures, "digests": digests}
         names = ["loss", *state.training.metrics]
@@ -159,7 +162,8 @@ def _figures(
 
     test_loss, in nats, and test_metrics: None if not finite. For classes, readme_accuracy: the
     unweighted mean of the accuracies of batches, the last of which may be short; collapsed: the
-    class that every example is taken for, if there is only one.
+    class that every example is taken for, if there is only one (the caller takes it back for a run
+    that still learns).
     """
     if not found:
         return {}

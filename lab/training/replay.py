@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import copy
 import dataclasses
 import os
 from collections.abc import Collection, Iterator
@@ -32,10 +33,10 @@ class Replay:
     """
 
     def __init__(self, run: StoredRun, problem: Problem | None) -> None:
-        self._run, config = run, run.checked_config
+        self._run = run
         recorded = run.scalar("loss").steps[-1] if "loss" in run.tags else 0
         self._steps = (run.result or {}).get("step", int(recorded))
-        self._state = _state(run, config, problem or _named(run, config))
+        self._state = state_of(run, problem)
         self._observing = self._state.loop.observing()
 
     def at(self, step: int) -> Moment:
@@ -150,12 +151,14 @@ def _named_data(run: StoredRun, config: Config) -> Any:
     return load_data(config.data)[0]
 
 
-def _state(run: StoredRun, config: Config, problem: Problem) -> TrainingState:
-    """What the run trained, compiled.
+def state_of(run: StoredRun, problem: Problem | None = None, record: bool = True) -> TrainingState:
+    """What the run trained, compiled; without its record and its evaluations it is so sooner.
 
     Raises:
       LabError: what is at hand is not what the run trained.
     """
+    config = run.checked_config
+    problem = problem or _named(run, config)
     facts = run.circumstances
     devices = f"{facts.get('device', 'CPU').lower()}:{facts.get('replicas', 1)}"
     strategy = build.make_strategy(config, devices, problem, None)
@@ -168,7 +171,11 @@ def _state(run: StoredRun, config: Config, problem: Problem) -> TrainingState:
             f"{run.path} cannot be trained again: its {name} was {facts[name]}, and is {now[name]}"
         )
     use_xla = build.choose_xla(config, strategy, traced)
-    return TrainingState(config, problem.data, strategy, training, traced, use_xla, LOOP)
+    data = problem.data
+    if not record:
+        config, data = dataclasses.replace(config, watch=()), copy.copy(data)
+        data.x_test = data.y_test = None
+    return TrainingState(config, data, strategy, training, traced, use_xla, LOOP)
 
 
 def _differing(run: StoredRun, step: int, state: TrainingState, recorded: Any) -> tuple[str, ...]:

@@ -91,6 +91,7 @@ class TrainingState:
             "figures": dict.fromkeys(FIGURES),
             "evaluations": {name: [] for name in courses},
             "digests": self.digests(),
+            "first_loss": None,  # of the first batch, a mean over its examples
             "nonfinite": {},
             # By prefix, the sums of S and G2 over the steps since the last evaluation.
             "noise": {prefix: [0.0, 0.0] for prefix, _ in self._noise_columns()},
@@ -179,6 +180,9 @@ class TrainingState:
         before = self.tensors()
         recorded = self.loop.run(*arguments)
         loss, notes = recorded["scalars"][:, 0].numpy(), self.saved["nonfinite"]
+        if first == 1 and np.isfinite(loss[0]):
+            size = self.config.batch_size if self.config.reduction == "sum" else 1
+            self.saved["first_loss"] = float(loss[0]) / size
         finite = all(np.isfinite(values).all() for values in (loss, *self.weights().values()))
         if not finite and not notes:
             row, found = self._first_nonfinite(before, arguments, loss)

@@ -79,6 +79,10 @@ def _images(draft: Draft, group: Group, measured: list[ImageMeasurements]) -> tu
     same = all(test.same_counts for s in measured for test in s.shuffles)
     fall = across("", "", [100 * (s.accuracy - s.shuffles[-1].accuracy) for s in measured])
     draft.control("shuffled", above(fall) if same else False, same=same, fall=fall)
+    falls = [100 * (s.accuracy - s.shuffles[-1].accuracy) for s in measured]
+    halves = [across("", "", part) for part in (falls[::2], falls[1::2]) if part]
+    alike = [(half.value or 0) > 100 * POINT for half in halves]
+    draft.control("halves", len({*alike}) == 1 if len(halves) > 1 else None, halves=halves)
     enough = [(rank, f) for rank, f in zip(ranks, kept, strict=True)
               if (f.value or 0) >= (base.value or 0) - POINT]  # fmt: skip
     facts = {

@@ -4,17 +4,18 @@ from __future__ import annotations
 
 import numpy as np
 
-from lab.analysis.drift import drift_ratio, growth_exponent, late_trend
+from lab.analysis.drift import drift_ratio, growth_exponent, late_trend, span_ratio
 from lab.analysis.runs import Group, Run
 from lab.analysis.study import plain_sgd
 from lab.report.draft import Draft
 from lab.report.figures import above, across, all_of, curve, points, with_interval
 from lab.report.questions.common import about_reference, windows
+from lab.report.retrain import phases_of, spans_of
 from lab.report.section import Figure, Mark, Section, Series
 
 _FIT_POINTS = 20  # distances on record, for a fit of their growth
-_FIRST = 5  # the steps of a run that are its first
-_LONG = 50  # steps of a run, of which these are few
+RATIO = "distance covered, over that of a random walk of the same steps"
+PHASES = {"jolt": "in the jolt", "fall": "while the loss falls", "after": "after the fall"}
 
 
 @about_reference
@@ -22,36 +23,108 @@ def growth(draft: Draft, group: Group) -> Section:
     names = [*group.shown]
     if not names:
         return draft.section("no_matrix")
+    measured = [run for run in group.completed if phases_of(run)]
+    found = {phase: _phase(draft, group, phase) for phase in ("jolt", "fall", "after")}
+    overall = {phase: _overall(draft, group, phase) for phase in found}
+    if overall["fall"].value is not None:
+        _phases_chart(draft, found)
     _distances_chart(draft, group)
-    found = {
-        name: draft.mean(f"drift:{name}", f"drift ratio of {name}'s weights", _drifts(group, name))
-        for name in names
-    }
-    ratios = {name: figure for name, figure in found.items() if figure.value is not None}
-    known = [_distance_figures(draft, group, name) for name in names]
-    if not all(known):
+    known_powers = [_distance_figures(draft, group, name) for name in names]
+    if not all(known_powers):
         draft.unknown("power")
-    first = {name: _first_steps(draft, group, name) for name in ratios}
-    if ratios:
-        _drift_bars(draft)
-    else:
+    ratios = [
+        draft.mean(f"drift:{n}", f"{n}: {RATIO}, over the whole run, jolt included",
+                   _drifts(group, n))
+        for n in names
+    ]  # fmt: skip
+    known = any(figure.value is not None for figure in ratios)
+    if not known:
         draft.unknown("drift")
         draft.command("updates", group)
+    elif overall["fall"].value is None:
+        draft.unknown("phases")
     late = _late(draft, group)
     _late_chart(draft, group)
+    _halves(draft, group, overall)
     if group.known:
         _controls(draft, group)
+    if overall["fall"].value is not None:
+        draft.unknown("border")
     draft.unknown("momentum")
-    verdicts = {name: above(figure, 1) for name, figure in ratios.items()}
-    straight = [name for name, verdict in verdicts.items() if verdict]
+    drifts, onward = (above(overall[phase], 1) for phase in ("fall", "after"))
     outcome = (
-        "no_updates" if not ratios
-        else "cannot_tell" if any(figure.low is None for figure in ratios.values())
-        else "drift" if len(straight) == len(names)
-        else "mixed" if straight
-        else "walk"
+        "no_updates" if not known
+        else "no_phases" if overall["fall"].value is None
+        else "cannot_tell" if overall["fall"].low is None
+        else "walk" if not drifts
+        else "drift" if onward or overall["after"].value is None
+        else "drift_then_walk"
     )  # fmt: skip
-    return draft.section(outcome, ratios=ratios, straight=straight, first=first, late=late)
+    return draft.section(outcome, phases=found, overall=overall, first=_jolts(draft, group, names),
+                         late=late, borders=[phases_of(run) for run in measured],
+                         steps=group.completed[0].steps)  # fmt: skip
+
+
+def _ratio(run: Run, layer: str, phase: str) -> float:
+    """The mean ratio of a layer over a phase; nan where there is no such phase or no record."""
+    tag = run.final.shown()[layer]
+    updates = run.every_step(f"{tag}/update/norm")
+    if updates is None:
+        return float("nan")
+    weights = {step: network[tag] for step, network in run.networks.items()}
+    return span_ratio(weights, updates, spans_of(run).get(phase, []))
+
+
+def _phase(draft: Draft, group: Group, phase: str) -> dict[str, Figure]:
+    """By layer."""
+    return {
+        name: draft.mean(f"{phase}:{name}", f"{name}: {RATIO}, {PHASES[phase]}",
+                         [_ratio(run, name, phase) for run in group.completed])
+        for name in group.shown
+    }  # fmt: skip
+
+
+def _means(group: Group, phase: str) -> list[float]:
+    """By run, the mean over the layers."""
+    return [float(np.mean([_ratio(run, n, phase) for n in group.shown])) for run in group.completed]
+
+
+def _overall(draft: Draft, group: Group, phase: str) -> Figure:
+    return draft.mean(phase, f"mean over the layers: {RATIO}, {PHASES[phase]}",
+                      _means(group, phase))  # fmt: skip
+
+
+def _phases_chart(draft: Draft, found: dict[str, dict[str, Figure]]) -> None:
+    series = [
+        points(name, [PHASES[phase] for phase in found], [found[phase][name] for phase in found])
+        for name in found["fall"]
+    ]
+    draft.bars("phases", RATIO, series, [Mark("random walk", 1)])
+
+
+def _halves(draft: Draft, group: Group, overall: dict[str, Figure]) -> None:
+    """The answer again, from half of each phase and from half of the runs."""
+    if overall["fall"].value is None:
+        return
+    known = [(p, overall[p].value or 0) for p in ("fall", "after") if overall[p].value is not None]
+    rows = []
+    for phase, value in known:
+        for half in ("first half", "second half"):
+            figure = across("", "", _means(group, f"{phase}, {half}"))
+            rows.append((f"{PHASES[phase]}, {half}", figure, value))
+    kept = [(figure.value > 1) == (value > 1) for _, figure, value in rows if figure.value]
+    draft.control("run_halves", all(kept) if kept else None, rows=rows)
+    rows, verdicts = [], []
+    for phase, value in known:
+        values = [one for one in _means(group, phase) if np.isfinite(one)]
+        for part in (values[::2], values[1::2]) if len(values) > 1 else ():
+            mean = across("", "", part)
+            rows.append((f"{PHASES[phase]}, {len(part)}", mean, value))
+            verdicts.append(bool(mean.value) and ((mean.value or 0) > 1) == (value > 1))
+    draft.control("seed_halves", all(verdicts) if verdicts else None, rows=rows)
+    again = [same for run in group.completed for same in run.again.values()]
+    if again:
+        draft.control("again", all(again), same=sum(again), total=len(again))
 
 
 def _controls(draft: Draft, group: Group) -> None:
@@ -82,16 +155,21 @@ def _drifts(group: Group, layer: str) -> list[float]:
     ]
 
 
-def _first_steps(draft: Draft, group: Group, layer: str) -> Figure:
-    """The share of the squared updates that falls on the first steps."""
-    shares = []
-    for run in group.completed:
-        updates = run.every_step(f"{run.final.shown()[layer]}/update/norm")
-        if updates is not None and updates.any() and len(updates) >= _LONG:
-            squares = np.square(np.float64(updates))
-            shares.append(squares[:_FIRST].sum() / squares.sum())
-    what = f"share of {layer}'s summed squared updates on the first {_FIRST} steps"
-    return draft.mean(f"first_steps:{layer}", what, shares, "%")
+def _jolts(draft: Draft, group: Group, names: list[str]) -> dict[str, Figure]:
+    """By layer, the share of the squared updates that falls on the jolt; {} without one."""
+    jolts = [(run, found.jolt) for run in group.completed if (found := phases_of(run))]
+    if not any(jolt for _, jolt in jolts):
+        return {}
+    shares: dict[str, list[float]] = {name: [] for name in names}
+    for run, jolt in jolts:
+        for name in names:
+            updates = run.every_step(f"{run.final.shown()[name]}/update/norm")
+            if updates is not None and updates.any():
+                squares = np.square(np.float64(updates))
+                shares[name].append(squares[:jolt].sum() / squares.sum())
+    what = "share of the whole run's summed squared updates that falls on the jolt"
+    return {name: draft.mean(f"first_steps:{name}", f"{name}: {what}", shares[name], "%")
+            for name in names}  # fmt: skip
 
 
 def _distance_figures(draft: Draft, group: Group, name: str) -> bool:
@@ -123,21 +201,6 @@ def _distances_chart(draft: Draft, group: Group) -> None:
     draft.chart("distance", "step", "norm of W_t - W_0", series,
                 scales=(scale, "log"), layer=farthest.name,
                 distance=farthest.y[-1], step=farthest.x[-1])  # fmt: skip
-
-
-def _drift_bars(draft: Draft) -> None:
-    rows = {
-        group.label: {name: across("", "", _drifts(group, name)) for name in group.shown}
-        for group in draft.evidence.featured
-    }
-    names = dict.fromkeys(name for found in rows.values() for name in found)
-    series = []
-    for name in names:
-        labels = [label for label, found in rows.items() if name in found]
-        series.append(points(name, labels, [rows[label][name] for label in labels]))
-    every = [y for one in series for y in one.y]
-    draft.bars("drift", "distance / root of summed squared steps", series,
-               [Mark("random walk", 1)], every=every)  # fmt: skip
 
 
 def _norm(run: Run) -> np.ndarray | None:
@@ -193,7 +256,8 @@ def _unlit(draft: Draft, group: Group) -> None:
 
 
 def _shuffled(draft: Draft, group: Group) -> bool:
-    """Compares those that completed: what collapsed stood still for another reason.
+    """Runs that differ in the labels alone: of the reference's rate or, where those with shuffled
+    labels died, of another one.
 
     Returns whether there are such runs.
     """
@@ -202,18 +266,22 @@ def _shuffled(draft: Draft, group: Group) -> bool:
         ends = [[_distances(run, name)[1][-1] for name in group.shown] for run in group.completed]
         return across("", "", [float(np.linalg.norm(end)) for end in ends])
 
-    groups = draft.evidence.runs.sweep(group, "shuffle_labels")
-    others = [other for other in groups if other.config.get("shuffle_labels")]
-    own, passed, rows = total(group), [], []
-    for other in others:
-        figure = total(other)
-        rows.append((other.label, figure, len(other.runs) - len(other.completed)))
-        ends = own.low, own.high, figure.low, figure.high
-        low, high, other_low, other_high = (np.nan if end is None else end for end in ends)
-        passed.append(None if np.isnan([low, other_low]).any()
-                      else bool(other_high < low or other_low > high))  # fmt: skip
-    draft.control("shuffled", all_of(passed) if others else None, own=own, others=rows)
-    return bool(others)
+    rows, passed = [], []
+    for like in draft.evidence.runs.sweep(group, "learning_rate", "shuffle_labels"):
+        if like.config.get("shuffle_labels"):
+            continue
+        beside = draft.evidence.runs.sweep(like, "shuffle_labels")
+        for other in (one for one in beside if one.config.get("shuffle_labels")):
+            own, figure = total(like), total(other)
+            dead = len(other.runs) - len(other.completed)
+            rows.append((like.label, own, other.label, figure, dead))
+            if other.completed:
+                ends = own.low, own.high, figure.low, figure.high
+                low, high, other_low, other_high = (np.nan if e is None else e for e in ends)
+                passed.append(None if np.isnan([low, other_low]).any()
+                              else bool(other_high < low or other_low > high))  # fmt: skip
+    draft.control("shuffled", all_of(passed) if passed else None, rows=rows)
+    return bool(passed)
 
 
 def _decayed(draft: Draft, group: Group) -> bool:

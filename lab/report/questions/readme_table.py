@@ -78,7 +78,12 @@ def _figures(draft: Draft, rows: Rows, shown: Rows) -> None:
     ]
     columns = ("configuration", "README", "accuracy", *map(heading, metrics), "95% interval",
                "group", "runs", "status")  # fmt: skip
-    draft.table("table", columns, cells)
+    ours = [line for line in cells if line[1]]
+    others = [line for line in cells if not line[1]]
+    if ours:
+        draft.table("table", columns, ours)
+    if others or not ours:
+        draft.table("others", columns, others)
 
 
 def _errors(draft: Draft, drawn: Rows) -> None:
@@ -113,10 +118,12 @@ def _outcome(draft: Draft, shown: Rows, readme: Rows) -> tuple[str, dict[str, An
     # A letter past Z is a number in brackets: the first one ends behind a bracket.
     letter = row.groups[: row.groups.index(")") + 1] if row.groups[0] == "(" else row.groups[0]
     group = [(name, other.mean or 0) for name, other in judged if letter in other.groups]
+    unknown = [pair.detectable for pair in pairs if pair.differ is None]
     every, other = max(compared, key=lambda pair: pair[1].mean or 0)
     facts = {
         "every": every, "highest": other.mean, "all": len(compared),
         "best": best, "row": row, "group": group, "count": len(judged), "pairs": len(pairs),
         "seeds": sorted({pair.n for pair in pairs}), "readme": judged is ours,
+        "untold": len(unknown), "blind": 100 * min(unknown, default=0),
     }  # fmt: skip
     return "best" if len(group) == 1 else "best_group", facts
