@@ -230,11 +230,11 @@ def make_table(
     of_readme = [i for i, row in enumerate(rows) if row.readme is not None]
     pairs: list[Pair] = []
     letters: dict[int, str] = {}
-    for places in (of_readme, [i for i in range(len(rows)) if i not in of_readme]):
-        own = [rows[i] for i in places]
-        found = compare([accuracies[i] for i in places], [row.data for row in own])
-        letters |= dict(zip(places, _letters(own, found), strict=True))
-        pairs += [dataclasses.replace(one, a=places[one.a], b=places[one.b]) for one in found]
+    for chosen in (of_readme, [i for i in range(len(rows)) if i not in of_readme]):
+        own = [rows[i] for i in chosen]
+        compared = compare([accuracies[i] for i in chosen], [row.data for row in own])
+        letters |= dict(zip(chosen, _letters(own, compared), strict=True))
+        pairs += [dataclasses.replace(one, a=chosen[one.a], b=chosen[one.b]) for one in compared]
     rows = [dataclasses.replace(row, groups=letters[i]) for i, row in enumerate(rows)]
     left_out = [f"Left out: {problem}" for problem in problems]
     return Table(rows, pairs, fields, notes.of(rows, pairs) + repeated + left_out)
