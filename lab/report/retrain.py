@@ -9,7 +9,7 @@ from lab.analysis.runs import Group, Run
 from lab.analysis.weights import Weights
 from lab.analysis.workers import Compute
 
-RUNS = 5  # of the group at most
+RUNS = 10  # of the group at most
 SECONDS = 300.0  # of training at most, all together
 
 

@@ -25,8 +25,8 @@ def growth(draft: Draft, group: Group) -> Section:
         return draft.section("no_matrix")
     measured = [run for run in group.completed if phases_of(run)]
     found = {phase: _phase(draft, group, phase) for phase in ("jolt", "fall", "after")}
-    overall = {phase: _overall(draft, group, phase) for phase in found}
-    if overall["fall"].value is not None:
+    falls = [figure for figure in found["fall"].values() if figure.value is not None]
+    if falls:
         _phases_chart(draft, found)
     _distances_chart(draft, group)
     known_powers = [_distance_figures(draft, group, name) for name in names]
@@ -41,27 +41,32 @@ def growth(draft: Draft, group: Group) -> Section:
     if not known:
         draft.unknown("drift")
         draft.command("updates", group)
-    elif overall["fall"].value is None:
+    elif not falls:
         draft.unknown("phases")
     late = _late(draft, group)
     _late_chart(draft, group)
-    _halves(draft, group, overall)
+    if falls:
+        _halves(draft, group, found)
     if group.known:
         _controls(draft, group)
-    if overall["fall"].value is not None:
+    if falls:
         draft.unknown("border")
     draft.unknown("momentum")
-    drifts, onward = (above(overall[phase], 1) for phase in ("fall", "after"))
+    straight, onward = (
+        [name for name, figure in found[phase].items() if above(figure, 1)]
+        for phase in ("fall", "after")
+    )
     outcome = (
         "no_updates" if not known
-        else "no_phases" if overall["fall"].value is None
-        else "cannot_tell" if overall["fall"].low is None
-        else "walk" if not drifts
-        else "drift" if onward or overall["after"].value is None
+        else "no_phases" if not falls
+        else "cannot_tell" if falls[0].low is None
+        else "walk" if not straight
+        else "drift" if onward or not any(f.value is not None for f in found["after"].values())
         else "drift_then_walk"
     )  # fmt: skip
-    return draft.section(outcome, phases=found, overall=overall, first=_jolts(draft, group, names),
-                         late=late, borders=[phases_of(run) for run in measured],
+    return draft.section(outcome, phases=found, straight=straight, onward=onward,
+                         first=_jolts(draft, group, names), late=late,
+                         borders=[phases_of(run) for run in measured],
                          steps=group.completed[0].steps)  # fmt: skip
 
 
@@ -84,16 +89,6 @@ def _phase(draft: Draft, group: Group, phase: str) -> dict[str, Figure]:
     }  # fmt: skip
 
 
-def _means(group: Group, phase: str) -> list[float]:
-    """By run, the mean over the layers."""
-    return [float(np.mean([_ratio(run, n, phase) for n in group.shown])) for run in group.completed]
-
-
-def _overall(draft: Draft, group: Group, phase: str) -> Figure:
-    return draft.mean(phase, f"mean over the layers: {RATIO}, {PHASES[phase]}",
-                      _means(group, phase))  # fmt: skip
-
-
 def _phases_chart(draft: Draft, found: dict[str, dict[str, Figure]]) -> None:
     series = [
         points(name, [PHASES[phase] for phase in found], [found[phase][name] for phase in found])
@@ -102,26 +97,26 @@ def _phases_chart(draft: Draft, found: dict[str, dict[str, Figure]]) -> None:
     draft.bars("phases", RATIO, series, [Mark("random walk", 1)])
 
 
-def _halves(draft: Draft, group: Group, overall: dict[str, Figure]) -> None:
-    """The answer again, from half of each phase and from half of the runs."""
-    if overall["fall"].value is None:
-        return
-    known = [(p, overall[p].value or 0) for p in ("fall", "after") if overall[p].value is not None]
-    rows = []
-    for phase, value in known:
-        for half in ("first half", "second half"):
-            figure = across("", "", _means(group, f"{phase}, {half}"))
-            rows.append((f"{PHASES[phase]}, {half}", figure, value))
-    kept = [(figure.value > 1) == (value > 1) for _, figure, value in rows if figure.value]
+def _halves(draft: Draft, group: Group, found: dict[str, dict[str, Figure]]) -> None:
+    """The answer again, layer by layer, from half of each phase and from half of the runs."""
+    known = {(phase, name): figure.value for phase in ("fall", "after")
+             for name, figure in found[phase].items() if figure.value is not None}  # fmt: skip
+    rows, kept = [], []
+    for (phase, name), whole in known.items():
+        own = [_ratio(run, name, f"{phase}, {half} half")
+               for half in ("first", "second") for run in group.completed]  # fmt: skip
+        halves = [across("", "", own[: len(own) // 2]), across("", "", own[len(own) // 2 :])]
+        rows.append((name, PHASES[phase], halves))
+        kept += [(half.value > 1) == (whole > 1) for half in halves if half.value is not None]
     draft.control("run_halves", all(kept) if kept else None, rows=rows)
-    rows, verdicts = [], []
-    for phase, value in known:
-        values = [one for one in _means(group, phase) if np.isfinite(one)]
-        for part in (values[::2], values[1::2]) if len(values) > 1 else ():
-            mean = across("", "", part)
-            rows.append((f"{PHASES[phase]}, {len(part)}", mean, value))
-            verdicts.append(bool(mean.value) and ((mean.value or 0) > 1) == (value > 1))
-    draft.control("seed_halves", all(verdicts) if verdicts else None, rows=rows)
+    rows, kept = [], []
+    for (phase, name), whole in known.items():
+        values = [one for run in group.completed if np.isfinite(one := _ratio(run, name, phase))]
+        if len(values) > 1:
+            halves = [across("", "", values[::2]), across("", "", values[1::2])]
+            rows.append((name, PHASES[phase], halves))
+            kept += [((half.value or 0) > 1) == (whole > 1) for half in halves]
+    draft.control("seed_halves", all(kept) if kept else None, rows=rows)
     again = [same for run in group.completed for same in run.again.values()]
     if again:
         draft.control("again", all(again), same=sum(again), total=len(again))
