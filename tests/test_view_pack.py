@@ -123,12 +123,13 @@ def test_above_the_limit_a_page_says_what_it_leaves_out(run):
     assert sum(len(text) for _, text in thinned["blobs"]) <= size - 200
     (one,) = thinned["runs"]
     steps = array(thinned, one["scalars"]["loss"]["steps"])
-    kept = {*range(1, 101), *range(900, 1001), *range(400, 421)}
+    # Around both ends, the plateau that this run begins with (step 1), and what was asked for.
+    kept = {*range(1, 102), *range(900, 1001), *range(400, 421)}
     (every,) = {step for step in range(2, 900) if one["thinned"].endswith(f"one step in {step}")}
     assert {*steps} == kept | {step for step in range(1, 1001) if step % every == 0}
     sparse = Series(np.arange(10, 1001, 10), np.zeros(100))
     assert len(packing._thinned(sparse, [], 11).steps) > 80  # one in 11 steps, not in 11 records
-    assert one["thinned"].startswith("every step of 0 to 100, 400 to 420, 900 to 1000, and")
+    assert one["thinned"].startswith("every step of 0 to 101, 400 to 420, 900 to 1000, and")
     place = np.searchsorted(reader.scalars["loss"].steps, steps)
     values = array(thinned, one["scalars"]["loss"]["values"])
     np.testing.assert_array_equal(values, reader.scalars["loss"].values[place])

@@ -103,6 +103,8 @@ def _row(config: dict[str, Any], runs: Sequence[Result], readme: float | None) -
     low = high = interval = None
     if completed and len(values) > 1:
         (low, high), interval = t_interval(values), "t"
+        if metric == ACCURACY:  # a share ends at 0 and 1
+            low, high = max(low, 0.0), min(high, 1.0)
     elif len(completed) == 1 and counts:
         (low, high), interval = wilson_interval(chosen[0].correct, chosen[0].total), "wilson"
     return Row(
