@@ -17,21 +17,24 @@ from lab.report.figures import across, points
 from lab.report.section import Mark, Section, Series
 
 _BEFORE, _AFTER = 20, 40  # steps of the picture around the culprit
+_PASSING = {"departure", "plateau", "spike"}  # events after which a run goes on
+_UNSEEN = 0.05  # share of the runs that may have an event that the loss does not show
 
 
 def broke(evidence: Evidence) -> Section:
-    draft, broken = Draft("broke", evidence), evidence.runs.broken
+    draft, broken = Draft("broke", evidence), _broken(evidence)
     of = {run.path: group for group in evidence.runs.groups for run in group.runs}
     same: dict[tuple[str, ...], list[Diagnosis]] = {}
     for found in broken:
         same.setdefault(_key(found, of.get(found.path)), []).append(found)
     healthy = [path for path in of if path not in {found.path for found in broken}]
-    unseen = [found for found in broken if found.event and not found.event.visible]
+    events = [found.event for found in evidence.runs.broken if found.event]
+    unseen = sum(not event.visible for event in events)
     if of:
-        draft.control("quiet", not unseen, unseen=len(unseen), runs=len(of))
+        draft.control("quiet", unseen <= _UNSEEN * len(of), unseen=unseen, runs=len(of))
     _cliff(draft)
     if not broken:
-        return draft.section("none" if of else "no_run", runs=len(healthy))
+        return draft.section("none" if of else "no_run", runs=len(healthy), passing=len(events))
     rows = sorted(same.items(), key=lambda item: -len(item[1]))
     draft.table("broken", ["runs", "of", "event", "culprit", "because"],
                 [_row(key, found) for key, found in rows])  # fmt: skip
@@ -45,8 +48,14 @@ def broke(evidence: Evidence) -> Section:
         _without_clip(draft, of[first.path])
     said = [found for found in broken if found.finding and found.finding.kind]
     facts = {"label": rows[0][0][0], "broken": len(broken), "runs": len(broken) + len(healthy),
-             "count": len(rows[0][1]), "first": first}  # fmt: skip
+             "count": len(rows[0][1]), "first": first,
+             "passing": len(events) - len(broken)}  # fmt: skip
     return draft.section("broke" if said and first in said else "cannot_say", **facts)
+
+
+def _broken(evidence: Evidence) -> list[Diagnosis]:
+    """The runs that did not go on as before."""
+    return [d for d in evidence.runs.broken if d.event and d.event.kind not in _PASSING]
 
 
 def _key(found: Diagnosis, group: Group | None) -> tuple[str, ...]:
@@ -109,7 +118,7 @@ def _cliff(draft: Draft) -> None:
     runs = draft.evidence.runs
     sweeps = [runs.sweep(group, "learning_rate") for group in runs.groups if _is_plain(group)]
     rates = max(sweeps, key=len, default=[])
-    broken = {found.path for found in runs.broken}
+    broken = {found.path for found in _broken(draft.evidence)}
     if len(rates) < 3 and (not runs.groups or any(group.known for group in runs.groups)):
         draft.command("cliff", grid="cliff", seeds=3)
     if len(rates) < 2:
@@ -143,7 +152,7 @@ def _without_clip(draft: Draft, subject: Group) -> None:
     others = draft.evidence.runs.sweep(subject, "loss")
     groups = [group for group in others if group.config["loss"].startswith("softmax")]
     runs = [run for group in groups for run in group.runs]
-    broken = {found.path for found in draft.evidence.runs.broken}
+    broken = {found.path for found in _broken(draft.evidence)}
     lost = sum(run.path in broken for run in runs)
     draft.control("without_clip", not lost if runs else None, lost=lost, runs=len(runs),
                   other=groups[0].label if groups else "")  # fmt: skip

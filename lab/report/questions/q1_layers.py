@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Iterable, Mapping
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -152,17 +152,21 @@ def _reset_controls(
            for run in group.completed if (s := draft.evidence.of(run).on_images)]  # fmt: skip
     draft.control("same_weights", max(off) <= 0.001, runs=len(off), off=100 * max(off))
 
-    def judge(some: Mapping[int, ImageMeasurements]) -> tuple[_Verdict, str]:
-        means = _means(some.values())
-        base = float(np.mean([s.accuracy for s in some.values()]))
-        most = max(means[key][name] for key in _KINDS for name in means[key])
-        verdict = _judge(means, base, floor)
-        only = f", {listed([*map(spoken, verdict.lost)])} at chance" if verdict.lost else ""
-        return verdict, f"one reset leaves {percent(most)} at most{only}"
-
-    seeds_halved(draft, measured, judge)
     every = list(measured.values())
     base = float(np.mean([s.accuracy for s in every]))
+    claimed = {*_judge(_means(every), base, floor).lost}
+
+    def judge(some: Mapping[int, ImageMeasurements]) -> tuple[Any, str]:
+        """Of the layers, the claim is of those alone that the answer names."""
+        means = _means(some.values())
+        own = float(np.mean([s.accuracy for s in some.values()]))
+        most = max(means[key][name] for key in _KINDS for name in means[key])
+        verdict = _judge(means, own, floor)
+        only = f", {listed([*map(spoken, verdict.lost)])} at chance" if verdict.lost else ""
+        claim = verdict.outcome, frozenset(claimed & {*verdict.lost})
+        return claim, f"one reset leaves {percent(most)} at most{only}"
+
+    seeds_halved(draft, measured, judge)
     verdicts = [_judge(_means(every, slice(i, i + 1)), base, floor) for i in range(DRAWS)]
     same = sum(verdict == _judge(_means(every), base, floor) for verdict in verdicts)
     draft.control("each_draw", same == DRAWS, same=same, draws=DRAWS)
