@@ -54,8 +54,13 @@ def broke(evidence: Evidence) -> Section:
 
 
 def _broken(evidence: Evidence) -> list[Diagnosis]:
-    """The runs that did not go on as before."""
-    return [d for d in evidence.runs.broken if d.event and d.event.kind not in _PASSING]
+    """The runs that did not go on as before: of the completed ones, those that came to stand."""
+    completed = {run.path for group in evidence.runs.groups for run in group.completed}
+    return [
+        d for d in evidence.runs.broken
+        if d.event and d.event.kind not in _PASSING
+        and (d.path not in completed or d.event.kind != "divergence")
+    ]  # fmt: skip
 
 
 def _key(found: Diagnosis, group: Group | None) -> tuple[str, ...]:
