@@ -108,7 +108,8 @@ def svg(picture: Chart | Bars | Tiles) -> str:
     assert box
     head = (
         f'<svg xmlns="http://www.w3.org/2000/svg" xmlns:xlink="http://www.w3.org/1999/xlink" '
-        f'{box[0]} role="img" aria-labelledby="{picture.slug}-title">\n'
+        f'{box[0]} id="{picture.slug}-drawing" role="img"'
+        f' aria-labelledby="{picture.slug}-title">\n'
         f'<title id="{picture.slug}-title">{html.escape(clean(picture.title))}</title>'
     )
     return re.sub(r"<svg[^>]*>", lambda _: head, text, count=1)

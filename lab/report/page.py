@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import re
 
 import jinja2
@@ -40,15 +39,10 @@ def _environment() -> jinja2.Environment:
     return environment
 
 
-def _small(section: Section) -> markupsafe.Markup:
-    """The section's first picture once more, for the opening; a picture is drawn small by its own
-    lines, with names of its own."""
-    drawn = next((picture for picture in section.pictures if not isinstance(picture, Table)), None)
-    if drawn is None:
-        return markupsafe.Markup()
-    text = charts.svg(dataclasses.replace(drawn, slug=f"{drawn.slug}-small"))
-    head = re.sub(r' role="img" aria-labelledby="[^"]*"', ' aria-hidden="true"', text)
-    return markupsafe.Markup(re.sub(r"<title.*?</title>", "", head, count=1))
+def _small(section: Section) -> str:
+    """The id of the picture that the opening shows of a section, the first one; "" without any."""
+    slugs = (picture.slug for picture in section.pictures if not isinstance(picture, Table))
+    return next((f"{slug}-drawing" for slug in slugs), "")
 
 
 def _text(text: str) -> markupsafe.Markup:

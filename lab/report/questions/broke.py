@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-from collections import Counter
-from typing import Any
+from collections.abc import Mapping
 
 import numpy as np
 
 from lab.analysis.runs import Group, label
 from lab.analysis.study import Evidence, plain_sgd
 from lab.diagnosis.why import Diagnosis
-from lab.errors import LabError
+from lab.record import event_reader
 from lab.record.run import RunReader
 from lab.report.draft import SEEDS, Draft
 from lab.report.figures import across, points
@@ -39,18 +38,18 @@ def broke(evidence: Evidence) -> Section:
     draft.table("broken", ["runs", "of", "event", "culprit", "because"],
                 [_row(key, found) for key, found in rows])  # fmt: skip
     first = rows[0][1][0]
-    _picture(draft, first, rows[0][0][0])
-    kinds = Counter(found.finding.kind if found.finding else "" for found in broken)
+    scalars = {run.path: run.scalars for group in evidence.runs.groups for run in group.runs}
+    _picture(draft, first, rows[0][0][0], scalars.get(first.path))
     draft.unknown("repeat")
-    if kinds[""]:
-        draft.unknown("cannot_say", runs=kinds[""])
+    if untold := sum(not (found.finding and found.finding.kind) for found in broken):
+        draft.unknown("cannot_say", runs=untold)
     if first.path in of:
         _without_clip(draft, of[first.path])
-    said = [found for found in broken if found.finding and found.finding.kind]
+    said = first.finding and first.finding.kind
     facts = {"label": rows[0][0][0], "broken": len(broken), "runs": len(broken) + len(healthy),
              "count": len(rows[0][1]), "first": first,
              "passing": len(events) - len(broken)}  # fmt: skip
-    return draft.section("broke" if said and first in said else "cannot_say", **facts)
+    return draft.section("broke" if said else "cannot_say", **facts)
 
 
 def _broken(evidence: Evidence) -> list[Diagnosis]:
@@ -87,14 +86,15 @@ def _span(steps: list[int]) -> str:
     return f"{low:,}" if low == high else f"{low:,} to {high:,}"
 
 
-def _picture(draft: Draft, found: Diagnosis, name: str) -> None:
-    """The links of one run around the culprit's step, each over its value before."""
+def _picture(
+    draft: Draft, found: Diagnosis, name: str, scalars: Mapping[str, event_reader.Series] | None
+) -> None:
+    """The links of one run around the culprit's step, each over its value before.
+
+    scalars: of the run, by tag; None if it was left out: then they are read once more.
+    """
     assert found.event and found.finding
-    try:
-        run = RunReader(found.path)
-        scalars = run.scalars
-    except LabError:
-        return
+    scalars = scalars or RunReader(found.path).scalars
     tensor = next((t for t in found.finding.tensors if f"{t}/update/norm" in scalars), "")
     parts = {"loss": "loss"}
     if tensor:
@@ -121,7 +121,8 @@ def _picture(draft: Draft, found: Diagnosis, name: str) -> None:
 def _cliff(draft: Draft) -> None:
     """The runs that break, by learning rate: of the largest sweep of a plain sgd."""
     runs = draft.evidence.runs
-    sweeps = [runs.sweep(group, "learning_rate") for group in runs.groups if _is_plain(group)]
+    plain = [group for group in runs.groups if plain_sgd(group.config)]
+    sweeps = [runs.sweep(group, "learning_rate") for group in plain]
     rates = max(sweeps, key=len, default=[])
     broken = {found.path for found in _broken(draft.evidence)}
     if len(rates) < 3 and (not runs.groups or any(group.known for group in runs.groups)):
@@ -131,23 +132,16 @@ def _cliff(draft: Draft) -> None:
     rates = sorted(rates, key=lambda group: group.config["learning_rate"])
     x = [group.config["learning_rate"] for group in rates]
     share = [np.mean([run.path in broken for run in group.runs]) for group in rates]
-    tests: list[Any] = [
+    tests = [
         across("", "", [r.result["test_accuracy"] for r in group.runs
                         if r.result["test_accuracy"] is not None], "%")
         for group in rates
     ]  # fmt: skip
-    known = [(rate, one) for rate, one in zip(x, tests, strict=True) if one.value is not None]
-    series = [Series("runs that break", x, [float(s) for s in share], style="dashes")]
-    if known:
-        rows, shares = zip(*known, strict=True)
-        series.insert(0, points("test accuracy", rows, shares))
+    breaks = Series("runs that break", x, [float(s) for s in share], style="dashes")
+    series = [one for one in (points("test accuracy", x, tests), breaks) if len(one.x)]
     deadly = [f"{rate:g}" for rate, one in zip(x, share, strict=True) if one > 0]
     draft.chart("cliff", "learning rate", "share of test images, of runs", series,
                 scales=("log", "linear"), deadly=deadly)  # fmt: skip
-
-
-def _is_plain(group: Group) -> bool:
-    return plain_sgd(group.config)
 
 
 def _without_clip(draft: Draft, subject: Group) -> None:

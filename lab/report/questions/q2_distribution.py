@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 import numpy as np
 
 from lab.analysis.runs import Group
 from lab.analysis.study import ImageMeasurements, RunMeasurements
 from lab.report.draft import Draft
-from lab.report.figures import above, across, curve, listed, points
-from lab.report.questions.common import POINT, about_reference, chance
+from lab.report.figures import above, across, curve, listed, number, points
+from lab.report.questions.common import POINT, about_reference, chance, seeds_halved
 from lab.report.section import Figure, Mark, Section
 
 
@@ -79,10 +81,12 @@ def _images(draft: Draft, group: Group, measured: list[ImageMeasurements]) -> tu
     same = all(test.same_counts for s in measured for test in s.shuffles)
     fall = across("", "", [100 * (s.accuracy - s.shuffles[-1].accuracy) for s in measured])
     draft.control("shuffled", above(fall) if same else False, same=same, fall=fall)
-    falls = [100 * (s.accuracy - s.shuffles[-1].accuracy) for s in measured]
-    halves = [across("", "", part) for part in (falls[::2], falls[1::2]) if part]
-    alike = [(half.value or 0) > 100 * POINT for half in halves]
-    draft.control("halves", len({*alike}) == 1 if len(halves) > 1 else None, halves=halves)
+
+    def judge(some: Mapping[int, ImageMeasurements]) -> tuple[bool, str]:
+        lost = float(np.mean([s.accuracy - s.shuffles[-1].accuracy for s in some.values()]))
+        return lost > POINT, f"shuffled networks lose {number(100 * lost)} points"
+
+    seeds_halved(draft, draft.evidence.on_images(group), judge)
     enough = [(rank, f) for rank, f in zip(ranks, kept, strict=True)
               if (f.value or 0) >= (base.value or 0) - POINT]  # fmt: skip
     facts = {

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from typing import Any
+
 import numpy as np
 
 from lab.analysis.drift import drift_ratio, growth_exponent, late_trend, span_ratio
 from lab.analysis.runs import Group, Run
 from lab.analysis.study import plain_sgd
 from lab.report.draft import Draft
-from lab.report.figures import above, across, all_of, curve, points, with_interval
-from lab.report.questions.common import about_reference, windows
+from lab.report.figures import above, across, all_of, curve, listed, number, points, with_interval
+from lab.report.questions.common import about_reference, seeds_halved, windows
 from lab.report.retrain import phases_of, spans_of
 from lab.report.section import Figure, Mark, Section, Series
 
@@ -98,7 +101,7 @@ def _phases_chart(draft: Draft, found: dict[str, dict[str, Figure]]) -> None:
 
 
 def _halves(draft: Draft, group: Group, found: dict[str, dict[str, Figure]]) -> None:
-    """The answer again, layer by layer, from half of each phase and from half of the runs."""
+    """The answer again, layer by layer, from half of each phase and from half of the seeds."""
     known = {(phase, name): figure.value for phase in ("fall", "after")
              for name, figure in found[phase].items() if figure.value is not None}  # fmt: skip
     rows, kept = [], []
@@ -109,14 +112,19 @@ def _halves(draft: Draft, group: Group, found: dict[str, dict[str, Figure]]) -> 
         rows.append((name, PHASES[phase], halves))
         kept += [(half.value > 1) == (whole > 1) for half in halves if half.value is not None]
     draft.control("run_halves", all(kept) if kept else None, rows=rows)
-    rows, kept = [], []
-    for (phase, name), whole in known.items():
-        values = [one for run in group.completed if np.isfinite(one := _ratio(run, name, phase))]
-        if len(values) > 1:
-            halves = [across("", "", values[::2]), across("", "", values[1::2])]
-            rows.append((name, PHASES[phase], halves))
-            kept += [((half.value or 0) > 1) == (whole > 1) for half in halves]
-    draft.control("seed_halves", all(kept) if kept else None, rows=rows)
+    ratios = {
+        run.seed: {place: _ratio(run, place[1], place[0]) for place in known}
+        for run in group.completed
+    }
+    ratios = {seed: own for seed, own in ratios.items() if np.isfinite([*own.values()]).all()}
+
+    def judge(some: Mapping[int, dict[tuple[str, str], float]]) -> tuple[Any, str]:
+        means = {place: float(np.mean([own[place] for own in some.values()])) for place in known}
+        words = [f"{name} {PHASES[phase]} {number(m, 3)}" for (phase, name), m in means.items()]
+        return tuple(mean > 1 for mean in means.values()), listed(words)
+
+    if ratios:
+        seeds_halved(draft, ratios, judge)
     again = [same for run in group.completed for same in run.again.values()]
     if again:
         draft.control("again", all(again), same=sum(again), total=len(again))
