@@ -234,7 +234,7 @@ def test_any_network_can_be_measured():
     assert [reset[:2] for reset in reset_layers(model, end, start, [start], x, labels)] == [
         *(("c1", "both"), ("c1", "kernel"), ("logits", "both"), ("logits", "weights"))
     ]
-    assert all(test.same_counts for test in shuffle_test(model, end, x, labels, rng))
+    assert all(test.same_counts for test in shuffle_test(model, end, x, labels, rng, 1))
     ranks = low_rank_changes(model, end, start, x, labels, (1, 3))
     assert ranks[0].accuracy < ranks[1].accuracy == 1
     curve = pruning_curve(model, end, (x, labels), x, rng, 1, (0, 0.5))

@@ -84,10 +84,11 @@ def test_saturation():
 
 def test_shuffling_keeps_the_histogram_and_not_the_accuracy(trained, model):
     _, final, x, labels = trained
-    tests = spectrum.shuffle_test(model, final, x, labels, np.random.default_rng(0))
+    tests = spectrum.shuffle_test(model, final, x, labels, np.random.default_rng(0), 3)
     assert [t.layers for t in tests] == [("h1",), ("h2",), ("logits",), ("h1", "h2", "logits")]
     assert all(t.same_counts for t in tests)
-    assert tests[-1].accuracy < 0.7
+    assert len(tests[-1].accuracy) == 3 and max(tests[-1].accuracy) < 0.7
+    assert len(set(tests[-1].accuracy)) > 1  # each draw is another order
     after = spectrum.shuffle(final, ["h2"], np.random.default_rng(0))
     for name, value in final.items():
         moved = after[name]
@@ -104,7 +105,7 @@ def test_shuffle_test_notices_other_counts(trained, model, monkeypatch):
         return weights.replace({t: w for t, w in drawn.items() if t.split("/")[0] in layers})
 
     monkeypatch.setattr("lab.analysis.spectrum.shuffle", replaced)
-    tests = spectrum.shuffle_test(model, final, x, labels, np.random.default_rng(0))
+    tests = spectrum.shuffle_test(model, final, x, labels, np.random.default_rng(0), 2)
     assert not any(t.same_counts for t in tests)
 
 

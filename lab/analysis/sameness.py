@@ -96,7 +96,7 @@ class Barrier(NamedTuple):
     accuracy_barrier: float
 
 
-def barrier(model: Model, a: Weights, b: Weights, x: Any, labels: Any, points: int = 25) -> Barrier:
+def barrier(model: Model, a: Weights, b: Weights, x: Any, labels: Any, points: int = 11) -> Barrier:
     """Linear interpolation (Frankle et al., ICML 2020), both ends evaluated here."""
     places, found = np.linspace(0, 1, points), []
     # x W_1 is linear in the weights: two products serve all the points.

@@ -23,24 +23,27 @@ def shuffle(weights: Weights, layers: Sequence[str], rng: np.random.Generator) -
 
 class Shuffle(NamedTuple):
     """layers: those shuffled. same_counts: every tensor holds each value as often as before, so
-    that its histogram is the same in any buckets. accuracy: after it, on the test images."""
+    that its histogram is the same in any buckets. accuracy: on the test images, by draw."""
 
     layers: tuple[str, ...]
     same_counts: bool
-    accuracy: float
+    accuracy: np.ndarray
 
 
 def shuffle_test(
-    model: Model, weights: Weights, x: Any, labels: Any, rng: np.random.Generator
+    model: Model, weights: Weights, x: Any, labels: Any, rng: np.random.Generator, draws: int
 ) -> list[Shuffle]:
     """Each layer shuffled alone, then all of them: how much do the histograms determine?"""
     tests = []
     for layers in [*((name,) for name in weights.names), weights.names]:
-        after = shuffle(weights, layers, rng)
+        drawn = [shuffle(weights, layers, rng) for _ in range(draws)]
         same = (
-            np.array_equal(np.sort(w, None), np.sort(after[t], None)) for t, w in weights.items()
+            np.array_equal(np.sort(w, None), np.sort(after[t], None))
+            for after in drawn
+            for t, w in weights.items()
         )
-        tests.append(Shuffle(layers, all(same), model.evaluate(after, x, labels).accuracy))
+        accuracies = [model.evaluate(after, x, labels).accuracy for after in drawn]
+        tests.append(Shuffle(layers, all(same), np.array(accuracies)))
     return tests
 
 

@@ -273,7 +273,7 @@ def _on_images(run: Run, folder: str) -> ImageMeasurements:
         accuracy=model.evaluate(end, x, labels).accuracy,
         resets=resets.reset_layers(model, end, start, drawn, x, labels),
         saturation={n: resets.saturation(a, run.config["activation"]) for n, a in hidden},
-        shuffles=spectrum.shuffle_test(model, end, x, labels, rng),
+        shuffles=spectrum.shuffle_test(model, end, x, labels, rng, DRAWS),
         low_rank=spectrum.low_rank_changes(model, end, start, x, labels),
         pruning=near_zero.pruning_curve(model, end, (x, labels), train, rng, DRAWS),
         symmetry=sameness.symmetry(model, end, few, rng),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import bisect
 import collections
+import itertools
 import os
 import struct
 from collections.abc import Iterator, Mapping
@@ -16,6 +17,8 @@ from lab.record.directory import event_files
 _DTYPES = {1: "<f4", 2: "<f8"}  # by TensorFlow's number
 _LONG = 2**14  # bytes
 _AT_ONCE = 2**24  # bytes whose checksums are computed side by side
+_LINE = 64  # bytes of a line of the processor's cache
+_FEW = 4  # events of one length that are read one by one
 
 
 class Series(NamedTuple):
@@ -59,8 +62,6 @@ class EventReader:
 
     def update(self) -> bool:
         """Reads what has been written since; returns whether that was anything."""
-        from tensorboard.compat.proto.event_pb2 import Event
-
         paths = event_files(self._run)
         if any(p not in paths or os.path.getsize(p) < end for p, end in self._ends.items()):
             self._forget()
@@ -70,18 +71,56 @@ class EventReader:
                 file.seek(self._ends.get(path, 0))
                 content = file.read()
             spans = _whole(content)
-            for start, length in spans:
-                event = Event.FromString(content[start : start + length])
-                if event.summary.value:
-                    self.starts.setdefault(path, event.step)
-                    self._add(event)
+            for _, group in itertools.groupby(spans, lambda span: span[1]):
+                self._add_all(path, content, list(group))
             read = spans[-1][0] + spans[-1][1] + 4 if spans else 0
             self._ends[path] = self._ends.get(path, 0) + read
         return self._ends != before
 
-    def _add(self, event: Any) -> None:
+    def _add_all(self, path: str, content: bytes, spans: list[tuple[int, int]]) -> None:
+        """The events of neighbouring records of one length."""
+        from tensorboard.compat.proto.event_pb2 import Event
+
+        (first, length), count = spans[0], len(spans)
+        event = Event.FromString(content[first : first + length])
+        self._add(path, event)
+        if count > _FEW and event.summary.value:
+            wide = length + 16  # bytes from one record to the next
+            rows = np.frombuffer(content, np.uint8, (count - 1) * wide + length, first)
+            rows = np.lib.stride_tricks.as_strided(rows, (count, length), (wide, 1))
+            if self._add_alike(event, rows):
+                return
+        for start, _ in spans[1:]:
+            self._add(path, Event.FromString(content[start : start + length]))
+
+    def _add_alike(self, first: Any, rows: np.ndarray) -> bool:
+        """The events of all records but the first, uint8 [records, length], if they differ from it
+        in nothing but the time, the step and the contents of the tensors: 20 times as fast. Returns
+        whether they do so."""
+        known = [(_DTYPES.get(v.tensor.dtype) == self._dtypes[v.tag]) for v in first.summary.value
+                 if v.tag in self._dtypes]  # fmt: skip
+        layout = _layout(first, rows[0].tobytes())
+        if layout is None or not all(known):
+            return False
+        fixed, (start, end), places = layout
+        varint = rows[1:, start:end]
+        if ((rows[1:] != rows[0]) & fixed).any() or ((varint >= 128) != (varint[0] >= 128)).any():
+            return False
+        digits = (varint & 127).astype(np.int64) << 7 * np.arange(end - start)
+        steps = digits.sum(axis=1).tolist()
+        for value, (start, end) in zip(first.summary.value, places, strict=True):
+            if self._kinds[value.tag] in self._wanted:
+                numbers, wide = rows[1:, start:end].tobytes(), end - start
+                cuts = range(0, len(numbers), wide)
+                self._steps[value.tag] += steps
+                self._contents[value.tag] += [numbers[i : i + wide] for i in cuts]
+        return True
+
+    def _add(self, path: str, event: Any) -> None:
         from tensorboard.util import tensor_util
 
+        if event.summary.value:
+            self.starts.setdefault(path, event.step)
         for value in event.summary.value:
             tag = value.tag
             if tag not in self._kinds:
@@ -126,6 +165,32 @@ def read(run: str, kind: str) -> dict[str, Series]:
     return reader.series(kind)
 
 
+def _layout(
+    event: Any, record: bytes
+) -> tuple[np.ndarray, tuple[int, int], list[tuple[int, int]]] | None:
+    """Which bytes of a record are the same in all that differ in numbers alone, bool [length];
+    where its step stands, and the content of each value's tensor. None where that is elsewhere than
+    protobuf would write it."""
+    if event.SerializeToString() != record or record[:1] != b"\x09" or record[9:10] != b"\x10":
+        return None  # fields 1, a double, and 2, a varint
+    fixed = np.ones(len(record), bool)
+    end = next(i for i in range(10, len(record)) if record[i] < 128) + 1
+    fixed[1:9] = fixed[10:end] = False
+    blank, full = (type(event).FromString(record) for _ in range(2))
+    for one, byte in ((blank, b"\x00"), (full, b"\xff")):
+        for value in one.summary.value:
+            value.tensor.tensor_content = byte * len(value.tensor.tensor_content)
+    low, high = (np.frombuffer(one.SerializeToString(), np.uint8) for one in (blank, full))
+    free = np.flatnonzero(low != high)
+    ends = np.cumsum([len(value.tensor.tensor_content) for value in event.summary.value])
+    starts = np.concatenate([[0], ends[:-1]])
+    if (ends == starts).any():
+        return None
+    fixed[free] = False
+    places = [(int(free[a]), int(free[b - 1]) + 1) for a, b in zip(starts, ends, strict=True)]
+    return fixed, (10, end), places
+
+
 def records(path: str) -> Iterator[bytes]:
     """The records of a file of TFRecords, up to the first that is damaged or not yet whole."""
     with open(path, "rb") as file:
@@ -147,7 +212,9 @@ def _whole(content: bytes) -> list[tuple[int, int]]:
             break
         spans.append((place + 12, length))
         place += 16 + length
-    starts, lengths = np.array(spans, np.int64).reshape(-1, 2).T
+    if not spans:
+        return []
+    starts, lengths = np.array(spans).T
     array = np.frombuffer(content, np.uint8)
     whole = _match(array, starts - 12, 8)
     for length in np.unique(lengths).tolist():
@@ -165,10 +232,11 @@ def _match(content: np.ndarray, starts: np.ndarray, length: int) -> np.ndarray:
     if len(starts) > (most := max(1, _AT_ONCE // length)):
         cuts = range(0, len(starts), most)
         return np.concatenate([_match(content, starts[i : i + most], length) for i in cuts])
-    rows = content[starts[:, None] + np.arange(length + 4)]
+    rows = np.lib.stride_tricks.sliding_window_view(content, length + 4)[starts]
     crc = np.full(len(starts), 0xFFFFFFFF, np.uint32)
-    for byte in np.ascontiguousarray(rows[:, :-4].T):
-        crc = _REMAINDERS.take(crc.astype(np.uint8) ^ byte) ^ (crc >> 8)
+    for i in range(0, length, _LINE):  # turned in parts that the cache holds
+        for byte in np.ascontiguousarray(rows[:, i : min(i + _LINE, length)].T):
+            crc = _REMAINDERS.take(crc.astype(np.uint8) ^ byte) ^ (crc >> 8)
     crc = ~crc
     masked = ((crc >> 15) | (crc << 17)) + np.uint32(0xA282EAD8)
     return masked == np.ascontiguousarray(rows[:, -4:]).view("<u4")[:, 0]

@@ -36,6 +36,7 @@ _TEMPLATES.filters.update(
     number=figures.number,
     percent=figures.percent,
     plural=figures.plural,
+    spoken=figures.spoken,
     value=figures.without_interval,
 )
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import math
 import os
+import re
 import shlex
 import statistics
 from collections.abc import Iterable, Mapping, Sequence
@@ -138,6 +139,13 @@ def with_interval(figure: Figure) -> str:
 def listed(words: Sequence[str], last: str = "and") -> str:
     """`a, b and c`."""
     return f" {last} ".join([", ".join(words[:-1]), words[-1]] if len(words) > 1 else words)
+
+
+def spoken(layer: str) -> str:
+    """`hidden layer 2` of h2, `the output layer` of logits; what has another name keeps it."""
+    if re.fullmatch(r"h\d+", layer):
+        return f"hidden layer {layer[1:]}"
+    return "the output layer" if layer == "logits" else layer
 
 
 def plural(count: int, noun: str) -> str:

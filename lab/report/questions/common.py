@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import re
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, TypeVar
 
@@ -51,13 +50,6 @@ def windows(values: np.ndarray, count: int = 60) -> tuple[np.ndarray, np.ndarray
     edges = thin(np.arange(1, len(values) + 1), count)
     starts = np.concatenate([[0], edges[:-1] + 1])
     return edges + 1, np.add.reduceat(values, starts) / np.diff([*starts, edges[-1] + 1])
-
-
-def spoken(layer: str) -> str:
-    """`hidden layer 2` of h2, `the output layer` of logits; what has another name keeps it."""
-    if re.fullmatch(r"h\d+", layer):
-        return f"hidden layer {layer[1:]}"
-    return "the output layer" if layer == "logits" else layer
 
 
 def over_draws(

@@ -12,14 +12,22 @@ from lab.analysis.resets import update_ratio
 from lab.analysis.runs import Group
 from lab.analysis.study import DRAWS, ImageMeasurements, load_data
 from lab.report.draft import Draft
-from lab.report.figures import above, across, curve, listed, percent, points, with_interval
+from lab.report.figures import (
+    above,
+    across,
+    curve,
+    listed,
+    percent,
+    points,
+    spoken,
+    with_interval,
+)
 from lab.report.questions.common import (
     POINT,
     about_reference,
     chance,
     over_draws,
     seeds_halved,
-    spoken,
     windows,
 )
 from lab.report.section import Figure, Mark, Section

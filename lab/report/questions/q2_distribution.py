@@ -9,8 +9,14 @@ import numpy as np
 from lab.analysis.runs import Group
 from lab.analysis.study import ImageMeasurements, RunMeasurements
 from lab.report.draft import Draft
-from lab.report.figures import above, across, curve, listed, number, points
-from lab.report.questions.common import POINT, about_reference, chance, seeds_halved
+from lab.report.figures import above, across, curve, listed, number, points, spoken
+from lab.report.questions.common import (
+    POINT,
+    about_reference,
+    chance,
+    over_draws,
+    seeds_halved,
+)
 from lab.report.section import Figure, Mark, Section
 
 
@@ -33,7 +39,7 @@ def distribution(draft: Draft, group: Group) -> Section:
         draft.unknown("scale")
         draft.command("scale", grid="init_scale", seeds=3)
     draft.unknown("best")
-    return draft.section(outcome, outside=outside, **facts)
+    return draft.section(outcome, outside={spoken(n): f for n, f in outside.items()}, **facts)
 
 
 def _images(draft: Draft, group: Group, measured: list[ImageMeasurements]) -> tuple[str, dict]:
@@ -41,8 +47,8 @@ def _images(draft: Draft, group: Group, measured: list[ImageMeasurements]) -> tu
     base = draft.mean("accuracy", "test accuracy at the end", [s.accuracy for s in measured], "%")
     shuffles = {test.layers: i for i, test in enumerate(measured[0].shuffles)}
     shuffled = [
-        draft.mean(f"shuffled:{'+'.join(names)}",
-                   f"accuracy with the entries of {listed(names)} shuffled",
+        over_draws(draft, f"shuffled:{'+'.join(names)}",
+                   f"accuracy with the entries of {listed([*map(spoken, names)])} shuffled",
                    [s.shuffles[i].accuracy for s in measured], "%")
         for names, i in shuffles.items()
     ]  # fmt: skip
@@ -61,7 +67,7 @@ def _images(draft: Draft, group: Group, measured: list[ImageMeasurements]) -> tu
     draft.bars(
         "shuffles",
         "test accuracy",
-        [points("shuffled", [n[0] if len(n) == 1 else "all" for n in shuffles], shuffled)],
+        [points("shuffled", [spoken(n[0]) if len(n) == 1 else "all" for n in shuffles], shuffled)],
         [Mark("not shuffled", base.value or 0), Mark("most frequent class", floor)],
         low=min(f.value or 0 for f in shuffled),
         high=max(f.value or 0 for f in shuffled),
@@ -79,12 +85,13 @@ def _images(draft: Draft, group: Group, measured: list[ImageMeasurements]) -> tu
         alone=alone[-1],
     )  # fmt: skip
     same = all(test.same_counts for s in measured for test in s.shuffles)
-    fall = across("", "", [100 * (s.accuracy - s.shuffles[-1].accuracy) for s in measured])
+    falls = [s.accuracy - s.shuffles[-1].accuracy.mean() for s in measured]
+    fall = across("", "", [100 * lost for lost in falls])
     draft.control("shuffled", above(fall) if same else False, same=same, fall=fall)
 
     def judge(some: Mapping[int, ImageMeasurements]) -> tuple[bool, str]:
-        lost = float(np.mean([s.accuracy - s.shuffles[-1].accuracy for s in some.values()]))
-        return lost > POINT, f"shuffled networks lose {number(100 * lost)} points"
+        lost = np.mean([s.accuracy - s.shuffles[-1].accuracy.mean() for s in some.values()])
+        return bool(lost > POINT), f"shuffled networks lose {number(100 * float(lost))} points"
 
     seeds_halved(draft, draft.evidence.on_images(group), judge)
     enough = [(rank, f) for rank, f in zip(ranks, kept, strict=True)
@@ -108,7 +115,8 @@ def _spectra(
     for name in names:
         spectra = [one.spectra[name] for one in found]
         total = len(spectra[0].singular)
-        beyond, rank = f"{name}'s singular values beyond the edge of noise", f"{name}'s stable rank"
+        beyond = f"singular values of {spoken(name)} beyond the edge of noise"
+        rank = f"stable rank of {spoken(name)}"
         for key, field, words, note in (
             ("outside", "outside", f"{beyond}, at the end", f"of {total}"),
             ("outside_initial", "initial_outside", f"{beyond}, at the start", ""),
@@ -130,7 +138,7 @@ def _spectra(
          curve("start", x, [s.initial_singular for s in spectra])],
         [Mark("edge of noise", spectra[0].edge)],
         scales=("linear", "log"),
-        layer=widest,
+        layer=spoken(widest),
         count=len(x),
         end=sorted({s.outside for s in spectra}),
         start=sorted({s.initial_outside for s in spectra}),

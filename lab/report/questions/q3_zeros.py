@@ -10,13 +10,12 @@ from lab.analysis.runs import Group, Run
 from lab.analysis.study import LIMITS, MEAN_EXAMPLES, ImageMeasurements, RunMeasurements
 from lab.analysis.weights import Weights
 from lab.report.draft import Draft
-from lab.report.figures import above, across, curve, percent, points
+from lab.report.figures import above, across, curve, percent, points, spoken
 from lab.report.questions.common import (
     POINT,
     about_reference,
     over_draws,
     seeds_halved,
-    spoken,
 )
 from lab.report.section import Figure, Section, Series
 

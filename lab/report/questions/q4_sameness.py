@@ -11,9 +11,9 @@ from lab.analysis.sameness import Disagreement, Families, divided, families
 from lab.analysis.study import ImageMeasurements, PairMeasurements
 from lab.compare.statistics import LEVEL
 from lab.report.draft import Draft
-from lab.report.figures import above, all_of, listed, over_pairs, points, with_interval
+from lab.report.figures import above, all_of, listed, over_pairs, points, spoken, with_interval
 from lab.report.figures import without_interval as plain
-from lab.report.questions.common import about_reference, seeds_halved, spoken
+from lab.report.questions.common import about_reference, seeds_halved
 from lab.report.section import Figure, Section, Series
 
 _ALIGNED = 0.01  # an accuracy barrier below which a pair counts as aligned

@@ -11,7 +11,17 @@ from lab.analysis.drift import drift_ratio, growth_exponent, late_trend, span_ra
 from lab.analysis.runs import Group, Run
 from lab.analysis.study import plain_sgd
 from lab.report.draft import Draft
-from lab.report.figures import above, across, all_of, curve, listed, number, points, with_interval
+from lab.report.figures import (
+    above,
+    across,
+    all_of,
+    curve,
+    listed,
+    number,
+    points,
+    spoken,
+    with_interval,
+)
 from lab.report.questions.common import about_reference, seeds_halved, windows
 from lab.report.retrain import phases_of, spans_of
 from lab.report.section import Figure, Mark, Section, Series
@@ -36,7 +46,7 @@ def growth(draft: Draft, group: Group) -> Section:
     if not all(known_powers):
         draft.unknown("power")
     ratios = [
-        draft.mean(f"drift:{n}", f"{n}: {RATIO}, over the whole run, jolt included",
+        draft.mean(f"drift:{n}", f"{spoken(n)}: {RATIO}, over the whole run, jolt included",
                    _drifts(group, n))
         for n in names
     ]  # fmt: skip
@@ -56,7 +66,7 @@ def growth(draft: Draft, group: Group) -> Section:
         draft.unknown("border")
     draft.unknown("momentum")
     straight, onward = (
-        [name for name, figure in found[phase].items() if above(figure, 1)]
+        [spoken(name) for name, figure in found[phase].items() if above(figure, 1)]
         for phase in ("fall", "after")
     )
     outcome = (
@@ -86,7 +96,7 @@ def _ratio(run: Run, layer: str, phase: str) -> float:
 def _phase(draft: Draft, group: Group, phase: str) -> dict[str, Figure]:
     """By layer."""
     return {
-        name: draft.mean(f"{phase}:{name}", f"{name}: {RATIO}, {PHASES[phase]}",
+        name: draft.mean(f"{phase}:{name}", f"{spoken(name)}: {RATIO}, {PHASES[phase]}",
                          [_ratio(run, name, phase) for run in group.completed])
         for name in group.shown
     }  # fmt: skip
@@ -94,7 +104,9 @@ def _phase(draft: Draft, group: Group, phase: str) -> dict[str, Figure]:
 
 def _phases_chart(draft: Draft, found: dict[str, dict[str, Figure]]) -> None:
     series = [
-        points(name, [PHASES[phase] for phase in found], [found[phase][name] for phase in found])
+        points(
+            spoken(name), [PHASES[phase] for phase in found], [one[name] for one in found.values()]
+        )
         for name in found["fall"]
     ]
     draft.bars("phases", RATIO, series, [Mark("random walk", 1)])
@@ -109,7 +121,7 @@ def _halves(draft: Draft, group: Group, found: dict[str, dict[str, Figure]]) -> 
         own = [_ratio(run, name, f"{phase}, {half} half")
                for half in ("first", "second") for run in group.completed]  # fmt: skip
         halves = [across("", "", own[: len(own) // 2]), across("", "", own[len(own) // 2 :])]
-        rows.append((name, PHASES[phase], halves))
+        rows.append((spoken(name), PHASES[phase], halves))
         kept += [(half.value > 1) == (whole > 1) for half in halves if half.value is not None]
     draft.control("run_halves", all(kept) if kept else None, rows=rows)
     ratios = {
@@ -120,7 +132,7 @@ def _halves(draft: Draft, group: Group, found: dict[str, dict[str, Figure]]) -> 
 
     def judge(some: Mapping[int, dict[tuple[str, str], float]]) -> tuple[Any, str]:
         means = {place: float(np.mean([own[place] for own in some.values()])) for place in known}
-        words = [f"{name} {PHASES[phase]} {number(m, 3)}" for (phase, name), m in means.items()]
+        words = [f"{spoken(n)} {PHASES[phase]} {number(m, 3)}" for (phase, n), m in means.items()]
         return tuple(mean > 1 for mean in means.values()), listed(words)
 
     if ratios:
@@ -171,7 +183,7 @@ def _jolts(draft: Draft, group: Group, names: list[str]) -> dict[str, Figure]:
                 squares = np.square(np.float64(updates))
                 shares[name].append(squares[:jolt].sum() / squares.sum())
     what = "share of the whole run's summed squared updates that falls on the jolt"
-    return {name: draft.mean(f"first_steps:{name}", f"{name}: {what}", shares[name], "%")
+    return {name: draft.mean(f"first_steps:{name}", f"{spoken(name)}: {what}", shares[name], "%")
             for name in names}  # fmt: skip
 
 
@@ -183,9 +195,9 @@ def _distance_figures(draft: Draft, group: Group, name: str) -> bool:
         ends.append(distances[-1] / (np.linalg.norm(run.initial[group.shown[name]]) or np.nan))
         if len(steps) >= _FIT_POINTS:
             exponents.append(growth_exponent(steps, distances))
-    what = f"distance of {name}'s weights from their start, in norms of the start"
+    what = f"distance of {spoken(name)} from its start, in norms of the start"
     draft.mean(f"distance:{name}", what, ends)
-    what = f"exponent of {name}'s distance, fitted as a power of the step"
+    what = f"exponent of the distance of {spoken(name)}, fitted as a power of the step"
     return draft.mean(f"power:{name}", what, exponents).value is not None
 
 
@@ -198,7 +210,7 @@ def _distances_chart(draft: Draft, group: Group) -> None:
         chosen = np.arange(len(steps))
         if len(steps) > 60:
             chosen = windows(np.zeros(len(steps)))[0] - 1
-        series.append(curve(name, steps[chosen].tolist(), [row[chosen] for row in rows]))
+        series.append(curve(spoken(name), steps[chosen].tolist(), [row[chosen] for row in rows]))
     farthest = max(series, key=lambda one: one.y[-1])
     scale = "log" if len(farthest.x) > 1 else "linear"
     draft.chart("distance", "step", "norm of W_t - W_0", series,
@@ -297,7 +309,8 @@ def _decayed(draft: Draft, group: Group) -> bool:
             known = {name: f for name, f in found.items() if f.value is not None}
             verdicts += [above(figure, 1) for figure in known.values()]
             if known:
-                rows.append((other.label, [f"{with_interval(f)} in {n}" for n, f in known.items()]))
+                words = [f"{with_interval(f)} in {spoken(n)}" for n, f in known.items()]
+                rows.append((other.label, words))
     draft.control("decayed", all_of(verdicts) if rows else None, rows=rows)
     return bool(rows)
 
