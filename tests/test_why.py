@@ -150,6 +150,49 @@ def test_growth_from_inside():
     assert found.finding.facts["due"] == pytest.approx(found.event.step, abs=5)
 
 
+@pytest.mark.parametrize(
+    ("growing", "found"), [(True, ("divergence", "growth", ("scores",))), (False, None)]
+)
+def test_a_slight_rise_of_the_loss_counts_where_something_grew(growing, found):
+    """A rise by a third that lasts, as of a transformer whose attention scores grow, on a loss that
+    is quiet enough to see it; without the growth it is no event."""
+    record, t = Record(), np.arange(STEPS)
+    random = np.random.default_rng(5)
+    level = np.where(
+        t < 150, np.exp(-0.004 * t), np.exp(-0.6 + 0.3 * np.minimum((t - 150) / 50, 1))
+    )
+    record.values["loss"] = 2 * level * np.exp(random.normal(0, 0.05, STEPS))
+    rate = 0.03 if growing else 0.0
+    noise = np.exp(random.normal(0, 0.01, STEPS))
+    record.values["scores/largest"] = 5 * np.exp(rate * t) * noise
+    diagnosis = diagnose(record, repeat=False)
+    if not found:
+        assert diagnosis.event is None
+        return
+    said = diagnosis.finding
+    assert (diagnosis.event.kind, said.kind, said.tensors) == found
+    assert said.facts["rate"] == pytest.approx(np.expm1(rate), rel=0.2)
+
+
+def test_a_layer_that_dies_early_after_large_updates():
+    """As a convolution under a rate that is too high: its gradients are 0 from step 12 on, those of
+    the next layer's weights, too, whose inputs are 0."""
+    record = Record()
+    for name in TENSORS[:3]:
+        record.values[f"{name}/gradient/norm"][11:] = 0
+        record.values[f"{name}/update/norm"][11:] = 0
+    record.values["h1/weights/update/norm"][:4] = 1.5  # beside a norm of 5
+    record.result = {"collapsed": 3}
+    found = diagnose(record, repeat=False)
+    assert (found.event.kind, found.event.step) == ("collapse", 12)
+    assert (found.finding.kind, found.finding.step) == ("rate", 1)
+    assert found.finding.tensors == ("h1/weights",)
+    record.values["h1/weights/update/norm"][:4] = 0.01
+    found = diagnose(record, repeat=False)
+    assert (found.finding.kind, found.finding.step) == ("flat", 12)
+    assert set(found.finding.tensors) == set(TENSORS[:3])
+
+
 @pytest.mark.parametrize("seed", range(8))
 def test_nothing_in_a_quiet_run(seed):
     found = diagnose(Record(seed), repeat=False)

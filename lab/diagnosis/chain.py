@@ -99,6 +99,13 @@ class Chain:
         return found
 
     @property
+    def began_at_0(self) -> np.ndarray:
+        """The tensors of which the first update is all there is: bool [tensors]."""
+        if not len(self.steps):
+            return np.zeros(len(self.tensors), bool)
+        return np.isclose(self.applied[0], self.weight[0], rtol=1e-5, atol=0)
+
+    @property
     def _weights(self) -> Ranges:
         """How far a weight is from the old one less its update, in tolerances: by the triangle
         inequality its norm changes by no more than the update's norm."""

@@ -8,12 +8,8 @@ from typing import Any
 import numpy as np
 
 from lab.diagnosis.chain import Chain
-from lab.diagnosis.events import GAP, Departure, Event, firsts
-
-_MANY = 0.5  # share of the tensors from which on a departure is of all
-_GROWN = 3.0  # a series that has grown so many times before an event
-_SMALL = 0.1  # of the median norm: tensors below do not count
-_BACK = 200  # steps before an event in which it may have grown
+from lab.diagnosis.events import LARGE, MANY, Departure, Event, firsts
+from lab.diagnosis.growth import grown
 
 
 @dataclasses.dataclass(frozen=True)
@@ -45,19 +41,19 @@ class Finding:
 
 def first_link(chain: Chain, event: Event) -> Finding:
     """The first link of an event that left its range, and what that says."""
-    grown = growth(chain, event)
-    if not event.departures:
-        if grown:
-            return grown
+    inside = growth(chain, event)
+    if not event.departures or event.departures[0].step > event.step:
+        if inside:
+            return inside
         reason = "no recorded link left its range before the loss did"
         return Finding("", event.step, reason=reason)
     first = event.departures[0]
     unsure = first.link in ("loss", "probe", "gradient") and not first.note
-    if grown and unsure and _creeping(chain, first.step):
-        return grown
+    if inside and unsure and _creeping(chain, first.step):
+        return inside
     if first.note:
         return _exact(chain, event, first)
-    few = first.tags if len(first.tags) < _MANY * len(chain.tensors) else ()
+    few = first.tags if len(first.tags) < MANY * len(chain.tensors) else ()
     if first.link == "weight":
         reason = "its norm changed by more than the norm of its update"
         return Finding("weight", first.step, first.tags[:1], reason=reason)
@@ -73,14 +69,15 @@ def _exact(chain: Chain, event: Event, first: Departure) -> Finding:
     """Of a departure that needs no range."""
     tags, step = first.tags, first.step
     if first.note == "early":
-        reason = "the update was as large as the weight itself"
         if first.link == "update":
+            times = first.size * LARGE
+            reason = f"the update was {times:.2g} times as large as the weight itself"
             return Finding("rate", step, tags[:1], reason=reason)
         return Finding("", step, reason="the loss rose before any range was known")
     if first.note == "zero":
-        if len(tags) < _MANY * len(chain.tensors) and not _whole_layers(chain, tags):
-            reason = "its gradient is exactly 0 from here on, while its layer's others are not"
-            return Finding("gradient", step, tags, reason=reason)
+        reason = "its gradient is exactly 0 from here on, while its layer's others are not"
+        return Finding("gradient", step, tags, reason=reason)
+    if first.note == "dead":
         reason = "these gradients are 0 from here on, or too small to change a float32 weight"
         return Finding("flat", step, tags, reason=reason)
     if first.link == "gradient":
@@ -95,12 +92,6 @@ def _exact(chain: Chain, event: Event, first: Departure) -> Finding:
     return Finding("batch", step, reason=reason)
 
 
-def _whole_layers(chain: Chain, tags: tuple[str, ...]) -> bool:
-    """Whether all tensors of the layers of some tags are among them."""
-    layers = {tag.rpartition("/")[0] for tag in tags}
-    return all(t in tags for t in chain.tensors if t.rpartition("/")[0] in layers)
-
-
 def _creeping(chain: Chain, step: int) -> bool:
     """Whether the loss was near its limit before a step, too, and did not jump there."""
     row, found = int(np.searchsorted(chain.steps, step)), chain.ranges["loss"]
@@ -108,41 +99,17 @@ def _creeping(chain: Chain, step: int) -> bool:
 
 
 def growth(chain: Chain, event: Event) -> Finding | None:
-    """The norm or probe that grew most, and steadily, before an event; None if none did so."""
-    row = int(np.searchsorted(chain.steps, event.step))
-    start = max(row - _BACK, 0)
-    if row - start < 2 * GAP:
+    """What grew most before an event; None if nothing did."""
+    found = grown(chain, event.step)
+    if not found:
         return None
-    parts = [("norm of ", chain.tensors, chain.weight), ("", chain.probes, chain.probe)]
-    best: Finding | None = None
-    weights = chain.weight[row - 1][np.isfinite(chain.weight[row - 1])]
-    least = _SMALL * float(np.median(weights)) if len(weights) else 0.0
-    for what, names, values in parts:
-        for name, column in zip(names, values[start:row].T, strict=True):
-            if not (np.isfinite(column) & (column > 0)).all() or column[-1] < least:
-                continue
-            logs = np.log(column)
-            half = len(logs) // 2
-            times = float(np.exp(logs[-1] - logs[half]))  # in the latter half alone
-            steady = np.mean(np.diff(logs[half:]) > 0)
-            rate = (logs[-1] - logs[half]) / (len(logs) - 1 - half)
-            if times < _GROWN or steady < 0.6 or (best and times < best.facts["times"]):
-                continue
-            slopes = (logs[GAP:] - logs[:-GAP])[: half - GAP] / GAP
-            slow = np.flatnonzero(slopes < rate / 2)  # it grows since the last of these
-            back = half - (int(slow[-1]) + GAP // 2 if len(slow) else 0)
-            since = int(chain.steps[start + half - back])
-            a_step = float(np.expm1(rate))
-            facts = {"times": times, "rate": a_step, "what": f"{what}{name}"}
-            reason = f"the {what}{name} grew {times:.3g} times before the loss left its range, by "
-            reason += f"{100 * a_step:.2g}% a step"
-            if back > 2:  # steps of growth that foretell the rest
-                early = (logs[half] - logs[half - back]) / back
-                due = chain.steps[start + half] + (logs[-1] - logs[half]) / early
-                reason += f"; up to step {chain.steps[start + half]} it was due at step {due:.0f}"
-                facts["due"] = float(due)
-            best = Finding("growth", since, (name,), reason=reason, facts=facts)
-    return best
+    facts = {"times": found.times, "rate": found.rate, "what": found.what}
+    reason = f"the {found.what} grew {found.times:.3g} times before the loss left its range, by "
+    reason += f"{100 * found.rate:.2g}% a step"
+    if found.due is not None:
+        reason += f"; up to step {found.known} it was due at step {found.due:.0f}"
+        facts["due"] = found.due
+    return Finding("growth", found.since, (found.name,), reason=reason, facts=facts)
 
 
 def margin(events: list[Event], event: Event) -> float:

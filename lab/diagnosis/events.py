@@ -9,17 +9,21 @@ from typing import NamedTuple
 import numpy as np
 
 from lab.diagnosis.chain import LINKS, Chain
+from lab.diagnosis.growth import grown
 from lab.diagnosis.ranges import FIRST
 from lab.record.run import RunReader
 
 GAP = 16  # steps without a departure that end an event
 _LASTING = 8  # steps that a gradient must be 0 for, up to the end of the record
 _EARLY = 3.0  # times the first loss: worse than an untrained network
-_RISE = math.log(1.5)  # of the loss's level above its lowest, at least, to be a divergence
+# Of the loss's level above its lowest, to be a divergence; and where something grew before.
+_RISE, _RISE_GROWN = math.log(1.5), math.log(1.2)
 _LEVEL = 16  # steps of a level
-_WHOLE = 0.5  # ratio of update to weight from which on a step replaces the weight
-_WORDS = {"": "out of its range", "nonfinite": "NaN or infinite", "zero": "0 from here on"}
-_EARLY_WORDS = {"update": "as large as the weight itself", "loss": "far above the first"}
+LARGE = 0.1  # ratio of update to weight: a hundred times what is usual
+MANY = 0.5  # share of the tensors from which on a departure is of all
+_WORDS = {"": "out of its range", "nonfinite": "NaN or infinite", "zero": "0 from here on",
+          "dead": "0 from here on, in a whole layer"}  # fmt: skip
+_EARLY_WORDS = {"update": "large beside the weight itself", "loss": "far above the first"}
 # From the mildest on.
 SEVERITY = ("departure", "plateau", "spike", "corruption", "divergence", "freeze", "collapse",
             "nonfinite")  # fmt: skip
@@ -32,7 +36,8 @@ class Departure(NamedTuple):
       step, link: see chain.LINKS.
       tags: of the series, the farthest out first; ("loss",) for the loss.
       size: deviation over limit: above 1; inf for what needs no range, as NaN.
-      note: "nonfinite", "zero", "early" or "".
+      note: "nonfinite"; "zero", a gradient to the end of the record; "dead", the same of a whole
+        layer; "early", before there are ranges; or "".
     """
 
     step: int
@@ -110,7 +115,8 @@ def events(chain: Chain) -> list[Event]:
     rise = _rise(chain)
     found = [_event(chain, group, rise) for group in groups]
     if rise and not any(e.visible and e.departures[-1].step >= rise for e in found):
-        found.append(Event("divergence", rise, (), True))
+        found.append(Event("divergence", rise, tuple(_large_updates(chain, rise)), True))
+    found = _with_what_followed(found, rise)
     result = chain.run.result or {}
     if not any(SEVERITY.index(e.kind) >= SEVERITY.index("spike") for e in found):
         if result.get("collapsed") is not None:
@@ -118,6 +124,18 @@ def events(chain: Chain) -> list[Event]:
         elif _never_fell(chain):
             found.append(Event("plateau", int(chain.steps[0]), (), True))
     return sorted(found, key=lambda event: event.step)
+
+
+def _with_what_followed(found: list[Event], rise: int) -> list[Event]:
+    """The events, with a collapse or a freeze added to the divergence that led to it: the loss has
+    not come back between them."""
+    begun = next((e for e in found if e.kind == "divergence" and e.step <= rise), None)
+    later = [e for e in found if e.kind in ("freeze", "collapse") and e.step > rise]
+    if not begun or not rise or not later:
+        return found
+    departures = (d for e in (begun, *later) for d in e.departures)
+    whole = Event(later[-1].kind, begun.step, tuple(sorted(departures, key=_order)), True)
+    return [whole, *(e for e in found if e is not begun and e not in later)]
 
 
 def main_event(found: list[Event]) -> Event | None:
@@ -179,7 +197,8 @@ def _nonfinite(chain: Chain) -> Iterator[Departure]:
 
 def _zero(chain: Chain) -> Iterator[Departure]:
     """Gradients that are 0 up to the end of the record, or too small to change a float32 weight in
-    all tensors; not those that were so from the start, in some tensors."""
+    all tensors; not those that were so from the start, in some tensors. A layer is dead once all
+    its tensors, two or more, are among them."""
     if not chain.tensors or len(chain.steps) < _LASTING:
         return
     with np.errstate(invalid="ignore"):
@@ -191,8 +210,20 @@ def _zero(chain: Chain) -> Iterator[Departure]:
     for tag, row in zip(chain.tensors, rows, strict=True):
         if row <= len(zero) - _LASTING and (row > 0 or zero.all()):
             starts.setdefault(int(chain.steps[row]), []).append(tag)
-    for step, tags in starts.items():
-        yield Departure(step, "gradient", tuple(tags), math.inf, "zero")
+    layers: dict[str, set[str]] = {}
+    for tag in chain.tensors:
+        layers.setdefault(tag.rpartition("/")[0], set()).add(tag)
+    lost_tags: set[str] = set()
+    died = 0
+    for step, tags in sorted(starts.items()):
+        lost_tags |= {*tags}
+        own = [layers[tag.rpartition("/")[0]] for tag in tags]
+        dead = any(len(layer) > 1 and layer <= lost_tags for layer in own)
+        dead |= len(tags) >= MANY * len(chain.tensors)
+        yield Departure(step, "gradient", tuple(tags), math.inf, "dead" if dead else "zero")
+        if dead and not died:
+            died = step
+            yield from _large_updates(chain, step)
 
 
 def _early(chain: Chain) -> Iterator[Departure]:
@@ -203,47 +234,54 @@ def _early(chain: Chain) -> Iterator[Departure]:
         if np.median(chain.loss[row : row + 4]) > _EARLY * logs[0] > 0:
             step = int(chain.steps[row])
             yield Departure(step, "loss", ("loss",), float(logs[row] / logs[0] / _EARLY), "early")
-            yield from _replaced(chain, row)
+            yield from _large_updates(chain, step)
             return
 
 
-def _replaced(chain: Chain, until: int) -> Iterator[Departure]:
+def _large_updates(chain: Chain, step: int) -> Iterator[Departure]:
+    """The first step before one at which there were no ranges yet with an update that was large
+    beside its weight."""
+    until = int(np.searchsorted(chain.steps, step))
+    if until > 2 * FIRST:
+        return
     with np.errstate(divide="ignore", invalid="ignore"):
         ratio = np.nan_to_num(chain.applied[:until] / chain.weight[:until])
     if not ratio.size:
         return
-    started_at_0 = np.isclose(ratio[0], 1, atol=1e-5)  # then the first update is all of the weight
-    ratio[:, started_at_0] = 0
-    rows = np.flatnonzero((ratio >= _WHOLE).any(axis=1))
+    ratio[:, chain.began_at_0] = 0
+    rows = np.flatnonzero((ratio >= LARGE).any(axis=1))
     if len(rows):
         row = int(rows[0])
         columns = np.argsort(-ratio[row], kind="stable")
-        tags = [chain.tensors[c] for c in columns if ratio[row, c] >= _WHOLE]
-        size = float(ratio[row].max() / _WHOLE)
+        tags = [chain.tensors[c] for c in columns if ratio[row, c] >= LARGE]
+        size = float(ratio[row].max() / LARGE)
         yield Departure(int(chain.steps[row]), "update", tuple(tags), size, "early")
 
 
 def _event(chain: Chain, group: list[Departure], rise: int) -> Event:
     shown = [d.step for d in group if d.link == "loss"]
     start, end = group[0].step, group[-1].step
-    notes = {d.note for d in group}
+    notes, collapsed = {d.note for d in group}, (chain.run.result or {}).get("collapsed")
     row, last = np.searchsorted(chain.steps, [start, end])
     before, after = chain.loss[max(row - 32, 0) : row], chain.loss[last + 1 : last + 33]
     with np.errstate(invalid="ignore"):
         higher = len(before) and len(after) and np.median(after) > 2 * np.median(before)
-    result = chain.run.result or {}
     if "nonfinite" in notes:
         kind = "nonfinite"
-    elif any(d.note == "zero" and len(d.tags) == len(chain.tensors) for d in group):
-        kind = "collapse" if result.get("collapsed") is not None else "freeze"
+    elif "dead" in notes and collapsed is not None:
+        kind = "collapse"
+    elif any(d.note == "dead" and len(d.tags) == len(chain.tensors) for d in group):
+        kind = "freeze"
     elif higher or (rise and start - GAP <= rise <= end + GAP) or "early" in notes:
         kind = "divergence"
     elif shown:
         kind = "spike"
-    elif any(d.link == "weight" for d in group) or "zero" in notes:
+    elif any(d.link == "weight" for d in group) or {"zero", "dead"} & notes:
         kind = "corruption"
     else:
         kind = "departure"
+    if not shown:  # a large update comes before what shows
+        start = next((d.step for d in group if (d.link, d.note) != ("update", "early")), start)
     visible = bool(shown) or kind in ("nonfinite", "divergence", "freeze", "collapse")
     return Event(kind, min(shown, default=start), tuple(group), visible)
 
@@ -258,17 +296,21 @@ def _levels(chain: Chain) -> np.ndarray:
 
 
 def _rise(chain: Chain) -> int:
-    """The step from which on the loss's level has left its lowest for good; 0 if it has not."""
+    """The step from which on the loss's level has left its lowest for good; 0 if it has not. Where
+    a norm or a probe grew before, a smaller rise will do, if it lasts."""
     level = _levels(chain)
     if not len(level):
         return 0
     logs = np.log(chain.loss)
     noise = 1.4826 * float(np.median(np.abs(logs[_LEVEL // 2 : len(level) + _LEVEL // 2] - level)))
-    limit = max(_RISE, 3 * noise)
-    lowest = np.minimum.accumulate(level)
-    if level[-1] - lowest[-1] <= limit:
+    after = int(level.argmin()) + _LEVEL
+    if after == len(chain.steps):
         return 0
-    return int(chain.steps[int(level.argmin()) + _LEVEL])
+    step, lowest = int(chain.steps[after]), level.min()
+    if level[-1] - lowest > max(_RISE, 3 * noise):
+        return step
+    lasting = np.median(level[-4 * _LEVEL :]) - lowest
+    return step if lasting > max(_RISE_GROWN, 3 * noise) and grown(chain, step) else 0
 
 
 def _never_fell(chain: Chain) -> bool:

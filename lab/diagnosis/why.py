@@ -106,6 +106,9 @@ def _remedy(run: RunReader, finding: Finding) -> str:
     rate, steps = config.get("learning_rate", 0.0), config.get("training_steps", 1)
     if kind == "rate" and finding.step <= FIRST and config.get("optimizer") != "sgd":
         return _command(run, warmup_steps=max(steps // 20, 10))
+    scores = kind == "growth" and finding.tensors[0].startswith("scores")
+    if scores and config.get("model") == "transformer":
+        return _command(run, **{"model.qk_norm": 1})
     if kind in ("rate", "growth", "flat", ""):
         less = 10 if config.get("optimizer") == "sgd" else 3
         return _command(run, learning_rate=float(f"{rate / less:.2g}"))
