@@ -6,7 +6,7 @@ import pathlib
 from typing import Any
 
 from bench.common import PERCEPTRON
-from bench.parts import BARE, NETWORKS, NO_RECORD
+from bench.parts import BARE, NETWORKS
 from bench.tables import quartiles, rows_of, to_markdown
 from bench.workers import Failed
 
@@ -16,7 +16,8 @@ BEGIN, END = "<!-- the table: bin/bench --chart -->", "<!-- end of the table -->
 
 def draw(results: dict[str, Any], path: pathlib.Path) -> None:
     """For each network a bar per contestant: its step in units of the fastest peer's that records
-    nothing, on a log axis, and in milliseconds. With adam, if it was measured.
+    nothing (of the fastest bar, if there is none), on a log axis; and in milliseconds. With adam, if
+    that was measured.
 
     Raises:
       Failed: There is no such bar.
@@ -39,7 +40,7 @@ def draw(results: dict[str, Any], path: pathlib.Path) -> None:
     names = sorted(medians, key=lambda name: -medians[name])
     for axis, (network, rows) in zip(axes[0], panels.items(), strict=True):
         bare = [row[1] for name, row in rows.items() if name in BARE]
-        unit = min(bare, default=rows[NO_RECORD.name][1])
+        unit = min(bare or [row[1] for row in rows.values()])
         for name, (low, middle, high, bytes_) in rows.items():
             record = "with" if bytes_ else "without"
             kind = "ours" if name.startswith("ours") else f"others, {record} record"

@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 import os
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -29,19 +29,22 @@ Weights = dict[str, np.ndarray]
 
 
 def make(task: Task) -> Runner:
-    layouts = {"": {}}
+    layouts: dict[str, dict[str, Any]] = {"": {}}
     if task.network == "convnet":
         layouts["channels_last"] = {"layout": torch.channels_last}
     if task.network == "transformer":
-        layouts["products"] = {"ready_made": False}
-    updates = {"fused": {"fused": True}, "foreach": {"foreach": True}}
-    ways = {name: lambda n, o=options: _eager(task, n, **o) for name, options in updates.items()}
+        layouts["attention of products"] = {"ready_made": False}
+    ways: dict[str, Callable[[nn.Module], Runner]] = {
+        "fused": lambda model: _eager(task, model, fused=True),
+        "foreach": lambda model: _eager(task, model, foreach=True),
+    }
     if task.name == "PyTorch, torch.compile":
         ways = {
-            "one graph": lambda n: _compiled(task, n),
-            "one graph, max-autotune": lambda n: _compiled(task, n, mode="max-autotune"),
-            "network alone": lambda n: _eager(task, torch.compile(n), fused=True),
+            "one graph": lambda model: _compiled(task, model),
+            "network alone": lambda model: _eager(task, torch.compile(model), fused=True),
         }
+        if not task.mean:
+            ways["one graph, max-autotune"] = lambda m: _compiled(task, m, mode="max-autotune")
     elif task.name != "PyTorch, eager":
         recorders = {"PyTorch, add_histogram": _add_histogram, "PyTorch, wandb.watch": _wandb_watch}
         return _eager(task, network(task), recorders[task.name], fused=True)

@@ -135,7 +135,7 @@ def in_turns(
             if name not in workers:
                 env = contestant.peer if contestant.module != "on_tensorflow" else ""
                 workers[name] = Worker(env, contestant.module, bench.scratch)
-            row |= workers[name].ask(do="make", name=name, seconds=seconds, **task)
+            row |= workers[name].ask(1800, do="make", name=name, seconds=seconds, **task)
             log(f"{name}, {row['network']}, {rule}: is ready ({time.monotonic() - begun:.0f} s)")
     ready = [row for row in rows if "error" not in row]
     for turn in range(2 if bench.quick else turns):
