@@ -16,8 +16,8 @@ BEGIN, END = "<!-- the table: bin/bench --chart -->", "<!-- end of the table -->
 
 def draw(results: dict[str, Any], path: pathlib.Path) -> None:
     """For each network a bar per contestant: its step in units of the fastest peer's that records
-    nothing (of the fastest bar, if there is none), on a log axis; and in milliseconds. With adam, if
-    that was measured.
+    nothing (of the fastest bar, if there is none), on a log axis; and in milliseconds. With adam,
+    if that was measured.
 
     Raises:
       Failed: There is no such bar.
