@@ -47,20 +47,20 @@ def make(task: Task) -> Runner:
             ways["one graph, max-autotune"] = lambda m: _compiled(task, m, mode="max-autotune")
     elif task.name != "PyTorch, eager":
         recorders = {"PyTorch, add_histogram": _add_histogram, "PyTorch, wandb.watch": _wandb_watch}
-        return _eager(task, network(task), recorders[task.name], fused=True)
+        return _eager(task, _network(task), recorders[task.name], fused=True)
     forms = {}
     for (layout, options), (name, way) in itertools.product(layouts.items(), ways.items()):
         form = ", ".join(filter(None, [layout, name]))
-        forms[form] = lambda o=options, w=way: w(network(task, **o))
+        forms[form] = lambda o=options, w=way: w(_network(task, **o))
     return best(task, forms)
 
 
-def data(task: Task) -> tuple[torch.Tensor, torch.Tensor]:
+def _data(task: Task) -> tuple[torch.Tensor, torch.Tensor]:
     """Images and labels."""
     return torch.tensor(task.floats()), torch.tensor(task.labels).long()
 
 
-def network(
+def _network(
     task: Task, layout: torch.memory_format | None = None, ready_made: bool = True
 ) -> nn.Module:
     """Of [batch, 784].
@@ -156,13 +156,13 @@ class _Transformer(nn.Module):
         return self.logits(self.blocks(x).mean(1))
 
 
-def optimizer(task: Task, model: nn.Module, **form: bool) -> torch.optim.Optimizer:
+def _optimizer(task: Task, model: nn.Module, **form: bool) -> torch.optim.Optimizer:
     if task.rule == "sgd":
         return torch.optim.SGD(model.parameters(), task.rate, **form)
     return torch.optim.Adam(model.parameters(), task.rate, eps=EPSILON, **form)
 
 
-def run_each(step: Callable[[torch.Tensor], torch.Tensor], indices: np.ndarray) -> np.ndarray:
+def _run_each(step: Callable[[torch.Tensor], torch.Tensor], indices: np.ndarray) -> np.ndarray:
     """The losses of one step after the other."""
     return torch.stack([step(row) for row in torch.from_numpy(indices)]).numpy()
 
@@ -187,8 +187,8 @@ def _eager(
     **form: bool,
 ) -> Runner:
     """The loop that everyone writes."""
-    images, labels = data(task)
-    update = optimizer(task, model, **form)
+    images, labels = _data(task)
+    update = _optimizer(task, model, **form)
     recorder = record(task, model) if record else _Recorder()
 
     def step(row: torch.Tensor) -> torch.Tensor:
@@ -200,7 +200,7 @@ def _eager(
         return loss.detach()
 
     def run(indices: np.ndarray) -> np.ndarray:
-        losses = run_each(step, indices)
+        losses = _run_each(step, indices)
         recorder.flush()
         return losses
 
@@ -209,7 +209,7 @@ def _eager(
 
 def _compiled(task: Task, model: nn.Module, **options: str) -> Runner:
     """Gather, forward, gradient and update in one compiled function."""
-    images, labels = data(task)
+    images, labels = _data(task)
     parameters = [p.detach() for p in model.parameters()]
     names = [name for name, _ in model.named_parameters()]
     slots = [[torch.zeros_like(p) for p in parameters] for _ in range(2)]
@@ -235,7 +235,7 @@ def _compiled(task: Task, model: nn.Module, **options: str) -> Runner:
 
     @torch.no_grad()
     def run(indices: np.ndarray) -> np.ndarray:
-        return run_each(lambda row: compiled(row, steps.add_(1)), indices)
+        return _run_each(lambda row: compiled(row, steps.add_(1)), indices)
 
     return Runner(run)
 

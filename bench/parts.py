@@ -68,7 +68,6 @@ PEERS = [
     Contestant("PyTorch, add_histogram", "on_torch", "torch"),
     Contestant("PyTorch, wandb.watch", "on_torch", "torch"),
     Contestant("JAX, optax", "on_jax", "jax"),
-    Contestant("PyTorch, Cockpit", "on_cockpit", "cockpit"),
 ]
 PEER_NAMES = list(dict.fromkeys(c.peer for c in PEERS if c.peer))
 # Those that record nothing, of which the fastest is the one to beat.
