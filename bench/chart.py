@@ -33,7 +33,8 @@ def draw(results: dict[str, Any], path: pathlib.Path) -> None:
     from matplotlib import pyplot
 
     size = (2.6 + 2.6 * len(panels), 4.4)
-    figure, axes = pyplot.subplots(1, len(panels), figsize=size, sharey=True, squeeze=False)
+    shared = {"sharex": True, "sharey": True, "squeeze": False}
+    figure, axes = pyplot.subplots(1, len(panels), figsize=size, **shared)
     medians: dict[str, float] = {}
     for rows in panels.values():
         medians |= {name: row[1] for name, row in rows.items() if name not in medians}
@@ -50,10 +51,11 @@ def draw(results: dict[str, Any], path: pathlib.Path) -> None:
             axis.text(high / unit * 1.12, y, text, va="center")
         axis.axvline(1, color="black", linewidth=0.6)
         axis.set_xscale("log")
-        axis.set_xlim(0.4, axis.get_xlim()[1] * 4)
+        axis.xaxis.set_major_formatter("{x:g}")
         axis.set_yticks(range(len(names)), names)
         axis.set_title(network)
         axis.spines[["top", "right"]].set_visible(False)
+    axes[0][0].set_xlim(0.4, axes[0][0].get_xlim()[1] * 5)
     axes[0][0].set_xlabel("a step, in units of the fastest other's without record")
     patches = [pyplot.Rectangle((0, 0), 1, 1, color=colour) for colour in COLOURS.values()]
     axes[0][-1].legend(patches, COLOURS, frameon=False)
