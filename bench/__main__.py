@@ -22,6 +22,20 @@ from bench.workers import FOLDER, ROOT, Failed, log
 from lab import data, machine
 
 RULES = ["sgd", "adam"]
+# What keeps all contestants to the instructions of an older CPU: XLA's programs; oneDNN's kernels,
+# which TensorFlow leaves aside there; PyTorch's kernels, and the products that it has of MKL.
+ISAS = {
+    "avx2": {
+        "XLA_FLAGS": "--xla_cpu_max_isa=AVX2",
+        "ONEDNN_MAX_CPU_ISA": "AVX2",
+        "TF_ENABLE_ONEDNN_OPTS": "0",
+        "ATEN_CPU_CAPABILITY": "avx2",
+        "MKL_ENABLE_INSTRUCTIONS": "AVX2",
+    }
+}
+
+# The files of the runs that are kept, by their flags.
+_KEPT = {(): "results.json", ("--isa=avx2",): "results-avx2.json"}
 
 
 class _Parser(argparse.ArgumentParser):
@@ -47,9 +61,10 @@ def _arguments() -> argparse.Namespace:
         text = f"some of {','.join(names)} (all of them)"
         parser.add_argument(flag, type=_some_of(names), default=names, help=text)
     parser.add_argument("--quick", action="store_true", help="everything, but too short to compare")
+    parser.add_argument("--isa", choices=ISAS, help="all as on a CPU with no later instructions")
     text = "the file of the results, saved after each part (bench/last.json)"
     parser.add_argument("--out", type=pathlib.Path, help=text)
-    text = "only draw docs/bench.svg, and put the tables into bench/README.md, from results.json"
+    text = "only draw docs/bench.svg, and put the tables into bench/README.md, from results*.json"
     parser.add_argument("--chart", action="store_true", help=text)
     arguments = parser.parse_args()
     default = FOLDER / ("results.json" if arguments.chart else "last.json")
@@ -64,6 +79,7 @@ def main() -> int:
     arguments = _arguments()
     if arguments.chart:
         return _chart(arguments.out)
+    os.environ.update(ISAS.get(arguments.isa, {}))
     out = arguments.out
     results: dict[str, Any] = {
         "date": datetime.date.today().isoformat(),
@@ -85,8 +101,8 @@ def main() -> int:
         done = ", ".join(results["parts"])
         log(f"stopped: {f'{done} saved as {out}' if done else 'nothing was saved'}")
         raise
-    if not sys.argv[1:]:
-        out = FOLDER / "results.json"
+    if name := _KEPT.get(tuple(sys.argv[1:])):
+        out = FOLDER / name
         _write(out, results)
     print(tables.to_markdown(results))
     log(f"saved as {out}")
@@ -123,9 +139,11 @@ def _write(path: pathlib.Path, results: dict[str, Any]) -> None:
 
 def _chart(path: pathlib.Path) -> int:
     try:
-        results = json.loads(path.read_text())
-        chart.draw(results, ROOT / "docs" / "bench.svg")
-        chart.fill(FOLDER / "README.md", results)
+        older = path.with_name("results-avx2.json")
+        paths = [path, *([older] if older.exists() and older != path else [])]
+        results = [json.loads(one.read_text()) for one in paths]
+        chart.draw(results[0], ROOT / "docs" / "bench.svg")
+        chart.fill(FOLDER / "README.md", *results)
     except (OSError, ValueError, ImportError, Failed) as error:
         log(f"no chart: {error}")
         return 1

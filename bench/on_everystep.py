@@ -6,17 +6,20 @@ import functools
 
 import numpy as np
 import tensorflow as tf
-from common import RATE, Runner, Task
+from common import Runner, Task
 
+from lab.data import Data
 from lab.kernels import xla
-from lab.kernels.metrics import accuracy
-from lab.models import losses, mlp, optimizers
-from lab.models.adapt import Network
+from lab.models.convnet import ConvNet
+from lab.models.layers import Dense
+from lab.models.mlp import MLP
+from lab.models.transformer import Transformer
 from lab.record.event_writer import Recorder
 from lab.settings.config import Config
 from lab.step import placement
 from lab.step.loop import TrainLoop
-from lab.step.replica import Training
+from lab.training import build
+from lab.training.problem import problem_with
 
 make_strategy = functools.cache(placement.make_strategy)
 # By the end of a contestant's name; the others record nothing.
@@ -24,7 +27,30 @@ WATCH = {
     "scalars": (),
     "default record": Config().watch,
     "everything watched": (*Config().watch, "updates", "activations"),
+    "histograms": ("weights", "gradients"),
 }
+
+
+class _Heads(tf.Module):
+    """Dense layers side by side: the same work in few tensors or in many."""
+
+    def __init__(self, n_in: int, *sizes: int) -> None:
+        super().__init__()
+        self.heads = [Dense(n_in, size) for size in sizes]
+
+    def __call__(self, x: tf.Tensor) -> tf.Tensor:
+        y = tf.sigmoid(tf.concat([head(x) for head in self.heads], 1))
+        return tf.reduce_mean(tf.reshape(y, [-1, y.shape[1] // 10, 10]), 1)
+
+
+def _network(task: Task, product: object) -> tf.Module:
+    if task.network == "convnet":
+        return ConvNet(dropout=0.0)
+    if task.network == "transformer":
+        return Transformer()
+    if task.network == "heads":
+        return _Heads(*task.sizes)
+    return MLP(task.sizes, matmul=product)
 
 
 def make(task: Task) -> Runner:
@@ -35,29 +61,29 @@ def make(task: Task) -> Runner:
     if where == "no strategy":
         strategy = tf.distribute.get_strategy()
     watch = WATCH.get(task.name.split(", ")[-1])
-    with strategy.scope():
-        model = mlp.MLP(
-            task.sizes, matmul=xla.matmul if placement.one_program(strategy) else tf.matmul
-        )
-        rule = optimizers.RULES[task.rule](learning_rate=RATE)
-        optimizer = optimizers.Optimizer(rule, model.trainable_variables)
-    arrays = iter(task.weights())
-    for layer in model.layers:
-        layer.weights.assign(next(arrays))
-        layer.bias.assign(next(arrays))
+    config = Config(
+        loss="softmax_cross_entropy" if task.mean else "clipped_cross_entropy",
+        reduction="mean" if task.mean else "sum",
+        optimizer=task.rule,
+        learning_rate=task.rate,
+        batch_size=task.batch,
+    )
+    product = xla.matmul if placement.one_program(strategy) else tf.matmul
+    data = Data(task.images, task.labels)
+    problem = problem_with(config, model=lambda: _network(task, product), data=data)
+    training, traced = build.make_training(config, problem, strategy)
+    weights = task.weights()
+    for tag, variable in training.variables.items():
+        variable.assign(weights.pop(tag))
     loop = TrainLoop(
         strategy,
-        Training(
-            Network(model),
-            optimizer,
-            losses.clipped_cross_entropy,
-            task.batch,
-            metrics={"accuracy": accuracy},
-        ),
+        training,
         task.images,
         task.labels,
         watch or (),
         steps_per_loop=task.chunk,
+        xla=build.choose_xla(config, strategy, traced),
+        traced=traced,
     )
     recorder = None
     if watch is not None:

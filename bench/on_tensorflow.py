@@ -9,7 +9,20 @@ os.environ["KERAS_BACKEND"] = "tensorflow"
 import keras
 import numpy as np
 import tensorflow as tf
-from common import CLIP, EPSILON, RATE, Runner, Task, best
+from common import (
+    ACROSS,
+    BLOCKS,
+    CLIP,
+    EPSILON,
+    HEADS,
+    NORM_EPSILON,
+    PATCH,
+    WIDTH,
+    Runner,
+    Task,
+    best,
+)
+from keras import layers
 
 
 def make(task: Task) -> Runner:
@@ -21,14 +34,15 @@ def make(task: Task) -> Runner:
         return _fit(task, 1, False, record=True)
     forms = {
         f"steps_per_execution={steps}, jit_compile={jit}": lambda s=steps, j=jit: _fit(task, s, j)
-        for steps, jit in ((task.chunk, False), (task.chunk, True), (10, True))
+        for steps in (task.chunk, min(10, task.chunk))
+        for jit in (False, True)
     }
     return best(task, forms)
 
 
 def _floor(task: Task) -> Runner:
     """The matrix products of a step, alone: forward, dW of each layer, dX of all but the first."""
-    weights = [tf.constant(array) for array in task.weights()[::2]]
+    weights = [tf.constant(array) for array in task.weights().values() if array.ndim > 1]
     x_all = tf.constant(task.floats()[: 16 * task.batch].reshape(16, task.batch, -1))
 
     @tf.function(input_signature=[tf.TensorSpec([], tf.int32)])
@@ -50,22 +64,24 @@ def _floor(task: Task) -> Runner:
     return Runner(run, chunk=task.chunk, note="no training, only the products")
 
 
-def _loss(labels: tf.Tensor, logits: tf.Tensor) -> tf.Tensor:
+def _loss(task: Task, labels: tf.Tensor, logits: tf.Tensor) -> tf.Tensor:
+    if task.mean:
+        return tf.reduce_mean(tf.nn.sparse_softmax_cross_entropy_with_logits(labels, logits))
     probability = tf.gather(tf.nn.softmax(logits), labels, batch_dims=1)
     return -tf.reduce_sum(tf.math.log(tf.clip_by_value(probability, CLIP, 1.0)))
 
 
-def _optimizer(rule: str) -> keras.optimizers.Optimizer:
-    if rule == "sgd":
-        return keras.optimizers.SGD(RATE)
-    return keras.optimizers.Adam(RATE, epsilon=EPSILON)
+def _optimizer(task: Task) -> keras.optimizers.Optimizer:
+    if task.rule == "sgd":
+        return keras.optimizers.SGD(task.rate)
+    return keras.optimizers.Adam(task.rate, epsilon=EPSILON)
 
 
 def _notebook(task: Task, record: bool) -> Runner:
     """Eager: a tape, Keras' optimizer, one tf.summary.histogram after another."""
     images, labels = tf.constant(task.floats()), tf.constant(task.labels)
-    variables = [tf.Variable(array) for array in task.weights()]
-    optimizer = _optimizer(task.rule)
+    variables = [tf.Variable(array) for array in task.weights().values()]
+    optimizer = _optimizer(task)
     writer = tf.summary.create_file_writer(task.folder) if record else None
     done = 0
 
@@ -76,7 +92,7 @@ def _notebook(task: Task, record: bool) -> Runner:
         with tf.GradientTape() as tape:
             for i in range(0, len(variables), 2):
                 x = tf.matmul(tf.sigmoid(x) if i else x, variables[i]) + variables[i + 1]
-            loss = _loss(y, x)
+            loss = _loss(task, y, x)
         gradients = tape.gradient(loss, variables)
         optimizer.apply_gradients(zip(gradients, variables, strict=True))
         if writer:
@@ -95,7 +111,7 @@ def _notebook(task: Task, record: bool) -> Runner:
     return Runner(run)
 
 
-class _Gather(keras.layers.Layer):
+class _Gather(layers.Layer):
     """Row numbers to images: the data lies in the model, so that nothing feeds it."""
 
     def __init__(self, images: np.ndarray) -> None:
@@ -106,13 +122,48 @@ class _Gather(keras.layers.Layer):
         return tf.cast(tf.gather(self._images, rows), tf.float32) / 255
 
 
+class _Positions(layers.Layer):
+    def build(self, shape: tuple[int, ...]) -> None:
+        self.positions = self.add_weight(shape=shape[1:])
+
+    def call(self, x: tf.Tensor) -> tf.Tensor:
+        return x + self.positions
+
+
+def _perceptron(task: Task, x: keras.KerasTensor) -> keras.KerasTensor:
+    for size in task.sizes[1:-1]:
+        x = layers.Dense(size, "sigmoid")(x)
+    return layers.Dense(task.sizes[-1])(x)
+
+
+def _convnet(task: Task, x: keras.KerasTensor) -> keras.KerasTensor:
+    x = layers.Reshape([28, 28, 1])(x)
+    for channels, padding in ((10, "same"), (20, "valid")):
+        x = layers.Conv2D(channels, 5, padding=padding, activation="relu")(x)
+        x = layers.MaxPooling2D()(x)
+    return layers.Dense(10)(layers.Dense(120, "relu")(layers.Flatten()(x)))
+
+
+def _transformer(task: Task, x: keras.KerasTensor) -> keras.KerasTensor:
+    x = layers.Permute([1, 3, 2, 4])(layers.Reshape([ACROSS, PATCH, ACROSS, PATCH])(x))
+    x = _Positions()(layers.Dense(WIDTH)(layers.Reshape([ACROSS**2, PATCH**2])(x)))
+    for _ in range(BLOCKS):
+        y = layers.LayerNormalization(epsilon=NORM_EPSILON)(x)
+        x += layers.MultiHeadAttention(HEADS, WIDTH // HEADS)(y, y)
+        y = layers.LayerNormalization(epsilon=NORM_EPSILON)(x)
+        y = layers.Dense(4 * WIDTH, lambda x: keras.activations.gelu(x, approximate=True))(y)
+        x += layers.Dense(WIDTH)(y)
+    x = layers.LayerNormalization(epsilon=NORM_EPSILON)(x)
+    return layers.Dense(10)(layers.GlobalAveragePooling1D()(x))
+
+
 def _model(task: Task) -> keras.Model:
-    layers = [keras.layers.Dense(size, "sigmoid") for size in task.sizes[1:-1]]
-    layers.append(keras.layers.Dense(task.sizes[-1]))
-    model = keras.Sequential([keras.Input((), dtype="int32"), _Gather(task.images), *layers])
-    arrays = iter(task.weights())
-    for layer in layers:
-        layer.set_weights([next(arrays), next(arrays)])
+    network = {"convnet": _convnet, "transformer": _transformer}.get(task.network, _perceptron)
+    rows = keras.Input((), dtype="int32")
+    model = keras.Model(rows, network(task, _Gather(task.images)(rows)))
+    # In the order in which they are first used: that of the lab's names.
+    for variable, array in zip(model.trainable_variables, task.weights().values(), strict=True):
+        variable.assign(array.reshape(variable.shape))
     return model
 
 
@@ -120,10 +171,10 @@ def _fit(task: Task, steps: int, jit: bool, record: bool = False) -> Runner:
     """fit, over a data set of row numbers. An epoch is a turn, or with `record` a step."""
 
     def loss(y: tf.Tensor, logits: tf.Tensor) -> tf.Tensor:
-        return _loss(tf.cast(tf.reshape(y, [-1]), tf.int32), logits)
+        return _loss(task, tf.cast(tf.reshape(y, [-1]), tf.int32), logits)
 
     model = _model(task)
-    model.compile(_optimizer(task.rule), loss, steps_per_execution=steps, jit_compile=jit)
+    model.compile(_optimizer(task), loss, steps_per_execution=steps, jit_compile=jit)
     options = {"histogram_freq": 1, "update_freq": 1, "write_graph": False, "profile_batch": 0}
     callbacks = [keras.callbacks.TensorBoard(task.folder, **options)] if record else []
     epochs = 0

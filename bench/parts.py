@@ -9,15 +9,22 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
+from statistics import median
 from typing import Any
 
 import numpy as np
 
-from bench import page
+from bench import launch, page
+from bench.common import PERCEPTRON
 from bench.workers import ROOT, Failed, Worker, environment, log
 
 SIZES, BATCH, CHUNK = [784, 128, 256, 10], 256, 100
 WIDTHS, BATCHES, LAYERS = (64, 128, 256, 512, 1024, 2048), (64, 256, 1024, 4096), (1, 2, 4, 8)
+NETWORKS = ["convnet", "transformer"]
+# Figures of the part `sizes`, beside those of launch.py. The tensors have 1,300 units together.
+BYTES = "bytes on disk per histogram"
+RECORDING, COMPILING = "record of a step, ms", "first call, compiling, s"
+FEW_AND_MANY, _UNITS = (10, 200), 1300
 
 
 @dataclasses.dataclass(frozen=True)
@@ -35,11 +42,13 @@ class Contestant:
 
 
 NO_RECORD, DEFAULT_RECORD = Contestant("ours, no record"), Contestant("ours, default record")
+SCALARS, HISTOGRAMS = Contestant("ours, scalars"), Contestant("ours, histograms")
+NOTEBOOK = Contestant("notebook's way, histograms", "on_tensorflow", "notebook")
 FLOOR = Contestant("floor: eight products", "on_tensorflow")
 OURS = [
     NO_RECORD,
     Contestant("ours, no strategy"),
-    Contestant("ours, scalars"),
+    SCALARS,
     DEFAULT_RECORD,
     Contestant("ours, everything watched"),
     Contestant("ours, 2 replicas"),
@@ -51,7 +60,7 @@ PEERS = [
     DEFAULT_RECORD,
     FLOOR,
     Contestant("notebook's way", "on_tensorflow", "notebook"),
-    Contestant("notebook's way, histograms", "on_tensorflow", "notebook"),
+    NOTEBOOK,
     Contestant("Keras fit", "on_tensorflow", "keras"),
     Contestant("Keras fit, TensorBoard, epochs of one step", "on_tensorflow", "keras"),
     Contestant("PyTorch, eager", "on_torch", "torch"),
@@ -59,7 +68,6 @@ PEERS = [
     Contestant("PyTorch, add_histogram", "on_torch", "torch"),
     Contestant("PyTorch, wandb.watch", "on_torch", "torch"),
     Contestant("JAX, optax", "on_jax", "jax"),
-    Contestant("PyTorch, Cockpit", "on_cockpit", "cockpit"),
 ]
 PEER_NAMES = list(dict.fromkeys(c.peer for c in PEERS if c.peer))
 # Those that record nothing, of which the fastest is the one to beat.
@@ -99,7 +107,7 @@ def _failures(row: dict[str, Any]) -> Iterator[None]:
         yield
     except Failed as reason:
         row.setdefault("error", str(reason))
-        log(f"{row['name']}, {row['rule']}: {reason}")
+        log(f"{row['name']}, {row['network']}, {row['rule']}: {reason}")
 
 
 def in_turns(
@@ -108,24 +116,26 @@ def in_turns(
     rule: str,
     contestants: Sequence[Contestant],
     turns: int,
+    seconds: float = 0.4,
     **task: Any,
 ) -> list[dict[str, Any]]:
-    """The contestants' rows: milliseconds per step of every turn.
+    """The contestants' rows: milliseconds per step of every turn, which takes about `seconds`.
 
-    `task` holds what differs from the recipe's: sizes, batch, chunk. Processes that are not yet
-    in `workers` are started.
+    `task` holds what differs from the recipe's: network, sizes, batch, chunk. Processes that are
+    not yet in `workers` are started.
     """
-    chunk, seconds = (20, 0.02) if bench.quick else (CHUNK, 0.4)
-    task = {"rule": rule, "sizes": SIZES, "batch": BATCH, "chunk": chunk} | task
-    rows: list[dict[str, Any]] = [{"rule": rule, "name": c.name, "ms": []} for c in contestants]
+    chunk, seconds = (20, 0.02) if bench.quick else (CHUNK, seconds)
+    task = {"network": PERCEPTRON, "sizes": SIZES, "batch": BATCH, "chunk": chunk} | task
+    task["rule"], about = rule, {"rule": rule, "network": task["network"]}
+    rows: list[dict[str, Any]] = [{**about, "name": c.name, "ms": []} for c in contestants]
     for contestant, row in zip(contestants, rows, strict=True):
         begun, name = time.monotonic(), contestant.name
         with _failures(row):
             if name not in workers:
                 env = contestant.peer if contestant.module != "on_tensorflow" else ""
                 workers[name] = Worker(env, contestant.module, bench.scratch)
-            row |= workers[name].ask(do="make", name=name, seconds=seconds, **task)
-            log(f"{name}, {rule}: is ready ({time.monotonic() - begun:.0f} s)")
+            row |= workers[name].ask(1800, do="make", name=name, seconds=seconds, **task)
+            log(f"{name}, {row['network']}, {rule}: is ready ({time.monotonic() - begun:.0f} s)")
     ready = [row for row in rows if "error" not in row]
     for turn in range(2 if bench.quick else turns):
         for row in ready[:: -1 if turn % 2 else 1]:
@@ -161,6 +171,55 @@ def peers(bench: Bench) -> dict[str, Any]:
     return _rows(bench, [c for c in PEERS if not c.peer or c.peer in bench.peers], 8)
 
 
+def networks(bench: Bench) -> dict[str, Any]:
+    """Ours beside others on other networks, with adam."""
+    rows, bare = [], [c for c in PEERS if c.name in BARE and c.peer != "notebook"]
+    contestants = [NO_RECORD, DEFAULT_RECORD, *(c for c in bare if c.peer in bench.peers)]
+    chunk = 2 if bench.quick else 10
+    for network in NETWORKS:
+        with processes() as workers:
+            rows += in_turns(
+                bench, workers, "adam", contestants, 8, 1.0, network=network, chunk=chunk
+            )
+    return {"rows": rows}
+
+
+def sizes(bench: Bench) -> dict[str, Any]:
+    """What is there before the first step, on disk, in memory, and of many small tensors.
+
+    Raises:
+      Failed: a contestant, or bin/train.
+    """
+    figures = launch.measure(bench.scratch, bench.quick)
+    with processes() as workers:
+        rows = in_turns(bench, workers, "adam", [SCALARS, HISTOGRAMS, NOTEBOOK], 2)
+    scalars, ours, theirs = (row["bytes"] for row in _all(rows))
+    figures[BYTES] = (ours - scalars) / 12
+    figures[f"tf.summary.histogram: {BYTES}"] = theirs / 12
+    for tensors in FEW_AND_MANY:
+        heads = [784, *[_UNITS // (tensors // 2)] * (tensors // 2)]
+        with processes() as workers:
+            pair = [NO_RECORD, DEFAULT_RECORD]
+            rows = in_turns(bench, workers, "adam", pair, 8, network="heads", sizes=heads, chunk=10)
+        none, some = _all(rows)
+        figures[f"{tensors} tensors: {RECORDING}"] = median(
+            above - below for above, below in zip(some["ms"], none["ms"], strict=True)
+        )
+        figures[f"{tensors} tensors: {COMPILING}"] = some["first_s"]
+    return {"figures": figures}
+
+
+def _all(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """The rows, if no contestant has failed.
+
+    Raises:
+      Failed: the reason of one that has.
+    """
+    for error in (row["error"] for row in rows if "error" in row):
+        raise Failed(error)
+    return rows
+
+
 def sweeps(bench: Bench) -> dict[str, Any]:
     """The default record against no record, by hidden width, batch, and number of layers."""
     points: list[tuple[str, int, list[int], int]] = [
@@ -175,9 +234,7 @@ def sweeps(bench: Bench) -> dict[str, Any]:
             chunk = int(np.clip(4e10 / (6 * products * batch), 2, CHUNK))  # a second or two
             task = {"sizes": sizes, "batch": batch, "chunk": chunk}
             pair = in_turns(bench, workers, rule, [NO_RECORD, DEFAULT_RECORD], 5, **task)
-            for error in (row["error"] for row in pair if "error" in row):
-                raise Failed(error)
-            ms = {row["name"].removeprefix("ours, "): row["ms"] for row in pair}
+            ms = {row["name"].removeprefix("ours, "): row["ms"] for row in _all(pair)}
             found.append({"axis": axis, "value": value, "ms": ms})
     return {"rule": rule, "points": found}
 
@@ -208,7 +265,9 @@ def view(bench: Bench) -> dict[str, Any]:
 PARTS: dict[str, Callable[[Bench], dict[str, Any]]] = {
     "record": record,
     "peers": peers,
+    "networks": networks,
     "grid": grid,
     "sweeps": sweeps,
+    "sizes": sizes,
     "view": view,
 }

@@ -20,6 +20,7 @@ import shutil
 import signal
 import sys
 import tempfile
+import time
 import traceback
 from collections.abc import Callable
 from typing import Any
@@ -43,15 +44,18 @@ class Contestants:
 
     def make(self, name: str, seconds: float, **more: Any) -> dict[str, Any]:
         """Makes a contestant whose turns take about `seconds`, and trains it for a chunk of steps:
-        `loss` is their mean loss."""
+        `loss` is their mean loss, `first_s` how long that took, compiling included."""
         task = Task(name, **more, folder=tempfile.mkdtemp(dir="."), **self._arrays)
         runner, batches = self._module.make(task), task.batches()
+        begun = time.perf_counter()
         loss = runner.run(batches(task.chunk)).mean(dtype=float)
+        first = time.perf_counter() - begun
         few = max(1, 4 // runner.chunk) * runner.chunk
         step = min(timed(runner, batches(few)) for _ in range(2))
         steps = max(1, round(runner.turn * seconds / step / runner.chunk)) * runner.chunk
         self._ready[name] = task, runner, batches, steps
-        return {"loss": float(np.nan_to_num(loss)), "checked": task.chunk, "note": runner.note}
+        checked = {"loss": float(np.nan_to_num(loss)), "checked": task.chunk, "first_s": first}
+        return {**checked, "note": runner.note}
 
     def turn(self, name: str) -> dict[str, Any]:
         """Seconds per step, and bytes per step on disk."""

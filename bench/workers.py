@@ -54,13 +54,14 @@ def _install(name: str) -> str:
 
 def environment(name: str) -> dict[str, str]:
     """The variables of a process: those of the user, without this program's own, without GPUs."""
+    inductor = "-".join(filter(None, ["inductor", os.environ.get("ATEN_CPU_CAPABILITY")]))
     kept = {k: v for k, v in os.environ.items() if k not in ("PYTHONPATH", "PYTHONSAFEPATH")}
     return kept | {
         "CUDA_VISIBLE_DEVICES": "-1",
         "JAX_PLATFORMS": "cpu",
         "PYTHONUNBUFFERED": "1",
         "TF_CPP_MIN_LOG_LEVEL": "3",
-        "TORCHINDUCTOR_CACHE_DIR": str(ENVIRONMENTS / "inductor"),
+        "TORCHINDUCTOR_CACHE_DIR": str(ENVIRONMENTS / inductor),
         **({} if name else {"PYTHONPATH": str(ROOT)}),
     }
 

@@ -1,6 +1,7 @@
 """bin/bench: its processes, its figures, its command line. Nothing here asserts a time."""
 
 import copy
+import importlib
 import json
 import os
 import pathlib
@@ -11,12 +12,13 @@ import time
 
 import numpy as np
 import pytest
+import scipy
 
 from bench import __main__, chart, common, parts, tables, workers
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 BENCH = [sys.executable, "-m", "bench"]
-TASK = {"rule": "sgd", "sizes": [4, 3, 2], "batch": 2, "chunk": 5}
+TASK = {"rule": "sgd", "network": "perceptron", "sizes": [4, 3, 2], "batch": 2, "chunk": 5}
 needs_proc = pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
 
 
@@ -46,6 +48,7 @@ def state(process):
 @needs_proc
 def test_a_contestant_is_made_runs_and_goes(worker):
     made = worker.ask(do="make", name="runs", seconds=0.01, **TASK)
+    assert made.pop("first_s") >= 0.005
     assert made == {"note": "a note", "loss": 2.0, "checked": 5}
     turn = worker.ask(do="turn", name="runs")
     assert turn["seconds"] >= 0.001 and turn["bytes"] == 10
@@ -102,7 +105,7 @@ def test_a_peer_that_cannot_be_installed_is_reported(tmp_path, monkeypatch):
 
 def task_of(examples):
     images, labels = np.zeros((examples, 4), np.uint8), np.zeros(examples, np.int32)
-    return common.Task("", "sgd", [4, 2], 4, 3, "", images, labels)
+    return common.Task("", "sgd", "perceptron", [4, 2], 4, 3, "", images, labels)
 
 
 def test_all_contestants_get_the_same_batches_of_all_examples():
@@ -121,17 +124,120 @@ def test_the_fastest_form_is_chosen():
     assert made.note.startswith("fast: ") and "slow" in made.note
 
 
+@pytest.fixture
+def trained(tmp_path, monkeypatch):
+    """(module, make, network) -> the losses of two steps of four examples, and the task."""
+    monkeypatch.syspath_prepend(str(ROOT / "bench"))
+
+    def train(module, make, network, name):
+        random = np.random.default_rng(0)
+        images = random.integers(256, size=(8, 784), dtype=np.uint8)
+        labels = random.integers(10, size=8, dtype=np.int32)
+        task = importlib.import_module("common").Task(
+            name, "adam", network, [784, 16, 10], 4, 2, str(tmp_path), images, labels
+        )
+        runner = make(importlib.import_module(module), task)
+        return runner.run(task.batches()(2)), task
+
+    return train
+
+
+@pytest.mark.numbers
+@pytest.mark.parametrize(
+    "network", ["perceptron", "convnet", pytest.param("transformer", marks=pytest.mark.slow)]
+)
+def test_ours_keras_and_numpy_train_the_same_network(network, trained):
+    ours, task = trained("on_everystep", lambda m, task: m.make(task), network, "ours, no record")
+    keras, _ = trained("on_tensorflow", lambda m, task: m._fit(task, 2, False), network, "Keras")
+    assert keras.mean() == pytest.approx(ours.mean(), rel=1e-4)
+    rows = task.batches()(2)[0]
+    logits = LOGITS[network](task.weights(), task.floats()[rows].astype(float))
+    each = scipy.special.log_softmax(logits, 1)[range(4), task.labels[rows]]
+    assert -(each.sum() if network == "perceptron" else each.mean()) == pytest.approx(ours[0], 1e-4)
+    assert ours[1] != ours[0]
+
+
+def test_heads_are_trained_side_by_side(trained):
+    ours, task = trained("on_everystep", make_heads, "heads", "ours, default record")
+    assert [*task.weights()] == [
+        f"heads/{i}/{kind}" for i in (0, 1) for kind in ("weights", "bias")
+    ]
+    w, x = task.weights(), task.floats()[task.batches()(1)[0]]
+    heads = [x @ w[f"heads/{i}/weights"] + w[f"heads/{i}/bias"] for i in (0, 1)]
+    logits = scipy.special.expit(np.concatenate(heads, 1)).reshape(4, 2, 10).mean(1)
+    each = scipy.special.log_softmax(logits, 1)[range(4), task.labels[task.batches()(1)[0]]]
+    assert ours[0] == pytest.approx(-each.sum(), 1e-4)
+
+
+def make_heads(module, task):
+    task.sizes = [784, 10, 10]
+    return module.make(task)
+
+
+def dense(w, name, x):
+    return x @ w[f"{name}/weights"] + w[f"{name}/bias"]
+
+
+def perceptron(w, x):
+    return dense(w, "logits", scipy.special.expit(dense(w, "h1", x)))
+
+
+def convnet(w, x):
+    x = x.reshape(-1, 28, 28, 1)
+    for name, padding in (("conv1", 2), ("conv2", 0)):
+        x = np.pad(x, [(0, 0), (padding, padding), (padding, padding), (0, 0)])
+        windows = np.lib.stride_tricks.sliding_window_view(x, (5, 5), (1, 2))
+        y = np.einsum("nhwcij,ijco->nhwo", windows, w[f"{name}/weights"]) + w[f"{name}/bias"]
+        n, size, _, channels = y.shape
+        x = y.reshape(n, size // 2, 2, size // 2, 2, channels).max((2, 4)).clip(0)
+    return dense(w, "logits", dense(w, "hidden", x.reshape(n, -1)).clip(0))
+
+
+def transformer(w, x):
+    def norm(name, x):
+        x = x - x.mean(-1, keepdims=True)
+        scaled = x / np.sqrt((x**2).mean(-1, keepdims=True) + common.NORM_EPSILON)
+        return scaled * w[f"{name}/scale"] + w[f"{name}/bias"]
+
+    patches = [x.reshape(-1, 28, 28)[:, i : i + 7, j : j + 7] for i in STARTS for j in STARTS]
+    x = dense(w, "embedding", np.stack(patches, 1).reshape(-1, 16, 49)) + w["positions"]
+    for block in ("blocks/0", "blocks/1"):
+        y, seen = norm(f"{block}/attention_norm", x), []
+        q, k, v = (dense(w, f"{block}/attention/{one}", y) for one in ("query", "key", "value"))
+        for head in (slice(16 * i, 16 * i + 16) for i in range(4)):
+            scores = q[..., head] @ k[..., head].swapaxes(1, 2) / 4
+            seen.append(scipy.special.softmax(scores, -1) @ v[..., head])
+        x = x + dense(w, f"{block}/attention/output", np.concatenate(seen, -1))
+        y = dense(w, f"{block}/feed_in", norm(f"{block}/feed_norm", x))
+        gelu = y / 2 * (1 + np.tanh(np.sqrt(2 / np.pi) * (y + 0.044715 * y**3)))
+        x = x + dense(w, f"{block}/feed_out", gelu)
+    return dense(w, "logits", norm("norm", x).mean(1))
+
+
+STARTS = (0, 7, 14, 21)
+LOGITS = {"perceptron": perceptron, "convnet": convnet, "transformer": transformer}
+
+
 def results_of(found):
     machine = {"cpu": "a", "cores": 2, "memory_gb": 1, "system": "b", "load": 0.0}
     common = {"date": "2000-01-01", "machine": machine, "quick": False, "rules": ["sgd"]}
     return {**common, "parts": found}
 
 
-def row(name, *ms, size=0.0):
+def row(name, *ms, size=0.0, **more):
     figures = {"loss": 1.0, "loss_ours": 1.0, "checked": 5, "bytes": size, "peak_mb": 1.0}
-    return {"rule": "sgd", "name": name, "ms": ms, "note": "", "about": {"fake": "1"}, **figures}
+    return {
+        "rule": "sgd",
+        "name": name,
+        "ms": ms,
+        "note": "",
+        "about": {"fake": "1"},
+        **figures,
+        **more,
+    }
 
 
+CONVNET = {"rule": "adam", "network": "convnet"}
 SOME = results_of(
     {
         "record": {
@@ -151,11 +257,31 @@ SOME = results_of(
                 {"rule": "sgd", "name": "PyTorch, eager", "ms": [], "error": "a | b"},
             ]
         },
+        "networks": {
+            "rows": [
+                row("ours, no record", 40.0, 50.0, **CONVNET),
+                row("PyTorch, eager", 50.0, 50.0, **CONVNET),
+                row("JAX, optax", 80.0, 80.0, **CONVNET),
+                row("JAX, optax", 30.0, 30.0, rule="adam", network="transformer"),
+            ]
+        },
         "grid": {"seconds": 1.5, "steps": 9},
+        "sizes": {
+            "figures": {
+                "import tensorflow, s": 2.0,
+                "perceptron: launch to first step, s": 3.5,
+                "peak memory of bin/train above import tensorflow's, MB": 200.0,
+            }
+        },
         "sweeps": {
             "rule": "sgd",
             "points": [
-                {"axis": "width", "value": 64, "ms": {"no record": [2.0], "default record": [3.0]}}
+                {
+                    "axis": "width",
+                    "value": width,
+                    "ms": {"no record": [2.0], "default record": [3.0]},
+                }
+                for width in (64, 2048)
             ],
         },
     }
@@ -164,7 +290,16 @@ SOME = results_of(
 
 def test_bars_are_ratios_turn_by_turn():
     found = {what: (most, measured) for what, most, measured in tables.bars(SOME)}
-    assert found["default record / no record"] == (1.10, {"sgd": pytest.approx(1.05)})
+    assert found["default record / no record"] == (1.15, {"sgd": pytest.approx(1.05)})
+    assert found["default record / fastest peer without record"][1] == {"sgd, JAX, optax": 2.0}
+    assert found["convnet: no record / fastest peer"][1] == {"adam, PyTorch, eager": 0.9}
+    assert found["convnet: default record / no record"] == (1.05, {})
+    assert found["transformer: no record / fastest peer"] == (1.0, {})
+    assert found["width 2048: default record / no record"] == (1.25, {"sgd": 1.5})
+    launch = "perceptron: launch to first step / import tensorflow"
+    assert found[launch] == (1.5, {"": 1.75})
+    assert found[launch.replace("perceptron", "transformer")][1] == {}
+    assert found["peak memory of bin/train above import tensorflow's, MB"] == (350, {"": 200.0})
     assert found["no record / fastest peer without record"][1] == {"sgd, JAX, optax": 2.0}
     assert found["default record / notebook's way with histograms"][1] == {"sgd": 0.02}
     assert found["no record / floor"][1] == {}
@@ -173,8 +308,12 @@ def test_bars_are_ratios_turn_by_turn():
 def test_the_tables_hold_what_was_measured_and_what_was_not():
     text = tables.to_markdown(SOME)
     for line in (
-        "| ours, default record | 2.100 | 1.575..5.050 | 1.05 | 1.05..1.52 | 5 | 1 | 1.0 (5 steps)",
-        "| default record / no record | 1.10 | 1.050 (sgd) | met |",
+        "| ours, default record | 2.100 | 1.575..5.050 | 1.05 | 1.05..1.52 | 5 | 1 | 1.0000 (5",
+        "| default record / no record | 1.15 | 1.050 (sgd) | met |",
+        "**convnet, adam**",
+        "**transformer, adam**",
+        "| import tensorflow, s | 2 |",
+        "| perceptron: launch to first step / import tensorflow | 1.50 | 1.750 | **not met** |",
         "without record | 1.00 | 2.000 (sgd, JAX, optax) | **not met** |",
         "| no record / floor | 1.30 | - | not measured |",
         "| not measured: a / b |",
@@ -187,7 +326,7 @@ def test_the_tables_hold_what_was_measured_and_what_was_not():
     other["machine"]["load"] = 0.6
     other["parts"]["peers"]["rows"][2]["loss"] = 1.5
     text = tables.to_markdown(other)
-    assert "not quiet" in text and "1.5 (5 steps), **ours 1.0**" in text
+    assert "not quiet" in text and "1.5000 (5 steps), **ours 1**" in text
 
 
 def test_the_chart_and_the_readme(tmp_path, monkeypatch, capsys):
@@ -226,6 +365,19 @@ def fakes(tmp_path, monkeypatch):
     return tmp_path
 
 
+def test_all_contestants_are_kept_to_older_instructions(fakes, monkeypatch):
+    for name in __main__.ISAS["avx2"]:
+        monkeypatch.setenv(name, "")  # and removed at the end
+    monkeypatch.setattr(sys, "argv", ["bench", "--isa=avx2"])
+    assert __main__.main() == 0
+    results = json.loads((fakes / "results-avx2.json").read_text())
+    assert "XLA limited to AVX2" in results["machine"]["cpu"]
+    assert "oneDNN limited to AVX2" in tables.to_markdown(results)
+    kept = workers.environment("torch")
+    assert kept["ATEN_CPU_CAPABILITY"] == "avx2" and "avx2" in kept["TORCHINDUCTOR_CACHE_DIR"]
+    assert not (fakes / "results.json").exists()
+
+
 @pytest.mark.parametrize(
     "flag", ["", "--rules=sgd", "--quick", "--peers=none", "--parts=grid", "--out"]
 )
@@ -252,10 +404,10 @@ def test_a_stopped_run_keeps_the_parts_that_are_done_and_that_failed(fakes, monk
     with pytest.raises(KeyboardInterrupt):
         __main__.main()
     results = json.loads((fakes / "last.json").read_text())
-    assert list(results["parts"]) == ["record", "peers", "grid"]
+    assert list(results["parts"]) == ["record", "peers", "networks", "grid"]
     assert "StopIteration" in results["parts"]["peers"]["error"]
     assert not (fakes / "results.json").exists()
-    assert "record, peers, grid saved as" in capsys.readouterr().err
+    assert "record, peers, networks, grid saved as" in capsys.readouterr().err
 
 
 def test_a_grid_that_fails_is_a_reason(tmp_path, monkeypatch):
@@ -277,6 +429,7 @@ def test_a_grid_that_fails_is_a_reason(tmp_path, monkeypatch):
         "--out=missing/dir/x.json",
         "--out=/dev/null",
         "--part=record",
+        "--isa=mmx",
     ],
 )
 def test_a_wrong_flag_is_one_line(flag, monkeypatch, capsys):
@@ -296,7 +449,7 @@ def test_quick(tmp_path):
     assert done.returncode == 0, done.stderr
     results = json.loads(out.read_text())
     assert list(results["parts"]) == list(parts.PARTS)
-    for part in ("record", "peers"):
+    for part in ("record", "peers", "networks"):
         rows = results["parts"][part]["rows"]
         assert not [row["error"] for row in rows if "error" in row]
         assert all(len(row["ms"]) == 2 for row in rows)
@@ -304,7 +457,7 @@ def test_quick(tmp_path):
         assert all(row["loss"] == pytest.approx(row["loss_ours"], rel=1e-3) for row in ours)
     points = results["parts"]["sweeps"]["points"]
     assert {point["axis"] for point in points} == {"width", "batch", "layers"}
-    assert "| default record / no record | 1.10 |" in done.stdout
+    assert "| default record / no record | 1.15 |" in done.stdout
 
 
 @pytest.mark.slow
