@@ -6,6 +6,7 @@ is watched is counted.
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
 from typing import Any
 
@@ -14,7 +15,8 @@ import tensorflow as tf
 
 from lab.errors import LabError
 from lab.kernels import histograms
-from lab.step import gradient_noise, replica
+from lab.kernels import xla as compiled
+from lab.step import gradient_noise, microbatches, replica
 from lab.step.placement import devices, on_gpu, one_program, resident
 from lab.step.replica import Step, Training
 from lab.step.trace import Traced, trace
@@ -50,7 +52,7 @@ class TrainLoop:
     Raises:
       LabError: activations are watched of a model that has no such method, or a probe has the tag
         of another tensor.
-      ValueError: there are more replicas than examples in a batch.
+      ValueError: there are more replicas, or parts, than examples in a batch.
     """
 
     def __init__(
@@ -83,11 +85,29 @@ class TrainLoop:
         # Replica r takes the examples from bounds[r] to bounds[r + 1] of each batch, in which
         # every example counts the same, also where their number does not divide it.
         self._bounds = [size * r // self.replicas for r in range(self.replicas + 1)]
+        shares = [b - a for a, b in itertools.pairwise(self._bounds)]
+        if min(shares) < training.microbatches:
+            raise ValueError(
+                f"a share of {min(shares)} examples cannot have {training.microbatches} parts"
+            )
+        self._sizes = [microbatches.sizes(share, training.microbatches) for share in shares]
+        self._parts = self.replicas * training.microbatches
         self._device = devices(strategy)[0]
         self.on_gpu = on_gpu(strategy)
         self.one_program = one_program(strategy) if xla is None else xla
         self._kinds = watch
         self.watch = self._make_watch(traced)
+        self._dots = gradient_noise.dots if self.on_gpu else compiled.dots
+        self._shares = microbatches.Shares(
+            training,
+            self._batch,
+            self._dots,
+            several=self.replicas > 1,
+            activations="activations" in watch,
+            probes="probes" in watch or observe,
+            losses=observe,
+            local=self.watch.keeps_local,
+        )
         step, count = tf.TensorSpec([], tf.int64, "step"), tf.TensorSpec([], tf.int32)
         self.function = tf.function(
             self._run,
@@ -146,14 +166,14 @@ class TrainLoop:
     def largest_gradient(self, rows: Any) -> float:
         """The largest absolute value of the gradient on one batch, chosen as in `run` but without
         the axis of steps. Nothing is updated."""
-        x, y = self._batch(tf.nest.map_structure(tf.convert_to_tensor, rows), 0)
-        number = tf.constant(1, tf.int64)
-        seed = self._training.call_seed(number, 0, 1)
-        state = {name: variable.numpy() for name, variable in self._training.model.state.items()}
-        done = replica.step(self._training, x, y, number, seed, list)
-        for name, variable in self._training.model.state.items():
+        training, number = self._training, tf.constant(1, tf.int64)
+        state = {name: variable.numpy() for name, variable in training.model.state.items()}
+        sizes = microbatches.sizes(training.batch_size, training.microbatches)
+        rows = tf.nest.map_structure(tf.convert_to_tensor, rows)
+        found = self._shares.compute(rows, sizes, number, 0, 1)()
+        for name, variable in training.model.state.items():
             variable.assign(state[name])
-        return max(float(tf.reduce_max(tf.abs(g))) for g in done.gradients.values())
+        return max(float(tf.reduce_max(tf.abs(g))) for g in found.gradients)
 
     @property
     def step_graph(self) -> tf.Graph:
@@ -220,7 +240,8 @@ class TrainLoop:
         with tf.name_scope("record"):
             batch = first["totals"] * [training.scale, *[1 / size] * len(training.metrics)]
             if "products" in first:
-                noise = [gradient_noise.scalars(first["products"], self._bounds, training.scale)]
+                bounds = [0, *itertools.accumulate(b for share in self._sizes for b in share)]
+                noise = [gradient_noise.scalars(first["products"], bounds, training.scale)]
             kernels = self.on_gpu, self.one_program
             recorded = {"scalars": self.watch.scalars(batch, first["tensors"], noise, *kernels)}
             if self.watch.tags:
@@ -232,30 +253,39 @@ class TrainLoop:
         index = int(tf.get_static_value(context.replica_id_in_sync_group))
         with tf.name_scope("batch"):
             share = slice(self._bounds[index], self._bounds[index + 1])
-            x, y = self._batch(tf.nest.map_structure(lambda one: one[share], rows), index)
+            own = tf.nest.map_structure(lambda one: one[share], rows)
+            sizes = self._sizes[index]
+            compute = self._shares.compute(own, sizes, number, index, self.replicas)
 
         def reduce(tensors: list[tf.Tensor]) -> list[tf.Tensor]:
             return context.all_reduce(tf.distribute.ReduceOp.SUM, tensors)
 
-        seed = self._training.call_seed(number, index, self.replicas)
-        layers = "activations" in self._kinds
-        done = replica.step(self._training, x, y, number, seed, reduce, layers)
+        done = replica.step(self._training, compute, number, reduce)
         self._assign(done, context)
         outputs: dict[str, Any] = {"totals": done.totals}
-        if self.replicas > 1:
+        if self._parts > 1:
             with tf.name_scope("replicas"):
-                local, gradients = list(done.local.values()), list(done.gradients.values())
-                products = gradient_noise.products(local, gradients)
+                gradients = list(done.gradients.values())
+                if done.squares is None:
+                    products = gradient_noise.products(done.local[0], gradients)
+                else:
+                    parts = done.squares, done.local
+                    products = gradient_noise.products_of_parts(*parts, gradients, self._dots)
                 outputs["products"] = self._row(index, products)
+            if self.replicas > 1:
                 outputs = context.all_reduce(tf.distribute.ReduceOp.SUM, outputs)
-                if "replicas" in self._kinds:
-                    # One by one: integers cannot be reduced in a list.
-                    rows = [
-                        context.all_reduce("SUM", self._row(index, part))
-                        for part in histograms.histograms(local, not self.on_gpu)
-                    ]
-                    outputs["local"] = [tf.reshape(row, [-1, *row.shape[2:]]) for row in rows]
-                done = self._gathered(done, context)
+            columns = outputs["products"].shape[-1]
+            outputs["products"] = tf.reshape(outputs["products"], [self._parts, -1, columns])
+            if "replicas" in self._kinds:
+                local = [g for part in done.local for g in part]
+                parts = [
+                    self._row(index, part) for part in histograms.histograms(local, not self.on_gpu)
+                ]
+                if self.replicas > 1:  # one by one: integers cannot be reduced in a list
+                    parts = [context.all_reduce("SUM", part) for part in parts]
+                outputs["local"] = [tf.reshape(part, [-1, *part.shape[2:]]) for part in parts]
+        if self.replicas > 1:
+            done = self._gathered(done, context)
         if self._observe:
             outputs["observed"] = _observed(done)
         return outputs | {"tensors": self.watch.tensors(done)}
