@@ -38,6 +38,7 @@ def products_of_parts(
     local: Sequence[Sequence[tf.Tensor]],
     reduced: Sequence[tf.Tensor],
     dots: Dots,
+    parts: int,
 ) -> tf.Tensor:
     """`products` of each part, float32 [parts, tensors, 3]; without local gradients [..., 2].
 
@@ -45,10 +46,13 @@ def products_of_parts(
       squares: |local|^2, float32 [parts, tensors].
       local: of each part or, where they were not kept, of none.
       dots: the scalar product of each pair of two lists of tensors: float32 [tensors].
+      parts: how many there are, over all replicas.
     """
     whole = tf.broadcast_to(dots(reduced, reduced), squares.shape)
     columns = [squares, whole]
-    if local:
+    if len(local) == 2 == parts:  # by the law of cosines, without reading them again
+        columns.append((whole + squares - squares[::-1]) / 2)
+    elif local:
         columns.append(tf.stack([dots(part, reduced) for part in local]))
     return tf.stack(columns, axis=2)
 

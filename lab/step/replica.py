@@ -187,8 +187,7 @@ def step(
             weights, slots, gradients, number
         )
     lists = weights, gradients, updates, new_weights, new_slots
-    by_tag = (dict(zip(variables, values, strict=True)) for values in lists)
-    local = own.local if own.squares is not None else [own.gradients]
-    return Step(  # type: ignore[call-arg]
-        own.totals, own.losses.get(""), *by_tag, own.activations, own.probes, local, own.squares
-    )
+    by_tag: Any = (dict(zip(variables, values, strict=True)) for values in lists)
+    local = [own.gradients] if own.squares is None else own.local
+    share = own.totals, own.losses.get(""), *by_tag, own.activations, own.probes
+    return Step(*share, local, own.squares)  # type: ignore[call-arg]

@@ -83,7 +83,9 @@ class Watch:
         self.scalar_tags = ["loss", *training.metrics]
         self.scalar_tags += [f"{entry.tag}/norm" for entry in self._norms]
         local: dict[str, int] = {}
-        self.keeps_local = parts == replicas or bool({"norms", "replicas"} & {*kinds})
+        # Of two parts they take no more memory than their sum and the second one.
+        wanted = bool({"norms", "replicas"} & {*kinds})
+        self.keeps_local = wanted or training.microbatches <= 2
         if parts > 1:
             self.scalar_tags += gradient_noise.tags(self._names, parts, kind, self.keeps_local)
             for r in range(parts) if "replicas" in kinds else ():
