@@ -47,7 +47,10 @@ def test_what_is_recorded_of_each_part(tiny, replicas, count, batch, mean, watch
     cosines = count <= 2 or "norms" in watch
     seen = set()
     for _ in range(3):
-        by_hand, before = under.examples(under.batches.indices(under.step + 1, 1)[0]), under.tensors()
+        by_hand, before = (
+            under.examples(under.batches.indices(under.step + 1, 1)[0]),
+            under.tensors(),
+        )
         found = {tag: values[0] for tag, values in under.columns(under.run(1)).items()}
         for prefix in prefixes():
             g = by_hand[prefix.removesuffix("/")]
@@ -82,9 +85,7 @@ def test_what_is_recorded_of_each_part(tiny, replicas, count, batch, mean, watch
     assert len(seen) == 7 * ((1 + cosines) * replicas * count + 3)
 
 
-@pytest.mark.parametrize(
-    ("count", "batch", "xla"), [(2, 16, None), (3, 7, None), (3, 16, False)]
-)
+@pytest.mark.parametrize(("count", "batch", "xla"), [(2, 16, None), (3, 7, None), (3, 16, False)])
 def test_parts_together_do_what_one_does(tiny, count, batch, xla):
     """20 steps, in one program and in TensorFlow's kernels; histograms are of the whole batch."""
     watch = ("weights", "gradients", "activations", "norms")
