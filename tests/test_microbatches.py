@@ -1,16 +1,11 @@
 """A step in parts: against the same step in one, and against NumPy, part by part and by hand."""
 
-import keras
-import lab
 import numpy as np
 import pytest
-import tensorflow as tf
-from test_devices import RATE, TAGS, Watched, prefixes
-from test_moments import Normed
-from test_step import TOLERANCE, Under, assert_close, mirrored
+from test_devices import RATE, Watched, prefixes
+from test_step import Under, mirrored
 
 from lab.errors import LabError
-from lab.models.layers import Dense, Dropout
 from lab.models.optimizers import RULES
 from lab.settings.config import Config
 
@@ -18,7 +13,7 @@ pytestmark = pytest.mark.numbers
 
 
 def parts_of(batch, replicas, count):
-    """The examples of each part: shares as replicas have them, the larger parts of a share first."""
+    """The examples of each part: shares as on replicas, the larger parts of a share first."""
     found = []
     for share in np.split(np.arange(batch), [batch * r // replicas for r in range(1, replicas)]):
         found += np.array_split(share, count)

@@ -19,7 +19,8 @@ from lab.step import gradient_noise
 from lab.step.replica import Part, Step, Training, gradient
 
 # So many parts have operations of their own. More are the body of a loop, which takes no longer to
-# compile for many; but it copies each gradient, and within it no replica hears of another.
+# compile for many; but it copies each gradient, and within it replicas cannot synchronize, as
+# BatchNorm's averages do even with one.
 _UNROLLED = 2
 _PER_EXAMPLE = ("losses", "activations", "probes")
 
@@ -114,7 +115,11 @@ class Shares:
         sums: list[tf.Tensor] = []
         found: list[dict[str, tf.Tensor]] = []  # [parts, ...] each
         first, number = 0, 0
-        repeat = _one_by_one if self._replicas > 1 or len(sizes) <= _UNROLLED else _in_a_loop
+        synchronized = self._replicas > 1 or any(
+            variable.aggregation != tf.VariableAggregation.NONE for variable in state.values()
+        )
+        unrolled = synchronized or len(sizes) <= _UNROLLED
+        repeat = _one_by_one if unrolled else _in_a_loop
         for size, count in collections.Counter(sizes).items():
             own = _rows(rows, first, size, count)
             part = functools.partial(self._part, of_part, own, number, before)
