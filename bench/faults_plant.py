@@ -143,12 +143,11 @@ def planted(fault: Fault | None) -> Iterator[None]:
         yield
 
 
-def _step(original: Any, change: Any, training: Any, x: Any, y: Any, number: Any, seed: Any,
-          reduce: Any, activations: bool = False) -> Any:  # fmt: skip
+def _step(original: Any, change: Any, training: Any, compute: Any, number: Any, reduce: Any) -> Any:
     def changed(tensors: list[tf.Tensor]) -> list[tf.Tensor]:
         return change(number, reduce(tensors))
 
-    return original(training, x, y, number, seed, changed, activations)
+    return original(training, compute, number, changed)
 
 
 def _scaled(fault: Fault, factor: float, number: tf.Tensor, gradients: list) -> list:

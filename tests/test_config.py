@@ -1,6 +1,7 @@
 """Config: what it refuses and how it says so, the name of a run, the fingerprint."""
 
 import dataclasses
+import hashlib
 import json
 import math
 import re
@@ -8,7 +9,7 @@ import re
 import pytest
 
 from lab.errors import LabError
-from lab.settings.config import WATCHABLE, Config, Settings, renamed
+from lab.settings.config import NUMERICS, WATCHABLE, Config, Settings, placeless, renamed
 from lab.settings.fields import allowed, from_json
 
 FIELDS = {field.name: field for kind in (Config, Settings) for field in dataclasses.fields(kind)}
@@ -336,6 +337,14 @@ def test_fingerprints_change_with_circumstances():
     ]
     assert len(set(prints)) == len(prints)
     assert Config().fingerprint(**dict(reversed(around.items()))) == prints[0]
+
+
+def test_a_field_that_came_later_changes_no_fingerprint():
+    """Runs of before can be resumed: the digits are those of the config without the field."""
+    fields = placeless(dataclasses.asdict(Config()))
+    assert fields.pop("microbatches") == 1
+    text = json.dumps([NUMERICS, fields, {"data": "abc"}], sort_keys=True)
+    assert Config().fingerprint(data="abc") == hashlib.sha256(text.encode()).hexdigest()
 
 
 def test_fingerprints_of_equal_configs_are_equal():

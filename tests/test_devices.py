@@ -410,6 +410,7 @@ def test_sum_and_mean_give_the_same_noise(tiny):
 
 NOISY = ["--training_steps=25", "--display_step=10", "--checkpoint_every=7", "--steps_per_loop=3"]
 NOISY += ["--n_hidden_1=6", "--n_hidden_2=5", "--batch_size=50", "--devices=cpu:2", "--watch="]
+IN_PARTS = ["--devices=cpu:1", "--microbatches=2"]
 NOISY += ["--initializer=glorot", "--run_name=x"]
 
 
@@ -432,9 +433,10 @@ def assert_scales(directory):
     return series
 
 
-def test_the_noise_scale_of_the_steps_since_the_last_evaluation(idx_folder, tmp_path):
+@pytest.mark.parametrize("more", [[], IN_PARTS], ids=["replicas", "parts"])
+def test_the_noise_scale_of_the_steps_since_the_last_evaluation(idx_folder, tmp_path, more):
     """At the steps of evaluations; also where the run was interrupted before the first of them."""
-    flags = [*NOISY, f"--data={idx_folder}"]
+    flags = [*NOISY, *more, f"--data={idx_folder}"]
     whole, pieced = (f"--logdir={tmp_path / name}" for name in ("whole", "pieced"))
     assert forks.train(*flags, whole).status == 0
     series = assert_scales(tmp_path / "whole" / "x")

@@ -713,8 +713,10 @@ def numbers(*shape, dtype=np.float32):
         ({"model": probing("p", lambda x: x[x > 0])}, r"float32 \[None\]: its shape must be"),
         (
             {"model": probing("p", lambda x: tf.reduce_mean(x, 0)), "devices": "cpu:2"},
-            r"is float32 \[6\]: with several replicas it must start with the batch, \[16, \.\.\.\]",
+            r"is float32 \[6\]: with several replicas .* must start with the batch, \[16, \.\.\.\]",
         ),
+        ({"model": probing("p", lambda x: x[0]), "microbatches": 2}, "must start with the batch"),
+        ({"microbatches": 17}, "--microbatches=17: must be at most the examples .* a step, 16"),
         ({"watch": ("activations",)}, "Net has no method activations"),
         ({"metrics": [abs]}, "metrics is list: must be a dict"),
         ({"metrics": {"loss": abs}}, "the metric 'loss': its name must be"),

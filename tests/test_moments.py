@@ -80,12 +80,21 @@ class Normed(tf.Module):
         return self.head(self.norm(tf.reshape(x, [-1, 784]), training))
 
 
-def test_batch_norm_on_several_replicas(train, images):
-    """Each replica normalizes its own share of the batch, and the moving averages are the mean of
-    what the replicas make of them: as two Keras layers do, one on each half."""
+@pytest.mark.parametrize(
+    ("devices", "microbatches"),
+    [
+        ("cpu:2", 1),
+        ("cpu:1", 2),
+        ("cpu:2", 2),
+        pytest.param("cpu:1", 4, marks=pytest.mark.slow),
+    ],
+)
+def test_batch_norm_on_several_replicas(train, images, devices, microbatches):
+    """Each replica, or micro-batch, normalizes its own part of the batch, and the moving averages
+    are the mean of what the parts make of them: as Keras layers do, one on each part."""
     arguments = {"model": Normed, "data": images, "optimizer": lab.SGD(0.05), "steps": 6}
     arguments |= {"watch": ()}
-    run = train(**arguments, devices="cpu:2")
+    run = train(**arguments, devices=devices, microbatches=microbatches)
     start, end = run.weights(0), run.weights(6)
     norm = keras.layers.BatchNormalization(momentum=0.9, epsilon=1e-3)
     head = keras.layers.Dense(10)
@@ -106,7 +115,7 @@ def test_batch_norm_on_several_replicas(train, images):
     for step in range(1, 7):
         before = [variable.numpy() for variable in averages]
         sums, moved = [0.0] * 4, []
-        for share in np.split(run.batch(step), 2):
+        for share in np.split(run.batch(step), int(devices[-1]) * microbatches):
             for variable, value in zip(averages, before, strict=True):
                 variable.assign(value)
             with tf.GradientTape() as tape:
@@ -123,7 +132,32 @@ def test_batch_norm_on_several_replicas(train, images):
     for name, variable in names.items():  # float32, of sums over 784 pixels
         np.testing.assert_allclose(end[name], variable.numpy(), 1e-3, 1e-5, err_msg=name)
     np.testing.assert_allclose(end["level"], x[run.batch(6)].mean(), 1e-5)
-    assert end["calls"] == 6  # integers are not averaged, and each replica has its own
+    assert end["calls"] == 6  # integers are not averaged, and each part has its own
     # One replica normalizes the whole batch, which is something else.
-    one = train(**arguments, devices="cpu:1")
+    one = train(**arguments, devices="cpu:1", name="one")
     assert np.abs(one.weights(6)["norm/variance"] / end["norm/variance"] - 1).max() > 0.01
+
+
+@pytest.mark.parametrize("microbatches", [2, pytest.param(4, marks=pytest.mark.slow)])
+def test_a_step_in_parts_again(train, images, monkeypatch, microbatches):
+    """The bits of the run, and the losses that were on record, with dropout and moving averages;
+    and the same as so many replicas give, which draw the same random numbers for the same part."""
+    monkeypatch.setattr(checkpoints, "KEEP", 10**6)
+    arguments = {"model": convnet, "data": images, "optimizer": lab.Adam(0.01), "steps": 5}
+    arguments |= {"loss": "softmax_cross_entropy", "checkpoint_every": 1}
+    run = train(**arguments, name="parts", microbatches=microbatches)
+    moment, bits = run.at(4), run.weights(4)
+    found = moment.weights | moment.slots | moment.state
+    assert all(found[name].tobytes() == bits[name].tobytes() for name in bits)
+    assert moment.differing == () and moment.losses.shape == (16,)
+    np.testing.assert_allclose(moment.losses.mean(), moment.scalars["loss"], 1e-4)
+    replicas = train(**arguments, name="replicas", devices=f"cpu:{microbatches}")
+    np.testing.assert_allclose(run.scalar("loss").values, replicas.scalar("loss").values, 1e-4)
+    for kind in ("norm", "cosine"):
+        ours, theirs = (
+            one.scalar(f"gradient/{part}_1/{kind}").values
+            for one, part in ((run, "part"), (replicas, "replica"))
+        )
+        np.testing.assert_allclose(ours, theirs, 1e-3)
+    one = train(**arguments, name="one")
+    assert np.abs(one.scalar("loss").values / run.scalar("loss").values - 1).max() > 0.01

@@ -53,6 +53,7 @@ class Under:
         loss="clipped_cross_entropy",
         mean=False,
         batch=BATCH,
+        microbatches=1,
         **options,
     ):
         images, labels = tiny[0].reshape(103, 12), tiny[1].astype(np.int32)
@@ -69,6 +70,7 @@ class Under:
             batch,
             self.scale,
             {"accuracy": accuracy},
+            microbatches=microbatches,
         )
         self.loop = TrainLoop(
             self.strategy,

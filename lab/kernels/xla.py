@@ -108,7 +108,7 @@ def in_order(groups: Sequence[Group], rows: Sequence[tf.Tensor]) -> tf.Tensor:
 def smallest(groups: Sequence[Group]) -> tf.Tensor:
     """The smallest finite entry of each tensor, infinity of none: float32 [T]."""
     rows = [
-        _lanes(tf.minimum, group.x, np.inf, lambda x: tf.where(x > -np.inf, x, np.inf))
+        _lanes(tf.minimum, [group.x], np.inf, lambda x: tf.where(x > -np.inf, x, np.inf))
         for group in groups
     ]
     return tf.reduce_min(in_order(groups, rows), axis=1)
@@ -117,7 +117,7 @@ def smallest(groups: Sequence[Group]) -> tf.Tensor:
 def largest(groups: Sequence[Group]) -> tf.Tensor:
     """The largest finite entry of each tensor, -infinity of none: float32 [T]."""
     rows = [
-        _lanes(tf.maximum, group.x, -np.inf, lambda x: tf.where(x < np.inf, x, -np.inf))
+        _lanes(tf.maximum, [group.x], -np.inf, lambda x: tf.where(x < np.inf, x, -np.inf))
         for group in groups
     ]
     return tf.reduce_max(in_order(groups, rows), axis=1)
@@ -127,31 +127,44 @@ def largest(groups: Sequence[Group]) -> tf.Tensor:
 def squares(tensors: Sequence[tf.Tensor]) -> tf.Tensor:
     """The sum of the squares of each tensor's entries, float32, any shapes: float32 [T]."""
     groups = grouped([tf.reshape(x, [-1]) for x in tensors], pad=False)
-    rows = [_lanes(tf.add, group.x, 0.0, tf.square) for group in groups]
+    rows = [_lanes(tf.add, [group.x], 0.0, tf.square) for group in groups]
     return tf.reduce_sum(in_order(groups, rows), axis=1)
 
 
+@tf.function(jit_compile=True, autograph=False)
+def dots(a: Sequence[tf.Tensor], b: Sequence[tf.Tensor]) -> tf.Tensor:
+    """The scalar product of each tensor of `a` with that of `b`, as `squares`: float32 [T]."""
+    flat = ([tf.reshape(tf.cast(x, tf.float32), [-1]) for x in tensors] for tensors in (a, b))
+    pairs = [grouped(tensors, pad=False) for tensors in flat]
+    rows = [
+        _lanes(tf.add, (one.x, other.x), 0.0, tf.multiply)
+        for one, other in zip(*pairs, strict=True)
+    ]
+    return tf.reduce_sum(in_order(pairs[0], rows), axis=1)
+
+
 def _lanes(
-    fold: Operation, x: tf.Tensor, neutral: float, entry: Callable[[tf.Tensor], tf.Tensor]
+    fold: Operation, xs: Sequence[tf.Tensor], neutral: float, entry: Callable[..., tf.Tensor]
 ) -> tf.Tensor:
-    """x [rows, n] -> [rows, _LANES], of which `fold` gives the same as of the `entry` of all of x.
+    """xs [rows, n] -> [rows, _LANES], of which `fold` gives the same as of `entry(*xs)`.
 
     `entry` is taken of each slice: of the whole, it would be written to memory first.
     """
     rests = []
-    while x.shape[1] > _LANES:
-        rows = x.shape[1] // _LANES
+    while (n := xs[0].shape[1]) > _LANES:
+        rows = n // _LANES
         # As measured: many slices of a large tensor would share the same few places of the cache.
-        some = range(8, 15 if x.shape[1] < 16384 else 13)
+        some = range(8, 15 if n < 16384 else 13)
         parts = min(max(some, key=lambda parts: (rows % parts == 0, parts)), rows)
         length = rows // parts * _LANES
-        rest = x.shape[1] - parts * length
-        *slices, last = tf.split(x, [length] * parts + [rest], axis=1)
+        rest = n - parts * length
+        split = [tf.split(x, [length] * parts + [rest], axis=1) for x in xs]
+        *slices, last = zip(*split, strict=True)
         if rest:
             rests.append(_lanes(fold, last, neutral, entry))
-        x, entry = _fold(fold, [entry(part) for part in slices]), tf.identity
-    more = [[0, 0], [0, _LANES - x.shape[1]]]
-    rests.append(tf.pad(entry(x), more, constant_values=neutral))
+        xs, entry = [_fold(fold, [entry(*part) for part in slices])], tf.identity
+    more = [[0, 0], [0, _LANES - n]]
+    rests.append(tf.pad(entry(*xs), more, constant_values=neutral))
     return _fold(fold, rests)
 
 

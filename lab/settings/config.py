@@ -115,6 +115,13 @@ class Config(Checked):
     )
     shuffle_labels: bool = field(False, "train on labels in random order, to be learnt by heart")
     batch_size: int = field(256, "examples a step, over all replicas", **_COUNT)
+    microbatches: int = field(
+        1,
+        "parts of a replica's share of the batch, one after the other: less memory, and with more "
+        "than one the gradient noise scale",
+        later=True,
+        **_COUNT,
+    )
     seed: int = field(
         0, "of the initial weights and the order of the examples", single=True, least=0, below=2**63
     )
@@ -225,6 +232,9 @@ class Config(Checked):
         replicas, version of TensorFlow.
         """
         fields = placeless(dataclasses.asdict(self))
+        for one in dataclasses.fields(self):
+            if one.metadata.get("later") and fields[one.name] == one.default:
+                del fields[one.name]
         return _digest(json.dumps([NUMERICS, fields, circumstances], sort_keys=True))
 
 

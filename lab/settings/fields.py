@@ -20,6 +20,8 @@ def field(default: Any, help: str, **limits: Any) -> Any:
     Limits: `choices`, `least` (inclusive), `below` (exclusive); `file`: besides its choices it
     takes FILE.py:NAME. `single`: the flag takes no list. `flag`: False where it has no flag of that
     name. `of`: the one model that it belongs to. `group`: of --help, which begins with this field.
+    `later`: it came when there were runs already, whose fingerprints stay: at its default it is in
+    none.
     """
     return dataclasses.field(default=default, metadata={"help": help, **limits})
 

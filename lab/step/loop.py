@@ -15,6 +15,7 @@ import tensorflow as tf
 from lab.errors import LabError
 from lab.kernels import histograms
 from lab.step import gradient_noise, replica
+from lab.step.microbatches import Shares
 from lab.step.placement import devices, on_gpu, one_program, resident
 from lab.step.replica import Step, Training
 from lab.step.trace import Traced, trace
@@ -50,7 +51,7 @@ class TrainLoop:
     Raises:
       LabError: activations are watched of a model that has no such method, or a probe has the tag
         of another tensor.
-      ValueError: there are more replicas than examples in a batch.
+      ValueError: there are more replicas, or parts, than examples in a batch.
     """
 
     def __init__(
@@ -77,26 +78,26 @@ class TrainLoop:
         self._x: Any = x if self._fed else resident(strategy, x)
         self._y: Any = y if self._fed else resident(strategy, y)
         self.replicas = strategy.num_replicas_in_sync
-        size = training.batch_size
-        if size < self.replicas:
-            raise ValueError(f"a batch of {size} cannot be shared by {self.replicas} replicas")
-        # Replica r takes the examples from bounds[r] to bounds[r + 1] of each batch, in which
-        # every example counts the same, also where their number does not divide it.
-        self._bounds = [size * r // self.replicas for r in range(self.replicas + 1)]
+        self._parts = self.replicas * training.microbatches
         self._device = devices(strategy)[0]
         self.on_gpu = on_gpu(strategy)
         self.one_program = one_program(strategy) if xla is None else xla
         self._kinds = watch
         self.watch = self._make_watch(traced)
+        wanted = {*watch, *(["probes", "losses"] if observe else ())}
+        wanted |= {"local"} if self.watch.keeps_local else set()
+        self._shares = Shares(training, self.replicas, self._batch, not self.on_gpu, wanted)
         step, count = tf.TensorSpec([], tf.int64, "step"), tf.TensorSpec([], tf.int32)
         self.function = tf.function(
             self._run,
-            input_signature=[self._rows_spec([steps_per_loop, size]), count, step],
+            input_signature=[self._rows_spec([steps_per_loop, training.batch_size]), count, step],
             jit_compile=self.one_program or None,
             autograph=False,
         )
         self._step = tf.function(
-            self._one_step, input_signature=[self._rows_spec([size]), step], autograph=False
+            self._one_step,
+            input_signature=[self._rows_spec([training.batch_size]), step],
+            autograph=False,
         )
 
     def _rows_spec(self, axes: list[int]) -> Any:
@@ -146,14 +147,12 @@ class TrainLoop:
     def largest_gradient(self, rows: Any) -> float:
         """The largest absolute value of the gradient on one batch, chosen as in `run` but without
         the axis of steps. Nothing is updated."""
-        x, y = self._batch(tf.nest.map_structure(tf.convert_to_tensor, rows), 0)
-        number = tf.constant(1, tf.int64)
-        seed = self._training.call_seed(number, 0, 1)
-        state = {name: variable.numpy() for name, variable in self._training.model.state.items()}
-        done = replica.step(self._training, x, y, number, seed, list)
-        for name, variable in self._training.model.state.items():
+        training, number = self._training, tf.constant(1, tf.int64)
+        state = {name: variable.numpy() for name, variable in training.model.state.items()}
+        found = self._shares.whole(tf.nest.map_structure(tf.convert_to_tensor, rows), number)
+        for name, variable in training.model.state.items():
             variable.assign(state[name])
-        return max(float(tf.reduce_max(tf.abs(g))) for g in done.gradients.values())
+        return max(float(tf.reduce_max(tf.abs(g))) for g in found.gradients)
 
     @property
     def step_graph(self) -> tf.Graph:
@@ -220,7 +219,8 @@ class TrainLoop:
         with tf.name_scope("record"):
             batch = first["totals"] * [training.scale, *[1 / size] * len(training.metrics)]
             if "products" in first:
-                noise = [gradient_noise.scalars(first["products"], self._bounds, training.scale)]
+                products = first["products"], self._shares.bounds
+                noise = [gradient_noise.scalars(*products, training.scale)]
             kernels = self.on_gpu, self.one_program
             recorded = {"scalars": self.watch.scalars(batch, first["tensors"], noise, *kernels)}
             if self.watch.tags:
@@ -231,31 +231,31 @@ class TrainLoop:
         context = tf.distribute.get_replica_context()
         index = int(tf.get_static_value(context.replica_id_in_sync_group))
         with tf.name_scope("batch"):
-            share = slice(self._bounds[index], self._bounds[index + 1])
-            x, y = self._batch(tf.nest.map_structure(lambda one: one[share], rows), index)
+            compute = self._shares.compute(rows, number, index)
 
         def reduce(tensors: list[tf.Tensor]) -> list[tf.Tensor]:
             return context.all_reduce(tf.distribute.ReduceOp.SUM, tensors)
 
-        seed = self._training.call_seed(number, index, self.replicas)
-        layers = "activations" in self._kinds
-        done = replica.step(self._training, x, y, number, seed, reduce, layers)
+        done = replica.step(self._training, compute, number, reduce)
         self._assign(done, context)
         outputs: dict[str, Any] = {"totals": done.totals}
-        if self.replicas > 1:
+        if self._parts > 1:
             with tf.name_scope("replicas"):
-                local, gradients = list(done.local.values()), list(done.gradients.values())
-                products = gradient_noise.products(local, gradients)
-                outputs["products"] = self._row(index, products)
-                outputs = context.all_reduce(tf.distribute.ReduceOp.SUM, outputs)
+                outputs["products"] = self._row(index, self._shares.products(done))
+                if self.replicas > 1:
+                    outputs = context.all_reduce(tf.distribute.ReduceOp.SUM, outputs)
+                products = outputs["products"]
+                outputs["products"] = tf.reshape(products, [self._parts, *products.shape[-2:]])
                 if "replicas" in self._kinds:
+                    local = [g for part in done.local for g in part]
                     # One by one: integers cannot be reduced in a list.
                     rows = [
                         context.all_reduce("SUM", self._row(index, part))
                         for part in histograms.histograms(local, not self.on_gpu)
                     ]
                     outputs["local"] = [tf.reshape(row, [-1, *row.shape[2:]]) for row in rows]
-                done = self._gathered(done, context)
+                if self.replicas > 1:
+                    done = self._gathered(done, context)
         if self._observe:
             outputs["observed"] = _observed(done)
         return outputs | {"tensors": self.watch.tensors(done)}
@@ -265,7 +265,7 @@ class TrainLoop:
         parts = {"activations": done.activations, "probes": done.probes}
         if "probes" not in self._kinds and not self._observe:
             parts["probes"] = {}
-        gathered = {
+        gathered: dict[str, Any] = {
             name: {tag: context.all_gather(a, axis=0) for tag, a in part.items()}
             for name, part in parts.items()
         }

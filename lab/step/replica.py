@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import tensorflow as tf
@@ -39,6 +39,8 @@ class Training:
       metrics: by name, what is recorded beside the loss; as `loss`.
       prepare: a batch of x -> what the model is given.
       seed: the run's, for the model's random operations.
+      microbatches: the parts in which a replica computes its share of the batch, one after the
+        other.
     """
 
     model: Any
@@ -49,21 +51,46 @@ class Training:
     metrics: Mapping[str, PerExample] = dataclasses.field(default_factory=dict)
     prepare: Callable[[tf.Tensor], tf.Tensor] = prepare
     seed: int = 0
+    microbatches: int = 1
 
     @property
     def variables(self) -> dict[str, tf.Variable]:
         """The trainable variables by tag."""
         return self.model.variables
 
-    def call_seed(self, number: tf.Tensor, replica: tf.Tensor | int, replicas: int) -> tf.Tensor:
+    def call_seed(self, number: tf.Tensor, part: tf.Tensor | int, parts: int) -> tf.Tensor:
         """The seed of a model's call: int64 [2]. The second entry is negative, since layers begin
         with seeds whose second entry is not.
 
         Args:
           number: of the step, from 1, integer scalar; 0 for a call outside training.
+          part: which part of the batch it is called on, of so many.
         """
-        of_step = -1 - tf.cast(number, tf.int64) * replicas - tf.cast(replica, tf.int64)
+        of_step = -1 - tf.cast(number, tf.int64) * parts - tf.cast(part, tf.int64)
         return tf.stack([tf.constant(self.seed, tf.int64), of_step])
+
+
+class Part(NamedTuple):
+    """What some examples of a batch give: a replica's share of it, or a part of that.
+
+    Attributes:
+      totals: float32 [1 + metrics], the sums of the loss and of each metric.
+      losses: floating [examples], under "".
+      gradients: of the scaled sum of the losses, in the order of the variables.
+      activations: by layer, [examples, ...]; empty unless asked for.
+      probes: the tensors that the model probes, by name.
+      local: of a share in parts, the gradients of each; empty unless they are kept.
+      squares: of a share in parts, the sum of the squares of each gradient: float32 [parts,
+        variables].
+    """
+
+    totals: tf.Tensor
+    losses: Tensors
+    gradients: list[tf.Tensor]
+    activations: Tensors
+    probes: Tensors
+    local: Sequence[list[tf.Tensor]] = ()
+    squares: tf.Tensor | None = None
 
 
 class Step(NamedTuple):
@@ -74,48 +101,47 @@ class Step(NamedTuple):
         examples.
       losses: floating [share], of each of the replica's examples.
       weights: before the update.
-      local: the gradient of this replica's examples.
-      gradients: the sum of all replicas' local gradients.
+      gradients: the sum of all replicas' gradients.
       updates: what is subtracted from the weights, before it is rounded into them.
       new_weights: after the update.
       new_slots: by variable, the optimizer's next slots.
       activations: by layer, [batch, ...]; empty unless asked for.
       probes: the tensors that the model probes, by name.
+      local: the gradients of the replica's share, or of each part of it if they are kept, in the
+        order of the variables.
+      squares: see Part.
     """
 
     totals: tf.Tensor
     losses: tf.Tensor
     weights: Tensors
-    local: Tensors
     gradients: Tensors
     updates: Tensors
     new_weights: Tensors
     new_slots: dict[str, tuple[tf.Tensor, ...]]
     activations: Tensors
     probes: Tensors
+    local: Sequence[list[tf.Tensor]]
+    squares: tf.Tensor | None
 
 
-def step(
+def gradient(
     training: Training,
     x: tf.Tensor,
     y: tf.Tensor,
     number: tf.Tensor,
     seed: tf.Tensor,
-    reduce: Callable[[list[tf.Tensor]], list[tf.Tensor]],
     activations: bool = False,
-) -> Step:
-    """Forward, gradient, reduction and update of one replica.
+) -> Part:
+    """Forward and gradient on some examples.
 
     Args:
-      x, y: the replica's share of the batch, [share, ...].
+      x, y: the examples, [examples, ...].
       number: of this step, from 1, integer scalar.
       seed: int64 [2], for the model's random operations.
-      reduce: sums a list of tensors over the replicas.
       activations: return them, too.
     """
     variables = training.variables
-    weights = [tf.convert_to_tensor(variable) for variable in variables.values()]
-    slots = [tuple(map(tf.convert_to_tensor, row)) for row in training.optimizer.slots]
     outputs: Tensors = {}
     with tf.GradientTape() as tape:
         with tf.name_scope("forward"), collected() as probes:
@@ -134,12 +160,34 @@ def step(
     with tf.name_scope("gradient"):
         local = tape.gradient(scaled, list(variables.values()), unconnected_gradients="zero")
         local = [tf.convert_to_tensor(g) for g in local]  # of a lookup they are sparse
+    return Part(totals, {"": losses}, local, outputs, probes)
+
+
+def step(
+    training: Training,
+    compute: Callable[[], Part],
+    number: tf.Tensor,
+    reduce: Callable[[list[tf.Tensor]], list[tf.Tensor]],
+) -> Step:
+    """Forward, gradient, reduction and update of one replica.
+
+    Args:
+      compute: gives the gradient of the replica's share of the batch.
+      number: of this step, from 1, integer scalar.
+      reduce: sums a list of tensors over the replicas.
+    """
+    variables = training.variables
+    weights = [tf.convert_to_tensor(variable) for variable in variables.values()]
+    slots = [tuple(map(tf.convert_to_tensor, row)) for row in training.optimizer.slots]
+    own = compute()
     with tf.name_scope("reduce"):
-        gradients = reduce(local)
+        gradients = reduce(own.gradients)
     with tf.name_scope("update"):
         new_weights, new_slots, updates = training.optimizer.update(
             weights, slots, gradients, number
         )
-    lists = weights, local, gradients, updates, new_weights, new_slots
-    by_tag = (dict(zip(variables, values, strict=True)) for values in lists)
-    return Step(totals, losses, *by_tag, outputs, probes)  # type: ignore[call-arg]
+    lists = weights, gradients, updates, new_weights, new_slots
+    by_tag: Any = (dict(zip(variables, values, strict=True)) for values in lists)
+    local = [own.gradients] if own.squares is None else own.local
+    share = own.totals, own.losses.get(""), *by_tag, own.activations, own.probes
+    return Step(*share, local, own.squares)  # type: ignore[call-arg]

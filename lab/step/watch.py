@@ -32,17 +32,20 @@ class Watch:
 
     Args:
       kinds: what has histograms: some of weights, gradients (reduced over the replicas), updates,
-        activations and probes (of the whole batch) and, with several replicas, replicas (the
-        gradient of each). With norms, those of each weight, gradient and update are scalars of
+        activations and probes (of the whole batch) and, with several parts, replicas (the gradient
+        of each). With norms, those of each weight, gradient and update are scalars of
         every step, and the ratio of an update's to its weight's.
       activations: by layer, the entries of its output for the whole batch.
       probes: by name, the entries of a probed tensor for the whole batch.
+      replicas: how many there are. With micro-batches, the parts of a batch are theirs.
 
     Attributes:
       histograms: the tensors with histograms; those of a list are counted together.
       scalar_tags: loss, the metrics, the norms, `gradient/norm`, the largest finite absolute value
-        of each probe and, with several replicas, what gradient_noise.py measures.
-      tags, sizes: of the histograms, and the number of entries of each; the replicas' come last.
+        of each probe and, with several parts, what gradient_noise.py measures.
+      keeps_local: whether the gradient of each part is needed, and not its norm alone.
+      tags, sizes: of the histograms, and the number of entries of each; those of the parts come
+        last.
     """
 
     def __init__(
@@ -67,21 +70,26 @@ class Watch:
         }
         groups = [by_kind[kind] for kind in by_kind if kind in kinds]
         self.histograms = [entries for entries in groups if entries]
-        # With several replicas, the gradients' norms are among those of gradient_noise.py.
+        # With several parts, the gradients' norms are among those of gradient_noise.py.
+        parts = replicas * training.microbatches
+        kind = "replica" if parts == replicas else "part"
         normed = ["weights", "updates", "gradients"] if "norms" in kinds else []
-        if replicas > 1:
+        if parts > 1:
             normed = normed[:2]
         elif GRADIENT_NORM in kinds and not normed:
             normed = ["gradients"]
         self._norms = [entry for kind in normed for entry in by_kind[kind]]
-        self._ratios, self._total = "norms" in kinds, bool(normed) and replicas == 1
+        self._ratios, self._total = "norms" in kinds, bool(normed) and parts == 1
         self.scalar_tags = ["loss", *training.metrics]
         self.scalar_tags += [f"{entry.tag}/norm" for entry in self._norms]
         local: dict[str, int] = {}
-        if replicas > 1:
-            self.scalar_tags += gradient_noise.tags(self._names, replicas)
-            for r in range(replicas) if "replicas" in kinds else ():
-                local |= {f"{name}/gradient/replica_{r}": size for name, size in sizes.items()}
+        # Of two parts they take no more memory than their sum and the second one.
+        wanted = bool({"norms", "replicas"} & {*kinds})
+        self.keeps_local = wanted or training.microbatches <= 2
+        if parts > 1:
+            self.scalar_tags += gradient_noise.tags(self._names, parts, kind, self.keeps_local)
+            for r in range(parts) if "replicas" in kinds else ():
+                local |= {f"{name}/gradient/{kind}_{r}": size for name, size in sizes.items()}
         if self._total:
             self.scalar_tags.append("gradient/norm")
         if self._ratios:
@@ -109,7 +117,7 @@ class Watch:
         Args:
           batch: float32 [1 + metrics], the loss and the metrics of the whole batch.
           tensors: see `tensors`.
-          noise: what gradient_noise.scalars gives, if there are several replicas.
+          noise: what gradient_noise.scalars gives, if there are several parts.
         """
         parts = [batch]
         ends: list[Any] = []

@@ -45,6 +45,12 @@ def make_strategy(
             f"--batch_size={config.batch_size}: must be at least the number of replicas, "
             f"{strategy.num_replicas_in_sync}"
         )
+    share = config.batch_size // strategy.num_replicas_in_sync
+    if config.microbatches > share:
+        raise LabError(
+            f"--microbatches={config.microbatches}: must be at most the examples of a replica in a "
+            f"step, {share}"
+        )
     if config.model == "mlp" and "model" not in problem.given:
         _check_memory(config, sizes(config, problem.data), strategy)
     return strategy
@@ -55,11 +61,14 @@ def _check_memory(config: Config, units: list[int], strategy: tf.distribute.Stra
     devices_here = strategy.extended.worker_devices
     if "GPU" in devices_here[0]:
         return  # TensorFlow says so, when it allocates
-    examples = -(-config.batch_size * len(devices_here) // strategy.num_replicas_in_sync)
+    parts = strategy.num_replicas_in_sync * config.microbatches
+    examples = -(-config.batch_size * len(devices_here) // parts)
     # As measured: inputs as bytes and as float32; of a unit its output, its gradient, and one more.
     one = 5 * units[0] + 12 * sum(units[1:])
     # Weights, gradients, new weights, slots; they are there once for each replica.
-    copies = (3 + len(make_rule(config).slots)) * len(devices_here)
+    # And with micro-batches the gradient of each part.
+    local = config.microbatches if config.microbatches > 1 else 0
+    copies = (3 + local + len(make_rule(config).slots)) * len(devices_here)
     weights = 4 * copies * sum((n + 1) * m for n, m in itertools.pairwise(units))
     free = 0.75 * machine.free_memory()
     if examples * one + weights > free:
@@ -100,7 +109,14 @@ def make_training(
     size = config.batch_size
     scale = 1 / size if config.reduction == "mean" else 1.0
     training = Training(
-        network, optimizer, problem.loss, size, scale, prepare=problem.prepare, seed=config.seed
+        network,
+        optimizer,
+        problem.loss,
+        size,
+        scale,
+        prepare=problem.prepare,
+        seed=config.seed,
+        microbatches=config.microbatches,
     )
     return checked(strategy, training, data, problem.metrics)
 

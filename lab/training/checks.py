@@ -154,7 +154,8 @@ def _check_operations(traced: Traced) -> None:
 def _check_probes(strategy: tf.distribute.Strategy, training: Training, traced: Traced) -> None:
     taken = {"loss", "config", "gradient/norm", *training.metrics}
     taken |= {tag + suffix for tag in training.variables for suffix in _SUFFIXES}
-    size, several = training.batch_size, strategy.num_replicas_in_sync > 1
+    size = training.batch_size
+    several = strategy.num_replicas_in_sync * training.microbatches > 1
     for name, spec in traced.probes.items():
         what = f"lab.probe({name!r}, ...)"
         if not isinstance(name, str) or not name.strip("/ ") or name in taken:
@@ -165,8 +166,8 @@ def _check_probes(strategy: tf.distribute.Strategy, training: Training, traced: 
             raise LabError(f"{what} is {_form(spec)}: its shape must be known, and not empty")
         if several and (not spec.shape.rank or spec.shape[0] % size):
             raise LabError(
-                f"{what} is {_form(spec)}: with several replicas it must start with the batch, "
-                f"[{size}, ...]"
+                f"{what} is {_form(spec)}: with several replicas or micro-batches it must start "
+                f"with the batch, [{size}, ...]"
             )
 
 

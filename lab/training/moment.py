@@ -25,7 +25,7 @@ class Moment:
       weights, slots, state: after the step: the trainable variables, the optimizer's slots and the
         model's other variables.
       before: the trainable variables before the step.
-      gradients: of the loss as it is minimized, summed over the replicas.
+      gradients: of the loss as it is minimized, summed over replicas and micro-batches.
       updates: what is subtracted from the weights.
       examples: int32 [batch], which training examples made the batch; None where a function gives
         the batches.

@@ -204,7 +204,8 @@ def _about(state: TrainingState) -> list[str]:
         f"{network}, {config.optimizer} at {config.learning_rate:g}, "
         f"batch {config.batch_size}, seed {config.seed}: {config.training_steps:,} steps on "
         + (f"batches of {data.name}" if data.is_function else examples)
-        + (f", {replicas} replicas" if replicas > 1 else ""),
+        + (f", {replicas} replicas" if replicas > 1 else "")
+        + (f", {config.microbatches} micro-batches" if config.microbatches > 1 else ""),
         f"effective learning rate on the mean loss: {state.effective_learning_rate:g}{why}",
     ]
     cores, threads = len(machine.cores()), config.threads

@@ -7,10 +7,12 @@ from collections.abc import Iterable, Sequence
 from typing import Any
 
 # The tag of a tensor, and what of it is on record; without the second it is the tensor itself.
-_TENSOR = re.compile(r"(.*?)(?:/(gradient(?:/replica_\d+)?|update|activations))?", re.DOTALL)
+_TENSOR = re.compile(
+    r"(.*?)(?:/(gradient(?:/(?:replica|part)_\d+)?|update|activations))?", re.DOTALL
+)
 # What is on record of a tensor as scalars.
 _SCALAR = re.compile(
-    r"(.+?)/((?:gradient/(?:replica_\d+/|noise/)?|update/)?"
+    r"(.+?)/((?:gradient/(?:(?:replica|part)_\d+/|noise/)?|update/)?"
     r"(?:norm|ratio|distance|largest|nonfinite|cosine|variance|signal|scale))",
     re.DOTALL,
 )

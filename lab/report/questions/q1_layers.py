@@ -249,7 +249,7 @@ def _every_configuration(draft: Draft) -> None:
 
 
 def _noise(draft: Draft, reference: Group) -> None:
-    """Of the first configuration that was trained on several replicas."""
+    """Of the first configuration that was trained on several replicas, or in micro-batches."""
     names = reference.runs[0].final.names
     for group in draft.evidence.runs.groups:
         known = False
@@ -271,4 +271,4 @@ def _noise(draft: Draft, reference: Group) -> None:
         if known:
             return
     draft.unknown("noise")
-    draft.command("noise", reference, devices="cpu:2", seeds="100,101,102")
+    draft.command("noise", reference, microbatches=2, seeds="100,101,102")
