@@ -24,8 +24,10 @@ import programs
 import pytest
 import tensorflow as tf
 from references import readme_accuracy
+from tensorboard.compat.proto.event_pb2 import Event
 
 from lab import data
+from lab.record import event_reader
 from lab.training import build, progress
 
 STEPS, EVERY = 230, 50
@@ -106,6 +108,20 @@ def labels():
 
 
 # ------------------------------------------------------------------ the record
+
+
+def test_the_disk_that_a_run_takes_is_told_before_it(run):
+    (line,) = [line for line in run.outcome.out.splitlines() if line.startswith("on disk: ")]
+    number, unit, saved, unit_saved = re.fullmatch(
+        r"on disk: ([\d.]+) (\w+) of events \(.*\), and 3 checkpoints of ([\d.]+) (\w+)", line
+    ).groups()
+    powers = {"kB": 1e3, "MB": 1e6}
+    (path,) = run.directory.glob("*.tfevents.*")
+    graph = next(len(r) for r in event_reader.records(path) if Event.FromString(r).graph_def)
+    assert path.stat().st_size - graph == pytest.approx(float(number) * powers[unit], rel=0.02)
+    folder = run.directory / "checkpoints" / f"step-{STEPS:09d}"
+    size = sum(file.stat().st_size for file in folder.iterdir())
+    assert size == pytest.approx(float(saved) * powers[unit_saved], rel=0.05)
 
 
 @pytest.mark.numbers
@@ -265,7 +281,7 @@ def test_plain_lines_where_there_is_no_terminal(run):
     assert [int(line.split()[1]) for line in reports] == EVALUATIONS
     for line, accuracy in zip(reports, run.result["evaluations"]["test_accuracy"], strict=True):
         assert line.endswith(f"test-accuracy {accuracy:.4f}")
-    assert len(lines) == 2 + len(EVALUATIONS) + 4
+    assert len(lines) == 3 + len(EVALUATIONS) + 4
     assert "\r" not in run.outcome.out
     assert run.outcome.err == ""
 

@@ -17,6 +17,7 @@ from tensorboard.plugins.scalar import metadata as scalar_metadata
 
 _EXACT_IN_FLOAT32 = 2**24
 _MARKER = b"\xa5"  # in no text
+_AROUND = 16 + 9 + 3 + 4  # bytes of a record, and in it of time, step, and the summary's length
 
 
 class Layout:
@@ -26,19 +27,29 @@ class Layout:
       scalars: tags.
       tags: of the histograms.
       sizes: number of entries of each of their tensors.
+      described: whether each value has its metadata, which TensorBoard takes from the first one.
+
+    Attributes:
+      size: bytes of a step in the event file.
     """
 
     def __init__(
-        self, scalars: Sequence[str], tags: Sequence[str] = (), sizes: Sequence[int] = ()
+        self,
+        scalars: Sequence[str],
+        tags: Sequence[str] = (),
+        sizes: Sequence[int] = (),
+        described: bool = True,
     ) -> None:
-        summary = Summary()
-        scalar = scalar_metadata.create_summary_metadata("", "")
-        histogram = histogram_metadata.create_summary_metadata(None, None)
+        summary, scalar, histogram = Summary(), None, None
+        if described:
+            scalar = scalar_metadata.create_summary_metadata("", "")
+            histogram = histogram_metadata.create_summary_metadata(None, None)
         dtypes = [_add(summary, tag, np.dtype("<f4"), scalar) for tag in scalars]
         for tag, size in zip(tags, sizes, strict=True):
             numbers = "<f4" if size <= _EXACT_IN_FLOAT32 else "<f8"
             dtypes.append(_add(summary, tag, np.dtype((numbers, (30, 3))), histogram))
         self._bytes = summary.SerializeToString()
+        self.size = len(self._bytes) + _AROUND
         places, end = [], 0
         for dtype in dtypes:
             places.append(self._bytes.index(_MARKER * dtype.itemsize, end))

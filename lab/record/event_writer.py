@@ -56,7 +56,10 @@ class Recorder:
         self.nonfinite: dict[str, dict[str, int]] = {}
         _wait_for_a_later_name(directory)
         self._tags = tags
-        self._plain, self._full = Layout(scalars), Layout(scalars, tags, sizes)
+        # Of a step without histograms and of one with them, the first of each in this file and all
+        # later ones.
+        self._plain = [Layout(scalars, described=first) for first in (True, False)]
+        self._full = [Layout(scalars, tags, sizes, first) for first in (True, False)]
         with _readable_errors(), tf.device("/cpu:0"):
             tf.io.gfile.makedirs(directory)
             self._writer = writer or tf.summary.create_file_writer(
@@ -81,6 +84,12 @@ class Recorder:
         with self._writer.as_default():
             if tf.summary.should_record_summaries():
                 self._submit(self._write_steps, first_step, recorded, every)
+
+    def bytes_of(self, steps: int, every: int = 1) -> int:
+        """About how much so many steps take in the event file, whose histograms are taken of the
+        steps that `every` divides."""
+        full = steps // every
+        return full * self._full[-1].size + (steps - full) * self._plain[-1].size
 
     def scalars(self, step: int, values: Mapping[str, float]) -> None:
         """Records scalars of one step, as float32: what is beyond it is infinite."""
@@ -165,10 +174,13 @@ class Recorder:
         steps = np.arange(first, first + len(values["scalars"]))
         events: list[list[bytes]] = [[] for _ in steps]  # of each step
         full = steps % every == 0
-        for chosen, layout in ((~full, self._plain), (full, self._full)):
-            summaries = layout.summaries({name: value[chosen] for name, value in values.items()})
-            for row, summary in zip(np.flatnonzero(chosen), summaries, strict=True):
-                events[row].append(summary)
+        for chosen, layouts in ((~full, self._plain), (full, self._full)):
+            first, later = np.split(np.flatnonzero(chosen), [len(layouts) - 1])
+            for layout, rows in ((layouts[0], first), (layouts[-1], later)):
+                own = layout.summaries({name: value[rows] for name, value in values.items()})
+                for row, summary in zip(rows, own, strict=True):
+                    events[row].append(summary)
+            del layouts[: len(first)]
         for row, column in np.argwhere(values["nonfinite"]) if self._tags else ():
             tag, count = self._tags[column], int(values["nonfinite"][row, column])
             self.nonfinite.setdefault(tag, {"first_step": int(steps[row]), "count": count})
@@ -197,6 +209,9 @@ class NullRecorder:
         self.nonfinite: dict[str, dict[str, int]] = {}
 
     def _nothing(self, *_: Any, **__: Any) -> None: ...
+
+    def bytes_of(self, *_: Any) -> int:
+        return 0
 
     steps = scalars = start = finish = flush = close = _nothing
 

@@ -20,7 +20,6 @@ import tensorboard
 import tensorflow as tf
 
 import lab
-from lab import machine
 from lab.errors import LabError
 from lab.kernels import xla
 from lab.processes.cluster import Cluster
@@ -32,8 +31,9 @@ from lab.step.agreement import Group
 from lab.step.replica import Training
 from lab.step.trace import Traced
 from lab.training import build
+from lab.training.about import about
 from lab.training.periodic import Checkpointing, Evaluation, LoopLength, Profile
-from lab.training.problem import Problem, sizes
+from lab.training.problem import Problem
 from lab.training.progress import Reporter
 from lab.training.session import AnyRecorder, Session, open_session
 from lab.training.state import TrainingState
@@ -90,7 +90,7 @@ def run(
             save = Checkpointing(state, session, recorder, group, settings.checkpoint_every)
             profile = Profile(path if settings.profile and group.chief else "", last)
             startup = time.monotonic() - started
-            reporter.begin(_about(state), last, state.step)
+            reporter.begin(about(state, recorder), last, state.step)
             while state.step < last:
                 signal, length.milliseconds = group.largest(stop.check(), length.milliseconds)
                 if signal:
@@ -184,37 +184,6 @@ def _begin(
             os.path.basename(path),
         )
     return recorder
-
-
-def _about(state: TrainingState) -> list[str]:
-    """What is trained, and how, one line each."""
-    config, data, replicas = state.config, state.data, state.loop.replicas
-    why = ""
-    if config.reduction == "sum" and state.training.optimizer.rule.degree:
-        why = f" (the loss is summed over {config.batch_size} examples)"
-    elif config.reduction == "sum":
-        why = f" ({config.optimizer} divides that scale out, but for its constants)"
-    if config.model == "mlp":
-        network = f"{'-'.join(map(str, sizes(config, data)))} {config.activation}"
-    else:
-        weights = sum(v.shape.num_elements() for v in state.training.variables.values())
-        network = f"{config.model}, {weights:,} weights in {len(state.training.variables)} tensors"
-    examples = f"{len(data.x):,} examples"
-    lines = [
-        f"{network}, {config.optimizer} at {config.learning_rate:g}, "
-        f"batch {config.batch_size}, seed {config.seed}: {config.training_steps:,} steps on "
-        + (f"batches of {data.name}" if data.is_function else examples)
-        + (f", {replicas} replicas" if replicas > 1 else "")
-        + (f", {config.microbatches} micro-batches" if config.microbatches > 1 else ""),
-        f"effective learning rate on the mean loss: {state.effective_learning_rate:g}{why}",
-    ]
-    cores, threads = len(machine.cores()), config.threads
-    if cores > threads and not state.loop.on_gpu:
-        lines.append(
-            f"each operation takes {threads} of {cores} cores; --threads={cores} takes them all, "
-            "and gives other last bits"
-        )
-    return lines
 
 
 def circumstances(
