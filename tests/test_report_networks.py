@@ -177,6 +177,7 @@ def test_weights_are_what_was_trained_in_the_models_order(logdir):
                                       for part in ("bias", "weights")}  # fmt: skip
 
 
+@pytest.mark.slow
 def test_beside_perceptrons_the_others_are_in_the_table_alone(logdir):
     """Every section but the table is what it is in a folder of the perceptrons alone."""
     mixed, made = story(logdir)

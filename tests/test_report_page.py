@@ -365,6 +365,7 @@ def test_figures_are_rounded_by_their_intervals(figure, text):
     assert figures.rounded(figure) == text
 
 
+@pytest.mark.slow
 def test_equal_stories_give_equal_bytes(text, elsewhere):
     assert page.as_html(STORY) == text
     assert elsewhere["page"] == page.as_html(SHORT)
@@ -464,6 +465,7 @@ def test_two_reports_at_once_are_told_in_one_line(tmp_path, monkeypatch):
         board.write(STORY, str(tmp_path))
 
 
+@pytest.mark.slow
 def test_a_full_disk_leaves_the_last_report(elsewhere):
     """Of a process whose files may not grow beyond 30 kB."""
     assert "cannot be written" in elsewhere["said"] and elsewhere["same"]
@@ -519,7 +521,7 @@ def found(dom):
 
 
 @pytest.mark.browser
-@pytest.mark.parametrize("width", [360, 800])
+@pytest.mark.parametrize("width", [360, pytest.param(800, marks=pytest.mark.slow)])
 def test_nothing_is_wider_than_the_screen(chromium, text, width):
     script = """page => {
       const letters = [...page.querySelectorAll("figure svg text")].map(e => {
@@ -596,7 +598,7 @@ def report(*arguments, cwd, **environment):
 
 
 RUN = ["--n_hidden_1=6", "--n_hidden_2=5", "--training_steps=20", "--display_step=10"]
-RUN += ["--batch_size=20", "--watch=norms"]
+RUN += ["--batch_size=20", "--watch=norms", "--xla=off"]
 
 
 @pytest.fixture(scope="module")

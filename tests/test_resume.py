@@ -41,10 +41,14 @@ from lab.record.directory import RunDirectory
 # ------------------------------------------------------------------ what is compared
 
 
-def test_the_undisturbed_run_is_what_it_should_be(whole, long):
+@pytest.mark.slow
+def test_the_long_undisturbed_run_is_what_it_should_be(long):
+    assert sorted(forks.checkpoints(long)) == [*range(0, 400, 30), 400]
+
+
+def test_the_undisturbed_run_is_what_it_should_be(whole):
     """Else the comparisons below would compare nothing."""
     assert sorted(forks.checkpoints(whole)) == list(range(0, STEPS + 1, EVERY))
-    assert sorted(forks.checkpoints(long)) == [*range(0, 400, 30), 400]
     steps = {step: folder for step, folder in forks.checkpoints(whole).items() if step}
     seen = [forks.tensors(folder) for folder in steps.values()]
     assert len(seen[0]) == 6 * 3 + 1  # weights and biases with Adam's m and v, and the step
@@ -127,9 +131,8 @@ def test_a_run_that_has_its_last_checkpoint_but_no_result_gets_it(program, whole
     assert forks.resumed_after(out) == STEPS
 
 
-@pytest.mark.parametrize(
-    "content", ['{"status": "comp', pytest.param("null", marks=pytest.mark.slow)]
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("content", ['{"status": "comp', "null"])
 def test_a_damaged_result_is_made_again(program, whole, content):
     directory = program.copy(whole)
     (directory / "result.json").write_text(content)
@@ -292,10 +295,9 @@ def test_every_tag_holds_every_step_once_in_a_tensorboard(pieced, fast):
 # ------------------------------------------------------------------ asked to stop
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
-    ("number", "status"),
-    [(signal.SIGTERM, 143), pytest.param(signal.SIGINT, 130, marks=pytest.mark.slow)],
-    ids=["TERM", "INT"],
+    ("number", "status"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)], ids=["TERM", "INT"]
 )
 def test_a_run_that_is_asked_to_stop_saves_where_it_is(program, long, number, status):
     directory = program.new()
@@ -332,7 +334,6 @@ def test_a_run_that_is_interrupted_before_its_first_evaluation(program, whole):
     assert_goes_on(program, directory, whole)
 
 
-@pytest.mark.slow
 def test_a_signal_in_a_save_stops_after_it(program, whole):
     directory = program.new()
     outcome = program.train(directory, kill_at=["saved", 3, signal.SIGTERM])
@@ -510,7 +511,6 @@ def test_settings_that_decide_nothing_may_change(program, whole, killed_at_24, t
     assert found | {"config": 0} == wanted | {"config": 0}
 
 
-@pytest.mark.slow
 def test_overwrite_starts_again(program, whole, killed_at_24):
     directory = killed_at_24
     names = {path.name for path in directory.glob("events*")}

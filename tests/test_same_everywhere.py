@@ -45,7 +45,7 @@ def assert_same_bits(run, wanted):
     assert forks.result(run) == forks.result(wanted)
 
 
-@pytest.fixture(scope="module", params=["cpu:1", pytest.param("cpu:2", marks=pytest.mark.slow)])
+@pytest.fixture(scope="module", params=["cpu:1", "cpu:2"])
 def recipe(request, tmp_path_factory, program):
     """Runs the recipe on MNIST, XLA limited to AVX2: there the cut shows in the last bits."""
     folder = tmp_path_factory.mktemp("recipe")
@@ -64,6 +64,7 @@ def recipe(request, tmp_path_factory, program):
     return run
 
 
+@pytest.mark.slow
 def test_threads_and_cores_of_the_machine_change_no_bit(recipe):
     """As a trial of a grid has them, and fewer."""
     threads = {"TF_NUM_INTRAOP_THREADS": "1", "TF_NUM_INTEROP_THREADS": "1"}
@@ -94,6 +95,7 @@ def test_a_grid_changes_no_bit(recipe, tmp_path):
         assert forks.tensors(forks.checkpoints(run)[step]) == forks.tensors(path), step
 
 
+@pytest.mark.slow
 def test_the_number_of_threads_belongs_to_the_run(recipe):
     """It is in the fingerprint and the result; what it changes is rounding."""
     other = recipe("threads", "--threads=1")
@@ -101,6 +103,9 @@ def test_the_number_of_threads_belongs_to_the_run(recipe):
     assert (one["config"]["threads"], two["config"]["threads"]) == (1, 2)
     assert one["fingerprint"] != two["fingerprint"]
     assert_equal_within_rounding(other, recipe.whole)
+
+
+def test_a_process_that_has_begun_keeps_its_threads():
     assert "in this process TensorFlow has begun" in programs.train("--threads=3").err
 
 
@@ -128,6 +133,7 @@ def test_another_kind_of_cpu_is_equal_within_rounding(tmp_path, recipe, kind):
     assert first == 1 and f"XLA limited to {kind['XLA_FLAGS'].partition('=')[2]}" in cpu
 
 
+@pytest.mark.slow
 def test_a_run_that_goes_on_on_another_kind_of_cpu_says_so(program, whole, killed_at_24):
     other = {"XLA_FLAGS": "--xla_cpu_max_isa=AVX"}
     outcome = program.train(killed_at_24, environment=other)
@@ -227,7 +233,7 @@ def test_a_loop_is_no_longer_than_it_may(program, monkeypatch, where, limit, val
 
     monkeypatch.setattr(step.TrainLoop, "run", noted)
     monkeypatch.setattr(f"lab.training.{where}.{limit}", value)
-    flags, directory = [*RUN, "--watch="], program.new()
+    flags, directory = [*RUN, "--watch=", "--xla=off"], program.new()
     assert program.here(directory, *flags).status == 0
     assert max(lengths) == longest and sum(lengths) == STEPS
     whole = program.undisturbed(flags)
