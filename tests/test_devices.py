@@ -260,6 +260,7 @@ def test_what_is_recorded_of_each_replica(tiny, count, batch, mean):
     assert len(tags) == 7 * (2 * count + 3)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("count", "batch"), [(2, 16), pytest.param(4, 7, marks=pytest.mark.slow)])
 def test_the_local_gradients_sum_to_the_reduced_one(tiny, count, batch):
     """As they are recorded: |g|^2 is the sum of local . g; and directly, with what the replicas

@@ -380,7 +380,7 @@ SCHEDULED = {
         pytest.param(
             *(rule, warmup),
             id=f"{name}-{warmup}",
-            marks=() if warmup in (0, 6) else pytest.mark.slow,
+            marks=() if warmup == 6 else pytest.mark.slow,
         )
         for name, (rule, warmups) in SCHEDULED.items()
         for warmup in warmups

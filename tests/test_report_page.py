@@ -242,7 +242,11 @@ def test_a_picture_is_svg_with_text_a_title_and_its_own_ids(picture):
     assert sizes and min(sizes) * 328 / float(root.get("viewBox").split()[2]) >= 11
 
 
-@pytest.mark.parametrize("picture", DRAWN, ids=lambda p: p.slug)
+@pytest.mark.parametrize(
+    "picture",
+    [p if p is STANDING else pytest.param(p, marks=pytest.mark.slow) for p in DRAWN],
+    ids=lambda p: p.slug,
+)
 def test_a_picture_is_a_png_of_the_same_bytes_each_time(picture):
     content = charts.png(picture)
     pixels = matplotlib.image.imread(io.BytesIO(content), format="png")
@@ -544,6 +548,7 @@ def test_nothing_is_wider_than_the_screen(chromium, text, width):
     assert seen["letters"] >= 10.9 and seen["fetched"] == 0
 
 
+@pytest.mark.slow
 @pytest.mark.browser
 def test_dark_and_light(chromium, text, tmp_path):
     def brightness(*flags):

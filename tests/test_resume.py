@@ -334,6 +334,7 @@ def test_a_run_that_is_interrupted_before_its_first_evaluation(program, whole):
     assert_goes_on(program, directory, whole)
 
 
+@pytest.mark.slow
 def test_a_signal_in_a_save_stops_after_it(program, whole):
     directory = program.new()
     outcome = program.train(directory, kill_at=["saved", 3, signal.SIGTERM])
@@ -389,9 +390,8 @@ ONE_EACH = ["manifest.json missing", "variables.index half", "folder emptied"]
 IN_DATA = "variables.data-00000-of-00001 bit in the middle"
 
 
-@pytest.mark.parametrize(
-    "damage", [IN_DATA, *(pytest.param(name, marks=pytest.mark.slow) for name in ONE_EACH)]
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("damage", [IN_DATA, *ONE_EACH])
 def test_a_damaged_checkpoint_costs_a_few_steps_and_no_more(program, whole, killed_at_24, damage):
     directory = killed_at_24
     MATRIX[damage](forks.checkpoints(directory)[24])
@@ -511,6 +511,7 @@ def test_settings_that_decide_nothing_may_change(program, whole, killed_at_24, t
     assert found | {"config": 0} == wanted | {"config": 0}
 
 
+@pytest.mark.slow
 def test_overwrite_starts_again(program, whole, killed_at_24):
     directory = killed_at_24
     names = {path.name for path in directory.glob("events*")}

@@ -164,16 +164,15 @@ def test_what_a_cpu_is_told_belongs_to_its_kind():
     assert plain and "\n" not in plain
 
 
-def test_idle_cores_are_told(tmp_path, monkeypatch, idx_folder):
-    for cores in (2, 6):
-        monkeypatch.setattr(machine, "cores", lambda cores=cores: list(range(cores)))
-        outcome = programs.train(
-            *("--training_steps=2", "--batch_size=8", f"--data={idx_folder}", "--watch="),
-            "--xla=off",
-            *(f"--logdir={tmp_path}", f"--run_name={cores}"),
-        )
-        assert outcome.status == 0, outcome.err
-        assert ("--threads=6" in outcome.out) == (cores == 6)
+@pytest.mark.parametrize("cores", [6, pytest.param(2, marks=pytest.mark.slow)])
+def test_idle_cores_are_told(tmp_path, monkeypatch, idx_folder, cores):
+    monkeypatch.setattr(machine, "cores", lambda: list(range(cores)))
+    outcome = programs.train(
+        *("--training_steps=2", "--batch_size=8", f"--data={idx_folder}", "--watch="),
+        *("--xla=off", f"--logdir={tmp_path}"),
+    )
+    assert outcome.status == 0, outcome.err
+    assert ("--threads=6" in outcome.out) == (cores == 6)
 
 
 def test_a_batch_that_does_not_fit_is_refused(tmp_path, monkeypatch):
@@ -216,7 +215,8 @@ def test_a_signal_in_the_midst_of_a_step():
 @pytest.mark.parametrize(
     ("where", "limit", "value", "longest"),
     [
-        ("periodic", "LOOP_MILLISECONDS", 0, 1),  # steps that take long are done a few at a time
+        # Steps that take long are done a few at a time.
+        pytest.param("periodic", "LOOP_MILLISECONDS", 0, 1, marks=pytest.mark.slow),
         ("state", "_INDICES", 32, 2),  # two batches of 16
     ],
 )
@@ -231,12 +231,12 @@ def test_a_loop_is_no_longer_than_it_may(program, monkeypatch, where, limit, val
         lengths.append(len(indices))
         return run(self, indices, first_step)
 
+    flags, whole, directory = [*RUN, "--watch=", "--xla=off"], program.new(), program.new()
+    assert program.here(whole, *flags).status == 0
     monkeypatch.setattr(step.TrainLoop, "run", noted)
     monkeypatch.setattr(f"lab.training.{where}.{limit}", value)
-    flags, directory = [*RUN, "--watch=", "--xla=off"], program.new()
     assert program.here(directory, *flags).status == 0
     assert max(lengths) == longest and sum(lengths) == STEPS
-    whole = program.undisturbed(flags)
     assert forks.tensors(forks.checkpoints(directory)[STEPS]) == forks.tensors(
         forks.checkpoints(whole)[STEPS]
     )

@@ -236,13 +236,12 @@ def test_losses_and_reductions(tiny, loss, mean):
     assert_close(in_order(under, under.weights()), steps[-1][-1], "after 10 steps")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("make_strategy", "name"),
     [
         (tf.distribute.get_strategy, "sgd"),
-        pytest.param(
-            lambda: tf.distribute.OneDeviceStrategy("/cpu:0"), "adam", marks=pytest.mark.slow
-        ),
+        (lambda: tf.distribute.OneDeviceStrategy("/cpu:0"), "adam"),
     ],
     ids=["none", "one"],
 )

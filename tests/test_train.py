@@ -230,7 +230,7 @@ def test_figures_and_last_histograms_are_those_of_the_final_model(tmp_path, labe
         outcome = programs.train(
             *("--training_steps=45", "--display_step=20", "--optimizer=rmsprop", "--seed=1"),
             *("--histogram_every=5", "--reduction=mean", f"--logdir={tmp_path}"),
-            *("--watch=weights", "--n_hidden_1=24", "--n_hidden_2=16"),
+            *("--watch=weights", "--n_hidden_1=24", "--n_hidden_2=16", "--xla=off"),
         )
     assert outcome.status == 0
     directory, _ = last_lines(outcome)
@@ -377,17 +377,18 @@ def test_help_and_wrong_flags_need_no_tensorflow_but_training_does(no_tensorflow
 # ------------------------------------------------------------------ other ends
 
 
-def test_what_cannot_be_read_or_written_ends_in_one_line(tmp_path):
+def test_what_cannot_be_read_or_written_ends_in_one_line(tmp_path, idx_folder):
     empty = tmp_path / "empty"
     empty.mkdir()
     assert_one_line(programs.train(f"--data={empty}"), 1, str(empty), "--data")
     assert_one_line(programs.train(f"--data={tmp_path / 'absent'}"), 1, "absent", "--data")
     (tmp_path / "file").touch()
+    small = [f"--data={idx_folder}", "--batch_size=16", "--training_steps=1"]
     for place in (tmp_path / "file", "/proc/logs", "/dev/null/logs"):
-        outcome = programs.train(f"--logdir={place}", "--training_steps=1")
+        outcome = programs.train(f"--logdir={place}", *small)
         assert_one_line(outcome, 1, str(place), "--logdir")
         assert LIES_IN not in outcome.out
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["empty", "file"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["empty", "file", "idx"]
 
 
 @pytest.mark.parametrize(
@@ -497,15 +498,21 @@ def test_a_run_directory_that_is_deleted_meanwhile_ends_in_one_line(tmp_path, id
 
 
 def test_nothing_watched_leaves_scalars_alone(tmp_path, idx_folder):
-    outcome = programs.train(
-        *(f"--data={idx_folder}", "--training_steps=20", "--display_step=10", "--watch="),
-        *("--batch_size=16", "--xla=off", f"--logdir={tmp_path}"),
-    )
+    """And the same again, in place of the run that was there."""
+    flags = [f"--data={idx_folder}", "--training_steps=20", "--display_step=10", "--watch="]
+    flags += ["--batch_size=16", "--xla=off", f"--logdir={tmp_path}"]
+    outcome = programs.train(*flags)
     assert outcome.status == 0
     record = events.read(last_lines(outcome)[0])
     assert events.histograms(record) == {}
     assert record["loss"].steps == record["accuracy"].steps == list(range(1, 21))
     assert record["test-loss"].steps == [10, 20]
+    (first,) = events.files(last_lines(outcome)[0])
+    assert programs.train(*flags, "--overwrite").status == 0
+    assert first not in events.files(last_lines(outcome)[0])
+    again = events.read(last_lines(outcome)[0])
+    np.testing.assert_array_equal(again["loss"].values, record["loss"].values)
+    assert again["loss"].steps == record["loss"].steps
 
 
 @pytest.mark.slow

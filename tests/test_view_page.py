@@ -319,11 +319,11 @@ def test_a_run_that_is_still_training(browser, tmp_path):
             assert server.address == f"http://127.0.0.1:{server.server_port}/"
             page.goto(server.address)
             until(page, "view.step === 5")
-            record(6, 300)
-            until(page, "view.step === 300 && runs[0].histograms.get('w').steps.length === 300")
-            until(page, "shown() === '300'")
+            record(6, 60)
+            until(page, "view.step === 60 && runs[0].histograms.get('w').steps.length === 60")
+            until(page, "shown() === '60'")
             recorded = events.read(folder)["w"]
-            for step in (3, 6, 300):
+            for step in (3, 6, 60):
                 page.locator("#step").fill(str(step))
                 until(
                     page,

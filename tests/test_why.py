@@ -376,6 +376,7 @@ def test_the_first_operation_that_is_not_finite(tmp_path):
         data=lab.Data(np.ones((8, 2), np.float32), np.zeros(8, np.float32)),
         loss=lambda y, output: tf.math.log(output[:, 0]),
         optimizer=lab.SGD(0.3),
+        xla="off",
         reduction="mean",
         batch_size=8,
         steps=6,
