@@ -43,6 +43,39 @@ def _load_tensorflow() -> None:
             os.environ[name] = value
 
 
+# Their tests compare with the same few runs of forked processes. In the fast set one process takes
+# them all, first; in the whole set that would be most of the time.
+_FORKS = ("faults", "resume", "run", "same_everywhere", "stored", "train")
+_FORKS = tuple(f"tests/test_{name}.py" for name in _FORKS)
+
+
+def _are_together(config: pytest.Config) -> bool:
+    return config.getoption("dist", "no") == "loadfile" and config.getoption("-m") == "not slow"
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    if hasattr(config, "workerinput") and config.workerinput["together"]:
+        items.sort(key=lambda item: not item.nodeid.startswith(_FORKS))
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_configure_node(node) -> None:
+    node.workerinput["together"] = _are_together(node.config)
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log):
+    if not _are_together(config):
+        return None
+    from xdist.scheduler import LoadFileScheduling
+
+    class Together(LoadFileScheduling):
+        def _split_scope(self, nodeid: str) -> str:
+            return "forks" if nodeid.startswith(_FORKS) else super()._split_scope(nodeid)
+
+    return Together(config, log)
+
+
 def pytest_runtest_setup(item: pytest.Item) -> None:
     if item.get_closest_marker("gpu"):
         import tensorflow as tf

@@ -19,6 +19,7 @@ COMMON = [
         "--watch=norms",
     ),
     *("--n_hidden_1=8", "--n_hidden_2=6", "--init_stddev=0.5", "--checkpoint_every=20"),
+    "--xla=off",  # it takes longer to compile than to run
 ]
 
 

@@ -170,7 +170,10 @@ def hessian(weights, activation, x, labels):
 
 @pytest.mark.parametrize(
     ("activation", "sizes"),
-    [*((name, SIZES) for name in ACTIVATIONS), ("tanh", (6, 4)), ("sigmoid", (6, 5, 4))],
+    [
+        *(pytest.param(name, SIZES, marks=pytest.mark.slow) for name in ACTIVATIONS),
+        *(("tanh", (6, 4)), ("sigmoid", (6, 5, 4))),
+    ],
 )
 def test_hessian_vector_product_and_sharpness_are_the_full_hessians(activation, sizes):
     rng = np.random.default_rng(5)

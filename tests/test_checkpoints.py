@@ -415,7 +415,7 @@ def real(tmp_path_factory):
     outcome = programs.train(
         *(f"--logdir={logdir}", "--run_name=run", "--optimizer=adadelta", "--seed=3"),
         *("--training_steps=25", "--display_step=20", "--checkpoint_every=6", "--n_hidden_1=9"),
-        *("--n_hidden_2=8", "--watch="),
+        *("--n_hidden_2=8", "--watch=", "--xla=off"),
     )
     assert outcome.status == 0, outcome.err
     return logdir / "run"

@@ -9,7 +9,10 @@ from lab.kernels import xla
 pytestmark = pytest.mark.numbers
 
 random = np.random.default_rng(8)
-SIZES = [1, 31, 32, 33, 256, 385, 4095, 4096, 4097, 99991, 100352]
+SIZES = [
+    *(1, 31, 4097, 99991),
+    *(pytest.param(n, marks=pytest.mark.slow) for n in (32, 33, 256, 385, 4095, 4096, 100352)),
+]
 
 
 @pytest.mark.parametrize("size", SIZES)
@@ -56,7 +59,11 @@ def test_squares_of_nan_and_beyond_float32():
 @pytest.mark.parametrize(
     ("rows", "buckets", "size"),
     [
-        *((3, 64, size) for size in SIZES),
+        *((3, 64, size) for size in (1, 31, 4097, 99991)),
+        *(
+            pytest.param(3, 64, size, marks=pytest.mark.slow)
+            for size in (32, 33, 256, 385, 4095, 4096, 100352)
+        ),
         *((1, buckets, size) for buckets in (1, 64) for size in (1, 385, 4096, 99991)),
     ],
 )

@@ -150,8 +150,8 @@ def assert_one_curve(one, many, tolerance=1e-4):
 @pytest.mark.parametrize(
     ("optimizer", "counts"),
     [
-        ("sgd", (2, 4)),
-        *(pytest.param(rule, (2,), marks=pytest.mark.slow) for rule in ("adam", "adagrad")),
+        pytest.param(rule, counts, marks=pytest.mark.slow)
+        for rule, counts in [("sgd", (2, 4)), ("adam", (2,)), ("adagrad", (2,))]
     ],
 )
 def test_any_number_of_devices_gives_one_curve(tiny, optimizer, counts):
@@ -188,7 +188,10 @@ def test_any_number_of_devices_gives_one_curve_for_long(tiny, tmp_path, optimize
 
 @pytest.mark.parametrize(
     ("count", "batch"),
-    [(2, 5), (4, 6), *(pytest.param(*case, marks=pytest.mark.slow) for case in [(4, 250), (3, 3)])],
+    [
+        (2, 5),
+        *(pytest.param(*case, marks=pytest.mark.slow) for case in [(4, 6), (4, 250), (3, 3)]),
+    ],
 )
 def test_every_example_counts_the_same(tiny, count, batch):
     """In shares of different sizes: a mean over the replicas' means would be another gradient.
@@ -257,6 +260,7 @@ def test_what_is_recorded_of_each_replica(tiny, count, batch, mean):
     assert len(tags) == 7 * (2 * count + 3)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("count", "batch"), [(2, 16), pytest.param(4, 7, marks=pytest.mark.slow)])
 def test_the_local_gradients_sum_to_the_reduced_one(tiny, count, batch):
     """As they are recorded: |g|^2 is the sum of local . g; and directly, with what the replicas
@@ -433,6 +437,7 @@ def assert_scales(directory):
     return series
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("more", [[], IN_PARTS], ids=["replicas", "parts"])
 def test_the_noise_scale_of_the_steps_since_the_last_evaluation(idx_folder, tmp_path, more):
     """At the steps of evaluations; also where the run was interrupted before the first of them."""
@@ -474,6 +479,7 @@ def test_columns_of_the_noise():
 # ------------------------------------------------------------------ --watch=replicas
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("count", "batch"), [(2, 16), pytest.param(4, 7, marks=pytest.mark.slow)])
 def test_histograms_of_each_replicas_gradients(tiny, count, batch):
     """Against np.histogram of the gradients of the replica's own share, by hand: a value within
@@ -693,9 +699,8 @@ def test_replicas_that_have_come_apart_are_named(tiny):
     group.check_identical(variables)
 
 
-@pytest.mark.parametrize(
-    "name", ["h2/bias", pytest.param("logits/weights/m", marks=pytest.mark.slow)]
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["h2/bias", "logits/weights/m"])
 def test_a_run_whose_replicas_come_apart_ends_at_the_next_checkpoint(idx_folder, tmp_path, name):
     """With one line that names it, and with the last checkpoint that was right."""
     run = TrainingState.run

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import functools
 import itertools
 import json
@@ -54,10 +55,13 @@ def assert_no_room(program, directory, wanted, flags=RUN, **options):
     return outcome
 
 
-def test_files_that_may_not_grow(program, whole):
+@pytest.mark.parametrize(
+    "sizes", [(100_000,), pytest.param((600, 100_000), marks=pytest.mark.slow)]
+)
+def test_files_that_may_not_grow(program, whole, sizes):
     """In config.json, in the events; with room, the run goes on."""
     directory = program.new()
-    for size in (600, 100_000):
+    for size in sizes:
         assert_no_room(program, directory, whole, file_size=size)
     assert_goes_on(program, directory, whole)
 
@@ -256,6 +260,18 @@ def stopped(pid):
     return all("State:\tT" in (thread / "status").read_text() for thread in threads)
 
 
+def test_a_run_that_is_locked_is_refused(program, killed_at_24):
+    before = forks.contents(killed_at_24)
+    with open(killed_at_24 / "lock") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        for more in ([], ["--seed=10", "--overwrite"]):
+            outcome = program.here(killed_at_24, *RUN, *more)
+            assert_one_line(outcome, 1, "another process", killed_at_24, "--run_name")
+            assert outcome.out == ""
+    assert forks.contents(killed_at_24) == before
+
+
+@pytest.mark.slow
 def test_a_run_has_one_process(program, long):
     """The second one is refused whatever it wants, and the first does not notice."""
     directory = program.new()
@@ -375,12 +391,13 @@ def assert_nonfinite_entries_are_in_no_bucket(directory, first, counts):
 
 
 NONFINITE = [
-    ("all", []),
-    ("loss", ["--watch="]),
+    ("all", ["--watch="]),
     *(
         pytest.param(kind, more, marks=pytest.mark.slow)
         for kind, more in [
+            ("all", []),
             ("all", ["--watch=gradients", "--histogram_every=7"]),
+            ("loss", ["--watch="]),
             ("loss", []),
             ("weights", ["--watch=updates"]),
         ]
@@ -517,6 +534,7 @@ def test_frozen_and_collapsed_are_said_on_the_spot_with_the_cause(tmp_path):
     outcome = programs.train(
         *("--learning_rate=0.1", "--training_steps=60", "--display_step=20"),
         *("--checkpoint_every=20", f"--logdir={tmp_path}", "--run_name=run", "--watch="),
+        "--xla=off",
     )
     assert outcome.status == 0
     result = forks.result(tmp_path / "run")
@@ -553,7 +571,7 @@ def test_a_rate_of_0_freezes_but_not_for_want_of_a_gradient(tmp_path):
     outcome = programs.train(
         *("--learning_rate=0", "--training_steps=30", "--display_step=10", "--n_hidden_1=9"),
         *("--n_hidden_2=8", f"--logdir={tmp_path}", "--run_name=run", "--watch="),
-        *("--checkpoint_every=10", "--init_stddev=1"),
+        *("--checkpoint_every=10", "--init_stddev=1", "--xla=off"),
     )
     assert outcome.status == 0
     ((step, words, largest, more),) = standstill_lines(outcome)
@@ -572,7 +590,7 @@ def test_a_slow_run_is_not_called_collapsed(tmp_path):
     """Of one class for every image as before the first step; but its loss falls."""
     outcome = programs.train(
         *("--learning_rate=0.0001", "--seed=2", "--training_steps=40", "--display_step=20"),
-        *("--batch_size=64", "--n_hidden_1=16", "--n_hidden_2=8", "--watch="),
+        *("--batch_size=64", "--n_hidden_1=16", "--n_hidden_2=8", "--watch=", "--xla=off"),
         *(f"--logdir={tmp_path}", "--run_name=run"),
     )
     result = forks.result(tmp_path / "run")
@@ -581,6 +599,7 @@ def test_a_slow_run_is_not_called_collapsed(tmp_path):
     assert not standstill_lines(outcome)
 
 
+@pytest.mark.slow
 @pytest.mark.numbers
 def test_a_run_that_trains_is_not_called_frozen_or_collapsed(long):
     result = forks.result(long)

@@ -40,7 +40,7 @@ STEPS = 200
 SMALL = [
     *("--n_hidden_1=8", "--n_hidden_2=8", "--activation=tanh", "--init_stddev=0.3"),
     *("--batch_size=16", f"--training_steps={STEPS}", "--display_step=20", "--steps_per_loop=2"),
-    "--watch=",
+    *("--watch=", "--xla=off"),
 ]
 # Two configs; with two seeds, four trials.
 LINES = """\
@@ -469,9 +469,9 @@ class Grid:
 
 @pytest.fixture(scope="module")
 def whole(tmp_path_factory, examples):
-    """The grid, never interrupted, two trials at a time."""
+    """The grid, never interrupted, one trial at a time."""
     home = Grid(tmp_path_factory.mktemp("whole"), examples)
-    home.outcome = home.run("--jobs=2")
+    home.outcome = home.run("--jobs=1")
     assert home.outcome.status == 0, home.outcome.err
     return home
 
@@ -617,7 +617,7 @@ def test_a_grid_that_is_finished_is_only_shown_again(whole, other):
 
 @pytest.mark.slow
 def test_shards_and_a_single_run_give_the_figures_of_the_grid(whole, other):
-    """Also one trial at a time where `whole` had two: they depend on nothing beside them."""
+    """Two trials at a time, where `whole` had one: they depend on nothing beside them."""
     started = [other.start(f"--shard={i}/2", "--jobs=1") for i in range(2)]
     shards = [programs.finish(process) for process in started]
     # No grid and no worker: one run in this process, as the grid's last trial.

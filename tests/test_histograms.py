@@ -108,7 +108,9 @@ def test_one_tensor(name):
     assert_is_histogram(x, *(part[0] for part in result))
 
 
-@pytest.mark.parametrize("size", [31, 1000, 4096, 4097, 12345])
+@pytest.mark.parametrize(
+    "size", [4097, *(pytest.param(n, marks=pytest.mark.slow) for n in (31, 1000, 4096, 12345))]
+)
 def test_tensors_of_known_sizes_are_counted_by_a_program_of_their_own(size):
     """As every weight is: small ones together, large ones two entries at a time. One program for
     the tensors of all kinds."""
@@ -165,6 +167,7 @@ def test_an_odd_tensor_leaves_the_others_right(name):
         assert_is_histogram(x, *row)
 
 
+@pytest.mark.slow
 def test_every_tensor_at_once():
     """Of shapes that are not known, and in one program of those that are."""
     tensors = [x.astype(np.float32) for x in TENSORS.values()]

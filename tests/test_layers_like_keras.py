@@ -106,7 +106,7 @@ def test_layer_norm_of_equal_entries():
     np.testing.assert_array_equal(layers.LayerNorm(4)(tf.fill([2, 4], 7.0)), np.zeros((2, 4)))
 
 
-@pytest.mark.parametrize("shape", [(16, 5), (4, 3, 6, 5)])
+@pytest.mark.parametrize("shape", [pytest.param((16, 5), marks=pytest.mark.slow), (4, 3, 6, 5)])
 def test_batch_norm(shape):
     """Some steps of training, each with its moving averages; then inference with them."""
     ours, theirs = layers.BatchNorm(5), keras.layers.BatchNormalization()
@@ -189,7 +189,11 @@ def keras_attention(attention, width, heads):
 
 
 @pytest.mark.parametrize(
-    ("width", "heads", "causal"), [(8, 2, False), (8, 2, True), (6, 1, False), (6, 3, True)]
+    ("width", "heads", "causal"),
+    [
+        *((6, 1, False), (6, 3, True)),
+        *(pytest.param(8, 2, causal, marks=pytest.mark.slow) for causal in (False, True)),
+    ],
 )
 def test_attention(width, heads, causal):
     attention = layers.MultiHeadAttention(width, heads, causal)
@@ -245,7 +249,7 @@ def test_attention_with_query_key_norm():
     assert len(attention.trainable_variables) == 12
 
 
-@pytest.mark.parametrize("rate", [0.2, 0.7])
+@pytest.mark.parametrize("rate", [0.2, pytest.param(0.7, marks=pytest.mark.slow)])
 def test_dropout(rate):
     """As Keras's: 0 or x / (1 - rate), as often, with that factor as gradient; its random numbers
     are its own. 40,000 entries: four standard deviations of their share are below 0.01."""

@@ -3,6 +3,7 @@
 import gc
 import pathlib
 import re
+import signal
 import threading
 import weakref
 
@@ -26,12 +27,12 @@ from lab.training import state as training_state
 
 @pytest.fixture
 def train(tmp_path):
-    """lab.train into a folder of its own, and without a word. Unless a test is about them, of
-    tensors it records the norms, and TensorFlow's kernels compute: little to compile."""
+    """lab.train into a folder of its own, and without a word. Unless a test is about them, no
+    tensor is watched, and TensorFlow's kernels compute: little to trace, nothing to compile."""
 
     def call(**arguments):
         options = {"logdir": str(tmp_path), "verbose": False, "batch_size": 16, "steps": 12}
-        options |= {"display_step": 5, "watch": ("norms",), "xla": "off"}
+        options |= {"display_step": 5, "watch": (), "xla": "off"}
         return lab.train(**options | arguments)
 
     return call
@@ -88,6 +89,7 @@ def same(one, other):
     return one.keys() == other.keys() and all(one[n].tobytes() == other[n].tobytes() for n in one)
 
 
+@pytest.mark.slow
 def test_the_readmes_network(tmp_path):
     run = lab.train(
         optimizer=lab.Adagrad(0.01), n_hidden_2=64, steps=30, logdir=str(tmp_path), verbose=False
@@ -121,6 +123,7 @@ def test_a_network_of_ones_own(train, images):
         train(**arguments, seed=4)
 
 
+@pytest.mark.slow
 def test_the_readmes_own_network(train):
     """The file that the README has its reader save, as it stands but for the number of steps."""
     readme = pathlib.Path(lab.__file__).parent.parent / "README.md"
@@ -192,7 +195,6 @@ def test_a_function_as_data(train):
         optimizer=lab.Adam(0.01),
         steps=40,
         batch_size=32,
-        xla="auto",
     )
     assert run.result["config"]["batch_size"] == 32
     _, loss = run.scalar("loss")
@@ -205,7 +207,8 @@ def test_a_function_as_data(train):
     assert moment.examples is None and moment.differing == ()
 
 
-@pytest.mark.parametrize("kind", ["own", pytest.param("gru", marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", ["own", "gru"])
 def test_tokens(train, tokens, kind):
     """Loss and accuracy are per token; a Keras GRU on them, too."""
     model = keras.Sequential(
@@ -234,12 +237,18 @@ def functional():
     return keras.Model(x, keras_layers.Dense(5, name="head")(h))
 
 
-@pytest.mark.parametrize("devices", ["cpu:1", pytest.param("cpu:2", marks=pytest.mark.slow)])
-def test_keras(train, images, devices):
+@pytest.mark.parametrize(
+    ("devices", "xla"),
+    [
+        ("cpu:1", "off"),
+        *(pytest.param(devices, "auto", marks=pytest.mark.slow) for devices in ("cpu:1", "cpu:2")),
+    ],
+)
+def test_keras(train, images, devices, xla):
     """A functional model with BatchNorm and dropout: tags are its paths, its state is in the
     checkpoints, training is told from evaluation, and it repeats bit for bit."""
     arguments = {"model": functional, "data": images, "optimizer": lab.SGD(0.05, momentum=0.9)}
-    arguments |= {"xla": "auto"}
+    arguments |= {"xla": xla}
     runs = [train(**arguments, devices=devices, name=name) for name in ("one", "two")]
     found, again = (run.weights(12) for run in runs)
     assert same(found, again)
@@ -345,15 +354,19 @@ def test_data_larger_than_what_the_devices_may_hold(train, images, tmp_path, mon
 # ------------------------------------------------------------------ any step again
 
 
-def test_any_step_again(train, images, monkeypatch):
+@pytest.mark.parametrize(
+    ("xla", "steps"),
+    [("off", (7,)), pytest.param("auto", (1, 4, 5, 6, 11, 12), marks=pytest.mark.slow)],
+)
+def test_any_step_again(train, images, monkeypatch, xla, steps):
     """Weights, slots and state are those of a run that saved each step, bit for bit; the rest is
     what was recorded, and what the update rule makes of it."""
-    arguments = {"model": Net, "data": images, "optimizer": lab.Adam(0.01), "xla": "auto"}
+    arguments = {"model": Net, "data": images, "optimizer": lab.Adam(0.01), "xla": xla}
     arguments |= {"watch": ("norms", "probes")}
     run = train(**arguments, checkpoint_every=5, steps_per_loop=3)
     monkeypatch.setattr(checkpoints, "KEEP", 100)
     whole = train(**arguments, checkpoint_every=1, name="whole")
-    for step in (1, 4, 5, 6, 11, 12):
+    for step in steps:
         moment = run.at(step)
         assert same(moment.weights | moment.slots | moment.state, whole.weights(step))
         assert moment.differing == ()
@@ -598,6 +611,10 @@ def test_what_a_model_reaches_is_trained_or_in_its_state(train, images):
     assert run.histogram("inner/dense/kernel").steps.tolist() == list(range(1, 13))
     _, values = run.scalar("hits")
     assert set(np.round(values * 16, 4)) <= set(range(17)) and run.result["test_metrics"]["hits"]
+
+
+@pytest.mark.slow
+def test_the_state_that_a_model_does_not_list_is_found_on_each_device(train, images):
     run = train(model=Listed, data=images, devices="cpu:2")
     assert run.weights(12)["calls"] == 12
 
@@ -607,19 +624,24 @@ def test_a_model_that_takes_one_batch_size_only(train, images):
         train(model=calling(lambda x: tf.reshape(x, [16, 5])), data=images)
 
 
-def test_a_function_that_fails_at_a_step_loses_nothing(train):
+def test_a_function_that_fails_at_a_step_and_ctrl_c_lose_nothing(train):
     def batch(step):
-        if step == 7 and fails:
+        if step == 7 and 7 in ends:
             raise OSError("the disk\nis gone")
+        if step == 10 and 10 in ends:
+            signal.raise_signal(signal.SIGINT)
         x = np.random.default_rng([7, step]).normal(size=(16, 12)).astype(np.float32)
         return x, (x[:, 0] > 0).astype(np.int32)
 
-    fails = True
+    ends = {7, 10}
     arguments = {"model": lambda: MLP([12, 4, 2]), "data": lab.Data(batch=batch), "name": "run"}
     arguments |= {"steps_per_loop": 3, "checkpoint_every": 3}
     with pytest.raises(LabError, match=r"batch\(7\): OSError: the disk is gone .*library.py, line"):
         train(**arguments)
-    fails = False
+    ends = {10}
+    with pytest.raises(KeyboardInterrupt, match="run is saved; the same call resumes it"):
+        train(**arguments)
+    ends = set()
     resumed = train(**arguments)
     whole = train(**arguments | {"name": "whole"})
     assert same(resumed.weights(12), whole.weights(12))

@@ -35,7 +35,11 @@ def keras_clipped(labels, logits):
 
 
 @pytest.mark.parametrize("jit", [False, True], ids=["eager", "xla"])
-@pytest.mark.parametrize("shape", SHAPES, ids=str)
+@pytest.mark.parametrize(
+    "shape",
+    [s if len(s) == 2 else pytest.param(s, marks=pytest.mark.slow) for s in SHAPES],
+    ids=str,
+)
 @pytest.mark.parametrize("name", ["clipped_cross_entropy", "softmax_cross_entropy"])
 def test_classes_of_any_rank(name, shape, jit):
     """One loss for each label, whatever the integer dtype; some probabilities are below 1e-9."""

@@ -105,7 +105,7 @@ def keras_block(block, x, heads):
     return norm, dense, x + dense(block.feed_out, inner)
 
 
-@pytest.mark.parametrize("qk_norm", [False, True])
+@pytest.mark.parametrize("qk_norm", [pytest.param(False, marks=pytest.mark.slow), True])
 @pytest.mark.parametrize("tokens", [False, True])
 def test_transformer(tokens, qk_norm):
     """Against Keras's functions, block by block."""

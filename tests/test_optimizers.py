@@ -89,8 +89,14 @@ SETS = [
     ("adadelta", {"learning_rate": 1.0, "rho": 0.9, "epsilon": 1e-6}),
     ("adadelta", {"learning_rate": 0.5, "rho": 0.5, "epsilon": 1e-3}),
 ]
+# Of each rule its fullest set of hyperparameters, of two their defaults; all others are slow ones.
+FAST = [6, 12, 13, 14, 17, 18, 22]
 CASES = [
-    pytest.param(rule, given, inside, oracle, id=f"{rule}-{i}-{oracle}{'-inside' * inside}")
+    pytest.param(
+        *(rule, given, inside, oracle),
+        id=f"{rule}-{i}-{oracle}{'-inside' * inside}",
+        marks=() if i in FAST else pytest.mark.slow,
+    )
     for i, (rule, given) in enumerate(SETS)
     for inside in (False, True)
     if not inside or rule in ("adam", "rmsprop", "adagrad")
@@ -371,7 +377,11 @@ SCHEDULED = {
 @pytest.mark.parametrize(
     ("rule", "warmup"),
     [
-        pytest.param(rule, warmup, id=f"{name}-{warmup}")
+        pytest.param(
+            *(rule, warmup),
+            id=f"{name}-{warmup}",
+            marks=() if warmup == 6 else pytest.mark.slow,
+        )
         for name, (rule, warmups) in SCHEDULED.items()
         for warmup in warmups
     ],

@@ -260,6 +260,7 @@ def test_histogram_every_thins_histograms_only(every, truth, tmp_path):
             events.assert_histogram(rows, truth[1][step - 1][tag])
 
 
+@pytest.mark.slow
 def test_scalars_alone_when_nothing_is_watched(truth, tmp_path):
     bench = Bench(watch=())
     recorder = bench.recorder(tmp_path)
@@ -271,6 +272,7 @@ def test_scalars_alone_when_nothing_is_watched(truth, tmp_path):
     assert record["loss"].steps == list(range(1, STEPS + 1))
 
 
+@pytest.mark.slow
 def test_what_else_is_watched_has_histograms_too(truth, tmp_path):
     bench = Bench(watch=("updates", "activations"))
     recorder = bench.recorder(tmp_path)

@@ -1,5 +1,6 @@
 """Reports on runs of any network and any data: against NumPy, and those on perceptrons."""
 
+import functools
 import json
 import pathlib
 
@@ -55,8 +56,8 @@ def _squared(y, out):
     return (y - out) ** 2
 
 
-def _trained(folder: pathlib.Path, images: str) -> None:
-    """A run or two of each kind, each kind in a folder of its own."""
+def _kinds(folder: pathlib.Path, images: str) -> dict[str, list[dict]]:
+    """The arguments of a run or two of each kind."""
     (folder / "nets.py").write_text(_NET)
     random = np.random.default_rng(5)
     x = random.normal(size=(48, 3)).astype(np.float32)
@@ -69,7 +70,7 @@ def _trained(folder: pathlib.Path, images: str) -> None:
     own = {"model": f"{folder}/nets.py:Net", "data": images}
     squared = {"model": lambda seed: MLP([3, 4, 1], seed=seed), "optimizer": lab.SGD(0.1)}
     squared |= {"loss": _squared, "data": lab.Data(x, y, x, y)}
-    kinds = {
+    return {
         "own": [own, own | {"seed": 1}, own | {"model_arguments": ("units=6",)}],
         "regression": [
             squared | {"metrics": {"mae": lambda y, out: abs(y - out)}, "seed": seed}
@@ -91,17 +92,36 @@ def _trained(folder: pathlib.Path, images: str) -> None:
             for seed in (0, 1)
         ],
     }
-    for kind, runs in kinds.items():
-        for arguments in runs:
-            options = {"steps": STEPS, "batch_size": 16, "display_step": 2, "verbose": False}
-            options |= {"watch": ("norms",), "xla": "off"}  # which takes longer to compile
-            lab.train(**options | {"logdir": str(folder / "logs" / kind)} | arguments)
 
 
 @pytest.fixture(scope="module")
-def logdir(tmp_path_factory):
+def kinds(tmp_path_factory):
     folder = tmp_path_factory.mktemp("networks")
-    _trained(folder, str(small_runs.write_data(folder / "images")))
+    return folder, _kinds(folder, str(small_runs.write_data(folder / "images")))
+
+
+@pytest.fixture(scope="module")
+def of(kinds):
+    """The folder of the runs of a kind, which are trained when it is first asked for."""
+    folder, arguments = kinds
+
+    @functools.cache
+    def trained(kind):
+        for one in arguments[kind]:
+            options = {"steps": STEPS, "batch_size": 16, "display_step": 2, "verbose": False}
+            options |= {"watch": ("norms",), "xla": "off"}  # which takes longer to compile
+            lab.train(**options | {"logdir": str(folder / "logs" / kind)} | one)
+        return folder / "logs" / kind
+
+    return trained
+
+
+@pytest.fixture(scope="module")
+def logdir(kinds, of):
+    """Of all kinds."""
+    folder, arguments = kinds
+    for kind in arguments:
+        of(kind)
     return folder / "logs"
 
 
@@ -120,12 +140,15 @@ def outcomes(sections):
 @pytest.mark.parametrize(
     ("kind", "table"),
     [
-        ("own", "not_compared"), ("regression", "no_accuracy"), ("no_norms", "no_accuracy"),
-        ("no_test", "no_run"), ("tokens", "alone"), ("keras", "alone"), ("no_matrix", "no_run"),
+        ("own", "not_compared"), ("no_norms", "no_accuracy"), ("keras", "alone"),
+        ("no_matrix", "no_run"),
+        *(pytest.param(*case, marks=pytest.mark.slow) for case in [
+            ("regression", "no_accuracy"), ("no_test", "no_run"), ("tokens", "alone"),
+        ]),
     ],
 )  # fmt: skip
-def test_runs_of_any_network_have_a_page(logdir, kind, table):
-    sections, made = story(logdir / kind)
+def test_runs_of_any_network_have_a_page(of, kind, table):
+    sections, made = story(of(kind))
     found = outcomes(sections)
     assert found["table"] == table and "left out" not in made
     assert found["layers"] == found["sameness"] == found["distribution"] == "not_applicable"
@@ -139,9 +162,9 @@ def test_runs_of_any_network_have_a_page(logdir, kind, table):
     assert not any(control.passed is False for one in sections.values() for control in one.controls)
 
 
-def test_figures_of_weights_and_of_recorded_scalars(logdir):
-    sections, _ = story(logdir / "keras")
-    run = lab.open_run(next((logdir / "keras").iterdir()))
+def test_figures_of_weights_and_of_recorded_scalars(of):
+    sections, _ = story(of("keras"))
+    run = lab.open_run(next(of("keras").iterdir()))
     start, end = run.weights(0), run.weights(STEPS)
 
     def value(slug, key):
@@ -165,18 +188,19 @@ def test_figures_of_weights_and_of_recorded_scalars(logdir):
         np.testing.assert_allclose(value("distribution", f"stable_rank:{tag}"), rank, 1e-5)
 
 
-def test_weights_are_what_was_trained_in_the_models_order(logdir):
+def test_weights_are_what_was_trained_in_the_models_order(of):
     """Neither slots nor the averages of BatchNorm."""
-    (group,) = read_runs(str(logdir / "keras")).groups
+    (group,) = read_runs(str(of("keras"))).groups
     model = functional()
     names = [v.path.removeprefix(f"{model.name}/") for v in model.trainable_variables]
     assert [*group.runs[0].final] == names and len(names) == 6
     assert [*group.shown] == ["wide/kernel", "head/kernel"]
-    (group,) = read_runs(str(logdir / "no_norms")).groups  # told by the checkpoint alone
+    (group,) = read_runs(str(of("no_norms"))).groups  # told by the checkpoint alone
     assert {*group.runs[0].final} == {f"{n}/{part}" for n in ("h1", "logits")
                                       for part in ("bias", "weights")}  # fmt: skip
 
 
+@pytest.mark.slow
 def test_beside_perceptrons_the_others_are_in_the_table_alone(logdir):
     """Every section but the table is what it is in a folder of the perceptrons alone."""
     mixed, made = story(logdir)
@@ -196,6 +220,7 @@ def test_beside_perceptrons_the_others_are_in_the_table_alone(logdir):
         assert figures[0] == figures[1]
 
 
+@pytest.mark.slow
 def test_the_table_has_each_runs_own_metric(logdir):
     found = read_runs(str(logdir))
     rows = {}
@@ -217,6 +242,7 @@ def test_the_table_has_each_runs_own_metric(logdir):
     assert {found.table.rows[i].data for i in compared} == {own.data}
 
 
+@pytest.mark.slow
 def test_measurements_of_others_are_not_taken_beside_perceptrons(logdir):
     evidence = measure(read_runs(str(logdir)))
     assert evidence.reference.known and all(group.known for group in evidence.featured)

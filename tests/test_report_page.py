@@ -242,7 +242,11 @@ def test_a_picture_is_svg_with_text_a_title_and_its_own_ids(picture):
     assert sizes and min(sizes) * 328 / float(root.get("viewBox").split()[2]) >= 11
 
 
-@pytest.mark.parametrize("picture", DRAWN, ids=lambda p: p.slug)
+@pytest.mark.parametrize(
+    "picture",
+    [p if p is STANDING else pytest.param(p, marks=pytest.mark.slow) for p in DRAWN],
+    ids=lambda p: p.slug,
+)
 def test_a_picture_is_a_png_of_the_same_bytes_each_time(picture):
     content = charts.png(picture)
     pixels = matplotlib.image.imread(io.BytesIO(content), format="png")
@@ -365,6 +369,7 @@ def test_figures_are_rounded_by_their_intervals(figure, text):
     assert figures.rounded(figure) == text
 
 
+@pytest.mark.slow
 def test_equal_stories_give_equal_bytes(text, elsewhere):
     assert page.as_html(STORY) == text
     assert elsewhere["page"] == page.as_html(SHORT)
@@ -464,6 +469,7 @@ def test_two_reports_at_once_are_told_in_one_line(tmp_path, monkeypatch):
         board.write(STORY, str(tmp_path))
 
 
+@pytest.mark.slow
 def test_a_full_disk_leaves_the_last_report(elsewhere):
     """Of a process whose files may not grow beyond 30 kB."""
     assert "cannot be written" in elsewhere["said"] and elsewhere["same"]
@@ -519,7 +525,7 @@ def found(dom):
 
 
 @pytest.mark.browser
-@pytest.mark.parametrize("width", [360, 800])
+@pytest.mark.parametrize("width", [360, pytest.param(800, marks=pytest.mark.slow)])
 def test_nothing_is_wider_than_the_screen(chromium, text, width):
     script = """page => {
       const letters = [...page.querySelectorAll("figure svg text")].map(e => {
@@ -542,6 +548,7 @@ def test_nothing_is_wider_than_the_screen(chromium, text, width):
     assert seen["letters"] >= 10.9 and seen["fetched"] == 0
 
 
+@pytest.mark.slow
 @pytest.mark.browser
 def test_dark_and_light(chromium, text, tmp_path):
     def brightness(*flags):
@@ -596,7 +603,7 @@ def report(*arguments, cwd, **environment):
 
 
 RUN = ["--n_hidden_1=6", "--n_hidden_2=5", "--training_steps=20", "--display_step=10"]
-RUN += ["--batch_size=20", "--watch=norms"]
+RUN += ["--batch_size=20", "--watch=norms", "--xla=off"]
 
 
 @pytest.fixture(scope="module")

@@ -335,6 +335,7 @@ def test_the_same_configuration_under_other_names_is_one_group():
     assert shown.pairs[0].p == 1
 
 
+@pytest.mark.slow
 def test_rows_of_one_distribution_are_rarely_told_apart():
     """Nine rows of equal law, five seeds: some split must appear in at most 5% of such grids."""
     draw, grids, split = np.random.default_rng(0), 100, 0

@@ -41,10 +41,14 @@ from lab.record.directory import RunDirectory
 # ------------------------------------------------------------------ what is compared
 
 
-def test_the_undisturbed_run_is_what_it_should_be(whole, long):
+@pytest.mark.slow
+def test_the_long_undisturbed_run_is_what_it_should_be(long):
+    assert sorted(forks.checkpoints(long)) == [*range(0, 400, 30), 400]
+
+
+def test_the_undisturbed_run_is_what_it_should_be(whole):
     """Else the comparisons below would compare nothing."""
     assert sorted(forks.checkpoints(whole)) == list(range(0, STEPS + 1, EVERY))
-    assert sorted(forks.checkpoints(long)) == [*range(0, 400, 30), 400]
     steps = {step: folder for step, folder in forks.checkpoints(whole).items() if step}
     seen = [forks.tensors(folder) for folder in steps.values()]
     assert len(seen[0]) == 6 * 3 + 1  # weights and biases with Adam's m and v, and the step
@@ -127,9 +131,8 @@ def test_a_run_that_has_its_last_checkpoint_but_no_result_gets_it(program, whole
     assert forks.resumed_after(out) == STEPS
 
 
-@pytest.mark.parametrize(
-    "content", ['{"status": "comp', pytest.param("null", marks=pytest.mark.slow)]
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("content", ['{"status": "comp', "null"])
 def test_a_damaged_result_is_made_again(program, whole, content):
     directory = program.copy(whole)
     (directory / "result.json").write_text(content)
@@ -292,10 +295,9 @@ def test_every_tag_holds_every_step_once_in_a_tensorboard(pieced, fast):
 # ------------------------------------------------------------------ asked to stop
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
-    ("number", "status"),
-    [(signal.SIGTERM, 143), pytest.param(signal.SIGINT, 130, marks=pytest.mark.slow)],
-    ids=["TERM", "INT"],
+    ("number", "status"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)], ids=["TERM", "INT"]
 )
 def test_a_run_that_is_asked_to_stop_saves_where_it_is(program, long, number, status):
     directory = program.new()
@@ -388,9 +390,8 @@ ONE_EACH = ["manifest.json missing", "variables.index half", "folder emptied"]
 IN_DATA = "variables.data-00000-of-00001 bit in the middle"
 
 
-@pytest.mark.parametrize(
-    "damage", [IN_DATA, *(pytest.param(name, marks=pytest.mark.slow) for name in ONE_EACH)]
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("damage", [IN_DATA, *ONE_EACH])
 def test_a_damaged_checkpoint_costs_a_few_steps_and_no_more(program, whole, killed_at_24, damage):
     directory = killed_at_24
     MATRIX[damage](forks.checkpoints(directory)[24])

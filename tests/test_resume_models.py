@@ -89,9 +89,8 @@ def script_run(tmp_path_factory):
     return folder / "run"
 
 
-@pytest.mark.parametrize(
-    "number", [signal.SIGINT, pytest.param(signal.SIGTERM, marks=pytest.mark.slow)]
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_a_script_that_is_asked_to_stop(tmp_path, script_run, number):
     """The run is saved, Ctrl-C is raised again, SIGTERM ends the script as it ends any program; and
     the same script goes on to the same bits."""

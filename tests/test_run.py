@@ -19,7 +19,7 @@ from lab.record.directory import event_files
 @pytest.fixture(scope="module")
 def run(program):
     """A run of 48 steps; read only."""
-    return program.undisturbed([*forks.RUN, "--histogram_every=2"])
+    return program.undisturbed([*forks.RUN, "--histogram_every=2", "--xla=off"])
 
 
 def test_every_value_is_tensorboards(run):

@@ -45,7 +45,7 @@ def assert_same_bits(run, wanted):
     assert forks.result(run) == forks.result(wanted)
 
 
-@pytest.fixture(scope="module", params=["cpu:1", pytest.param("cpu:2", marks=pytest.mark.slow)])
+@pytest.fixture(scope="module", params=["cpu:1", "cpu:2"])
 def recipe(request, tmp_path_factory, program):
     """Runs the recipe on MNIST, XLA limited to AVX2: there the cut shows in the last bits."""
     folder = tmp_path_factory.mktemp("recipe")
@@ -64,6 +64,7 @@ def recipe(request, tmp_path_factory, program):
     return run
 
 
+@pytest.mark.slow
 def test_threads_and_cores_of_the_machine_change_no_bit(recipe):
     """As a trial of a grid has them, and fewer."""
     threads = {"TF_NUM_INTRAOP_THREADS": "1", "TF_NUM_INTEROP_THREADS": "1"}
@@ -94,6 +95,7 @@ def test_a_grid_changes_no_bit(recipe, tmp_path):
         assert forks.tensors(forks.checkpoints(run)[step]) == forks.tensors(path), step
 
 
+@pytest.mark.slow
 def test_the_number_of_threads_belongs_to_the_run(recipe):
     """It is in the fingerprint and the result; what it changes is rounding."""
     other = recipe("threads", "--threads=1")
@@ -101,6 +103,9 @@ def test_the_number_of_threads_belongs_to_the_run(recipe):
     assert (one["config"]["threads"], two["config"]["threads"]) == (1, 2)
     assert one["fingerprint"] != two["fingerprint"]
     assert_equal_within_rounding(other, recipe.whole)
+
+
+def test_a_process_that_has_begun_keeps_its_threads():
     assert "in this process TensorFlow has begun" in programs.train("--threads=3").err
 
 
@@ -128,6 +133,7 @@ def test_another_kind_of_cpu_is_equal_within_rounding(tmp_path, recipe, kind):
     assert first == 1 and f"XLA limited to {kind['XLA_FLAGS'].partition('=')[2]}" in cpu
 
 
+@pytest.mark.slow
 def test_a_run_that_goes_on_on_another_kind_of_cpu_says_so(program, whole, killed_at_24):
     other = {"XLA_FLAGS": "--xla_cpu_max_isa=AVX"}
     outcome = program.train(killed_at_24, environment=other)
@@ -158,16 +164,15 @@ def test_what_a_cpu_is_told_belongs_to_its_kind():
     assert plain and "\n" not in plain
 
 
-def test_idle_cores_are_told(tmp_path, monkeypatch, idx_folder):
-    for cores in (2, 6):
-        monkeypatch.setattr(machine, "cores", lambda cores=cores: list(range(cores)))
-        outcome = programs.train(
-            *("--training_steps=2", "--batch_size=8", f"--data={idx_folder}", "--watch="),
-            "--xla=off",
-            *(f"--logdir={tmp_path}", f"--run_name={cores}"),
-        )
-        assert outcome.status == 0, outcome.err
-        assert ("--threads=6" in outcome.out) == (cores == 6)
+@pytest.mark.parametrize("cores", [6, pytest.param(2, marks=pytest.mark.slow)])
+def test_idle_cores_are_told(tmp_path, monkeypatch, idx_folder, cores):
+    monkeypatch.setattr(machine, "cores", lambda: list(range(cores)))
+    outcome = programs.train(
+        *("--training_steps=2", "--batch_size=8", f"--data={idx_folder}", "--watch="),
+        *("--xla=off", f"--logdir={tmp_path}"),
+    )
+    assert outcome.status == 0, outcome.err
+    assert ("--threads=6" in outcome.out) == (cores == 6)
 
 
 def test_a_batch_that_does_not_fit_is_refused(tmp_path, monkeypatch):
@@ -210,7 +215,8 @@ def test_a_signal_in_the_midst_of_a_step():
 @pytest.mark.parametrize(
     ("where", "limit", "value", "longest"),
     [
-        ("periodic", "LOOP_MILLISECONDS", 0, 1),  # steps that take long are done a few at a time
+        # Steps that take long are done a few at a time.
+        pytest.param("periodic", "LOOP_MILLISECONDS", 0, 1, marks=pytest.mark.slow),
         ("state", "_INDICES", 32, 2),  # two batches of 16
     ],
 )
@@ -225,12 +231,12 @@ def test_a_loop_is_no_longer_than_it_may(program, monkeypatch, where, limit, val
         lengths.append(len(indices))
         return run(self, indices, first_step)
 
+    flags, whole, directory = [*RUN, "--watch=", "--xla=off"], program.new(), program.new()
+    assert program.here(whole, *flags).status == 0
     monkeypatch.setattr(step.TrainLoop, "run", noted)
     monkeypatch.setattr(f"lab.training.{where}.{limit}", value)
-    flags, directory = [*RUN, "--watch="], program.new()
     assert program.here(directory, *flags).status == 0
     assert max(lengths) == longest and sum(lengths) == STEPS
-    whole = program.undisturbed(flags)
     assert forks.tensors(forks.checkpoints(directory)[STEPS]) == forks.tensors(
         forks.checkpoints(whole)[STEPS]
     )

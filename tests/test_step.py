@@ -194,7 +194,7 @@ ORACLES = {
 
 
 # Of the others, which differ in the rule alone, test_optimizers.py has every one.
-FAST = ("sgd", "adam", "adagrad, epsilon inside", "sgd, momentum, decay, clipped")
+FAST = ("adam", "sgd, momentum, decay, clipped")
 
 
 @pytest.mark.parametrize(
@@ -220,7 +220,11 @@ def test_the_compiled_loop_is_the_plain_loop(tiny, name):
 
 
 @pytest.mark.parametrize(
-    ("loss", "mean"), [("clipped_cross_entropy", True), ("softmax_cross_entropy", False)]
+    ("loss", "mean"),
+    [
+        pytest.param("clipped_cross_entropy", True, marks=pytest.mark.slow),
+        ("softmax_cross_entropy", False),
+    ],
 )
 def test_losses_and_reductions(tiny, loss, mean):
     """The recorded loss is the sum or the mean that was minimized."""
@@ -234,6 +238,7 @@ def test_losses_and_reductions(tiny, loss, mean):
     assert_close(in_order(under, under.weights()), steps[-1][-1], "after 10 steps")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("make_strategy", "name"),
     [
@@ -329,6 +334,7 @@ def test_what_was_recorded_is_what_happened(tiny):
                 assert difference <= near, f"step {t + 1}, {tag}, edge {edge}"
 
 
+@pytest.mark.slow
 def test_norms_are_those_of_the_tensors(tiny):
     """Of weights after the update, gradients and updates: against NumPy on the plain loop's."""
     under = Under(tiny, RULES["adam"](0.01), watch=("norms", "updates"))
@@ -348,6 +354,7 @@ def test_norms_are_those_of_the_tensors(tiny):
             np.testing.assert_allclose(said[f"{name}/update/ratio"], ratio, 1e-4, 1e-7)
 
 
+@pytest.mark.slow
 def test_histograms_are_of_the_very_tensors(tiny):
     """One step at a time, so that the variables can be read between: low, high and counts of
     weights and updates are exact."""
@@ -371,6 +378,7 @@ def test_nothing_watched(tiny):
     assert set(under.run(3)) == {"scalars"}
 
 
+@pytest.mark.slow
 def test_watching_changes_no_number(tiny):
     """What is recorded does not act on what is trained."""
     silent, loud = (
@@ -382,6 +390,7 @@ def test_watching_changes_no_number(tiny):
         np.testing.assert_array_equal(a, b)
 
 
+@pytest.mark.slow
 def test_histogram_every(tiny):
     """The steps that 3 divides, counted from the start of the run and not of the loop; zeros
     between them."""
@@ -412,6 +421,7 @@ def test_any_length_of_loop_gives_the_same_bits(tiny):
         under.run(101)
 
 
+@pytest.mark.slow
 def test_the_same_seed_gives_the_same_bits(tiny):
     """Built twice from nothing."""
     first, second = (Under(tiny, RULES["rmsprop"](), watch=("norms",)) for _ in range(2))
@@ -441,6 +451,7 @@ class Counting(tf.Module):
         return self.mlp(x)
 
 
+@pytest.mark.slow
 def test_traced_once(tiny):
     """The model is walked through once, by the graph of the step, and never again."""
     under = Under(tiny, make_model=Counting, watch=("gradients",))
@@ -487,6 +498,7 @@ def odd_forward(weights, x, frozen):
     return scale * tf.matmul(tf.reshape(tf.tanh(y), [-1, 48]), dense) + frozen
 
 
+@pytest.mark.slow
 def test_any_module(tiny):
     under = Under(tiny, RULES["adam"](), make_model=Odd, watch=("weights", "gradients"))
     recorded = under.run(12)
@@ -580,6 +592,7 @@ def test_replicas_together_do_what_one_does(tiny, replicas, batch):
         np.testing.assert_allclose(b[key], a[key], rtol=1e-4, atol=1e-6)
 
 
+@pytest.mark.slow
 def test_replicas_stay_equal_bit_for_bit(tiny):
     """Nothing in TensorFlow checks it: variables without aggregation are assigned on each."""
     strategy = mirrored(4)
@@ -614,7 +627,9 @@ def logits_by_hand(model, images):
 
 
 @pytest.mark.parametrize("replicas", [1, 2])
-@pytest.mark.parametrize("chunk", [1, 7, 40, 41, 42, 1000])
+@pytest.mark.parametrize(
+    "chunk", [7, 41, 42, *(pytest.param(n, marks=pytest.mark.slow) for n in (1, 40, 1000))]
+)
 def test_evaluator(tiny, chunk, replicas):
     """Every one of 41 examples once and in order, whether or not the chunk divides them."""
     strategy = mirrored(replicas)

@@ -107,7 +107,9 @@ def test_the_page_of_edited_runs(tmp_path, tmp_path_factory, monkeypatch, capsys
     assert len(left_out) + sum(len(group.runs) for group in runs.groups) >= copies + 5
 
 
-@pytest.mark.parametrize("stride", [5, pytest.param(1, marks=pytest.mark.slow)])
+@pytest.mark.parametrize(
+    "stride", [len(WRONG), *(pytest.param(n, marks=pytest.mark.slow) for n in (5, 1))]
+)
 def test_every_field_of_a_config_and_a_manifest_with_wrong_values(program, whole, stride):
     """bin/train refuses the directory."""
     directory = program.copy(whole)
@@ -124,6 +126,7 @@ def test_every_field_of_a_config_and_a_manifest_with_wrong_values(program, whole
         path.write_text(original)
 
 
+@pytest.mark.slow
 def test_a_manifest_with_a_wrong_value_is_passed_over(program, whole):
     directory = program.copy(whole)
     (directory / "result.json").unlink()

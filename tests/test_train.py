@@ -246,6 +246,7 @@ def test_figures_and_last_histograms_are_those_of_the_final_model(tmp_path, labe
         outcome = programs.train(
             *("--training_steps=45", "--display_step=20", "--optimizer=rmsprop", "--seed=1"),
             *("--histogram_every=5", "--reduction=mean", f"--logdir={tmp_path}"),
+            *("--watch=weights", "--n_hidden_1=24", "--n_hidden_2=16", "--xla=off"),
         )
     assert outcome.status == 0
     directory, _ = last_lines(outcome)
@@ -310,7 +311,7 @@ def test_the_command_is_right_for_every_folder_name(name):
 
 def test_a_bar_on_a_terminal_and_a_clean_end_on_ctrl_c(tmp_path, idx_folder):
     arguments = [f"--data={idx_folder}", "--training_steps=1000000", "--display_step=20"]
-    arguments += ["--batch_size=16", "--steps_per_loop=10", "--watch="]
+    arguments += ["--batch_size=16", "--steps_per_loop=10", "--watch=", "--xla=off"]
     master, slave = pty.openpty()
     fcntl.ioctl(slave, termios.TIOCSWINSZ, struct.pack("HHHH", 24, 120, 0, 0))
     child = forks.start(*arguments, terminal=os.ttyname(slave), cwd=tmp_path)
@@ -392,20 +393,23 @@ def test_help_and_wrong_flags_need_no_tensorflow_but_training_does(no_tensorflow
 # ------------------------------------------------------------------ other ends
 
 
-def test_what_cannot_be_read_or_written_ends_in_one_line(tmp_path):
+def test_what_cannot_be_read_or_written_ends_in_one_line(tmp_path, idx_folder):
     empty = tmp_path / "empty"
     empty.mkdir()
     assert_one_line(programs.train(f"--data={empty}"), 1, str(empty), "--data")
     assert_one_line(programs.train(f"--data={tmp_path / 'absent'}"), 1, "absent", "--data")
     (tmp_path / "file").touch()
+    small = [f"--data={idx_folder}", "--batch_size=16", "--training_steps=1"]
     for place in (tmp_path / "file", "/proc/logs", "/dev/null/logs"):
-        outcome = programs.train(f"--logdir={place}", "--training_steps=1")
+        outcome = programs.train(f"--logdir={place}", *small)
         assert_one_line(outcome, 1, str(place), "--logdir")
         assert LIES_IN not in outcome.out
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["empty", "file"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["empty", "file", "idx"]
 
 
-@pytest.mark.parametrize("more", [[], ["--overwrite"]], ids=["plain", "overwrite"])
+@pytest.mark.parametrize(
+    "more", [pytest.param([], marks=pytest.mark.slow), ["--overwrite"]], ids=["plain", "overwrite"]
+)
 @pytest.mark.parametrize(
     "files",
     [
@@ -416,14 +420,15 @@ def test_what_cannot_be_read_or_written_ends_in_one_line(tmp_path):
     ],
     ids=["text", "lock", "config", "odd-config"],
 )
-def test_a_folder_of_something_else_is_left_alone(tmp_path, files, more):
+def test_a_folder_of_something_else_is_left_alone(tmp_path, idx_folder, files, more):
     folder = tmp_path / "logs" / "mine"
     folder.mkdir(parents=True)
     for name, text in files.items():
         (folder / name).write_text(text)
     before = contents(folder)
     outcome = programs.train(
-        f"--logdir={tmp_path / 'logs'}", "--run_name=mine", "--training_steps=1", *more
+        *(f"--data={idx_folder}", "--batch_size=16", "--training_steps=1", *more),
+        *(f"--logdir={tmp_path / 'logs'}", "--run_name=mine"),
     )
     after = contents(folder)
     # Where there was none, a lock of its own may stay.
@@ -432,8 +437,7 @@ def test_a_folder_of_something_else_is_left_alone(tmp_path, files, more):
     assert_one_line(outcome, 1, str(folder), "--run_name")
 
 
-@pytest.mark.numbers
-def test_a_finished_run_is_run_again_only_with_overwrite_and_to_the_same_record(run, tmp_path):
+def test_a_finished_run_is_run_again_only_with_overwrite(run, tmp_path):
     logdir = tmp_path / "logs"
     shutil.copytree(run.cwd / "logs", logdir)
     directory = logdir / run.directory.name
@@ -449,7 +453,16 @@ def test_a_finished_run_is_run_again_only_with_overwrite_and_to_the_same_record(
     other = programs.train(*RUN[:2], *named, "--seed=6")
     assert_one_line(other, 1, str(directory), "seed", "--overwrite", "--run_name")
     assert contents(directory) == before
-    # The same seed gives the same figures and record, also in loops of another length.
+
+
+@pytest.mark.slow
+@pytest.mark.numbers
+def test_the_same_seed_gives_the_same_record(run, tmp_path):
+    """Also in loops of another length, and in place of the run that was there."""
+    logdir = tmp_path / "logs"
+    shutil.copytree(run.cwd / "logs", logdir)
+    directory = logdir / run.directory.name
+    before = contents(directory)
     again = programs.train(*RUN, f"--logdir={logdir}", "--overwrite", "--steps_per_loop=37")
     assert again.status == 0
     assert figures(programs.result(directory)) == figures(run.result)
@@ -479,7 +492,7 @@ def after_each_loop(do):
 def test_a_signal_in_the_last_loop_does_not_unmake_the_run(tmp_path, idx_folder):
     with after_each_loop(lambda: signal.raise_signal(signal.SIGTERM)):
         outcome = programs.train(
-            *(f"--data={idx_folder}", "--training_steps=1", "--watch="),
+            *(f"--data={idx_folder}", "--training_steps=1", "--watch=", "--xla=off"),
             *("--batch_size=16", f"--logdir={tmp_path}"),
         )
     assert signal.getsignal(signal.SIGTERM) is signal.SIG_DFL
@@ -494,22 +507,28 @@ def test_a_run_directory_that_is_deleted_meanwhile_ends_in_one_line(tmp_path, id
     with after_each_loop(lambda: shutil.rmtree(tmp_path / "logs", ignore_errors=True)):
         outcome = programs.train(
             *(f"--data={idx_folder}", "--training_steps=20", "--display_step=5", "--watch="),
-            *("--batch_size=16", f"--logdir={tmp_path / 'logs'}"),
+            *("--batch_size=16", "--xla=off", f"--logdir={tmp_path / 'logs'}"),
         )
     assert_one_line(outcome, 1, str(tmp_path / "logs"))
     assert LIES_IN not in outcome.out
 
 
 def test_nothing_watched_leaves_scalars_alone(tmp_path, idx_folder):
-    outcome = programs.train(
-        *(f"--data={idx_folder}", "--training_steps=20", "--display_step=10", "--watch="),
-        *("--batch_size=16", f"--logdir={tmp_path}"),
-    )
+    """And the same again, in place of the run that was there."""
+    flags = [f"--data={idx_folder}", "--training_steps=20", "--display_step=10", "--watch="]
+    flags += ["--batch_size=16", "--xla=off", f"--logdir={tmp_path}"]
+    outcome = programs.train(*flags)
     assert outcome.status == 0
     record = events.read(last_lines(outcome)[0])
     assert events.histograms(record) == {}
     assert record["loss"].steps == record["accuracy"].steps == list(range(1, 21))
     assert record["test-loss"].steps == [10, 20]
+    (first,) = events.files(last_lines(outcome)[0])
+    assert programs.train(*flags, "--overwrite").status == 0
+    assert first not in events.files(last_lines(outcome)[0])
+    again = events.read(last_lines(outcome)[0])
+    np.testing.assert_array_equal(again["loss"].values, record["loss"].values)
+    assert again["loss"].steps == record["loss"].steps
 
 
 @pytest.mark.slow
@@ -576,6 +595,7 @@ def test_the_recipe_with_rmsprop_learns_as_the_readme_says(tmp_path):
     assert home.result["test_accuracy"] == pytest.approx(0.978, abs=0.005)
 
 
+@pytest.mark.slow
 def test_one_program_serves_loops_of_all_lengths(idx_folder, tmp_path):
     """XLA writes down each program that it compiles: the loop's is there once."""
     outcome = forks.train(

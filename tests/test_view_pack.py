@@ -22,6 +22,7 @@ STEPS = 60
 SMALL = [
     *(f"--training_steps={STEPS}", "--batch_size=20", "--display_step=20", "--reduction=mean"),
     *("--n_hidden_1=8", "--n_hidden_2=6", "--init_stddev=0.5", "--checkpoint_every=30"),
+    "--xla=off",
 ]
 
 

@@ -468,11 +468,13 @@ def assert_one_run(workers, devices):
     assert mine == theirs
 
 
+@pytest.mark.slow
 def test_two_workers_do_what_two_devices_do(twice):
     workers, devices, _ = twice
     assert_one_run(workers, devices)
 
 
+@pytest.mark.slow
 def test_the_chief_alone_speaks_and_writes(twice):
     workers, _, output = twice
     assert len(events.files(workers)) == 1
