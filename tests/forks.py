@@ -294,7 +294,8 @@ def write_idx(folder: pathlib.Path, arrays: Any) -> pathlib.Path:
 
 
 def record(directory: str | os.PathLike) -> list[tuple[int, bytes]]:
-    """(step, bytes) of every event of a run in TensorBoard's order, less all wall times.
+    """(step, bytes) of every event of a run in TensorBoard's order, less all wall times, and less
+    what says of a tag that it is a scalar or a histogram, which the first event of a file has.
 
     Of the graph, the names and operations of its nodes: numbers in names count what else the
     process has traced.
@@ -312,6 +313,8 @@ def record(directory: str | os.PathLike) -> list[tuple[int, bytes]]:
             event.wall_time = 0
             for value in event.summary.value:
                 plugin = value.metadata.plugin_data
+                if plugin.plugin_name in ("scalars", "histograms"):
+                    value.ClearField("metadata")
                 if plugin.plugin_name == "hparams":
                     content = plugin_data_pb2.HParamsPluginData.FromString(plugin.content)
                     if content.HasField("session_start_info"):
