@@ -70,8 +70,8 @@ def _exact(chain: Chain, event: Event, first: Departure) -> Finding:
     tags, step = first.tags, first.step
     if first.note == "early":
         if first.link == "update":
-            times = first.size * LARGE
-            reason = f"the update was {times:.2g} times as large as the weight itself"
+            share = 100 * first.size * LARGE
+            reason = f"the norm of the update was {share:.0f}% of the weight's"
             return Finding("rate", step, tags[:1], reason=reason)
         return Finding("", step, reason="the loss rose before any range was known")
     if first.note == "zero":
