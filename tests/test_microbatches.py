@@ -80,7 +80,14 @@ def test_what_is_recorded_of_each_part(tiny, replicas, count, batch, mean, watch
     assert len(seen) == 7 * ((1 + cosines) * replicas * count + 3)
 
 
-@pytest.mark.parametrize(("count", "batch", "xla"), [(2, 16, None), (3, 7, None), (3, 16, False)])
+@pytest.mark.parametrize(
+    ("count", "batch", "xla"),
+    [
+        (3, 16, False),
+        pytest.param(2, 16, None, marks=pytest.mark.slow),
+        pytest.param(3, 7, None, marks=pytest.mark.slow),
+    ],
+)
 def test_parts_together_do_what_one_does(tiny, count, batch, xla):
     """20 steps, in one program and in TensorFlow's kernels; histograms are of the whole batch."""
     watch = ("weights", "gradients", "activations", "norms")

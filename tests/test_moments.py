@@ -85,7 +85,7 @@ class Normed(tf.Module):
     [
         ("cpu:2", 1),
         ("cpu:1", 2),
-        ("cpu:2", 2),
+        pytest.param("cpu:2", 2, marks=pytest.mark.slow),
         pytest.param("cpu:1", 4, marks=pytest.mark.slow),
     ],
 )
@@ -138,7 +138,8 @@ def test_batch_norm_on_several_replicas(train, images, devices, microbatches):
     assert np.abs(one.weights(6)["norm/variance"] / end["norm/variance"] - 1).max() > 0.01
 
 
-@pytest.mark.parametrize("microbatches", [2, pytest.param(4, marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("microbatches", [2, 4])
 def test_a_step_in_parts_again(train, images, monkeypatch, microbatches):
     """The bits of the run, and the losses that were on record, with dropout and moving averages;
     and the same as so many replicas give, which draw the same random numbers for the same part."""
