@@ -99,6 +99,11 @@ class Chain:
         return found
 
     @property
+    def collapsed(self) -> bool:
+        """Whether the run ended with one class for all examples."""
+        return (self.run.result or {}).get("collapsed") is not None
+
+    @property
     def began_at_0(self) -> np.ndarray:
         """The tensors of which the first update is all there is: bool [tensors]."""
         if not len(self.steps):

@@ -117,9 +117,8 @@ def events(chain: Chain) -> list[Event]:
     if rise and not any(e.visible and e.departures[-1].step >= rise for e in found):
         found.append(Event("divergence", rise, tuple(_large_updates(chain, rise)), True))
     found = _with_what_followed(found, rise)
-    result = chain.run.result or {}
     if not any(SEVERITY.index(e.kind) >= SEVERITY.index("spike") for e in found):
-        if result.get("collapsed") is not None:
+        if chain.collapsed:
             found.append(Event("collapse", int(chain.steps[-1]), (), True))
         elif _never_fell(chain):
             found.append(Event("plateau", int(chain.steps[0]), (), True))
@@ -131,7 +130,7 @@ def _with_what_followed(found: list[Event], rise: int) -> list[Event]:
     not come back between them."""
     begun = next((e for e in found if e.kind == "divergence" and e.step <= rise), None)
     later = [e for e in found if e.kind in ("freeze", "collapse") and e.step > rise]
-    if not begun or not rise or not later:
+    if not begun or not later:
         return found
     departures = (d for e in (begun, *later) for d in e.departures)
     whole = Event(later[-1].kind, begun.step, tuple(sorted(departures, key=_order)), True)
@@ -214,16 +213,16 @@ def _zero(chain: Chain) -> Iterator[Departure]:
     for tag in chain.tensors:
         layers.setdefault(tag.rpartition("/")[0], set()).add(tag)
     lost_tags: set[str] = set()
-    died = 0
+    deaths = []  # steps
     for step, tags in sorted(starts.items()):
         lost_tags |= {*tags}
         own = [layers[tag.rpartition("/")[0]] for tag in tags]
         dead = any(len(layer) > 1 and layer <= lost_tags for layer in own)
         dead |= len(tags) >= MANY * len(chain.tensors)
         yield Departure(step, "gradient", tuple(tags), math.inf, "dead" if dead else "zero")
-        if dead and not died:
-            died = step
-            yield from _large_updates(chain, step)
+        deaths += [step] * dead
+    if deaths:
+        yield from _large_updates(chain, deaths[0])
 
 
 def _early(chain: Chain) -> Iterator[Departure]:
@@ -261,14 +260,14 @@ def _large_updates(chain: Chain, step: int) -> Iterator[Departure]:
 def _event(chain: Chain, group: list[Departure], rise: int) -> Event:
     shown = [d.step for d in group if d.link == "loss"]
     start, end = group[0].step, group[-1].step
-    notes, collapsed = {d.note for d in group}, (chain.run.result or {}).get("collapsed")
+    notes = {d.note for d in group}
     row, last = np.searchsorted(chain.steps, [start, end])
     before, after = chain.loss[max(row - 32, 0) : row], chain.loss[last + 1 : last + 33]
     with np.errstate(invalid="ignore"):
         higher = len(before) and len(after) and np.median(after) > 2 * np.median(before)
     if "nonfinite" in notes:
         kind = "nonfinite"
-    elif "dead" in notes and collapsed is not None:
+    elif "dead" in notes and chain.collapsed:
         kind = "collapse"
     elif any(d.note == "dead" and len(d.tags) == len(chain.tensors) for d in group):
         kind = "freeze"

@@ -175,12 +175,12 @@ class Recorder:
         events: list[list[bytes]] = [[] for _ in steps]  # of each step
         full = steps % every == 0
         for chosen, layouts in ((~full, self._plain), (full, self._full)):
-            first, later = np.split(np.flatnonzero(chosen), [len(layouts) - 1])
-            for layout, rows in ((layouts[0], first), (layouts[-1], later)):
+            head, rest = np.split(np.flatnonzero(chosen), [len(layouts) - 1])
+            for layout, rows in ((layouts[0], head), (layouts[-1], rest)):
                 own = layout.summaries({name: value[rows] for name, value in values.items()})
                 for row, summary in zip(rows, own, strict=True):
                     events[row].append(summary)
-            del layouts[: len(first)]
+            del layouts[: len(head)]
         for row, column in np.argwhere(values["nonfinite"]) if self._tags else ():
             tag, count = self._tags[column], int(values["nonfinite"][row, column])
             self.nonfinite.setdefault(tag, {"first_step": int(steps[row]), "count": count})
