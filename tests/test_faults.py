@@ -534,7 +534,6 @@ def test_frozen_and_collapsed_are_said_on_the_spot_with_the_cause(tmp_path):
     outcome = programs.train(
         *("--learning_rate=0.1", "--training_steps=60", "--display_step=20"),
         *("--checkpoint_every=20", f"--logdir={tmp_path}", "--run_name=run", "--watch="),
-        "--xla=off",
     )
     assert outcome.status == 0
     result = forks.result(tmp_path / "run")
