@@ -13,12 +13,12 @@ SEED = 0
 
 @pytest.fixture
 def diagnosed(tmp_path):
-    """A function from a fault's name to the fault and what is said of an mlp with it."""
+    """A function from a fault's name to the fault and what is said of a network with it."""
 
-    def train(name):
-        fault = plant.choose(name, "mlp", SEED)
+    def train(name, network="mlp", seed=SEED):
+        fault = plant.choose(name, network, seed)
         with plant.planted(fault):
-            run = plant.train("mlp", SEED, fault, str(tmp_path), devices="cpu:1")
+            run = plant.train(network, seed, fault, str(tmp_path), devices="cpu:1")
             return fault, run, run.why(experiments=True)
 
     return train
@@ -47,6 +47,23 @@ def test_shares_of_the_examples(diagnosed):
     expected = losses.numpy()[rows].sum() / losses.numpy().sum()
     assert facts["loss_share"] == pytest.approx(expected, rel=1e-4)
     assert len(facts["pictures"]) == 14
+
+
+def test_wrong_labels_that_the_loss_does_not_show(diagnosed):
+    """Found by the examples' own losses, as the batch's loss stays in its range."""
+    fault, run, found = diagnosed("wrong labels", seed=104)
+    assert run.why().event is None
+    assert (found.finding.kind, found.finding.step) == ("batch", fault.step)
+    named, planted = set(found.finding.rows), set(fault.examples)
+    assert len(named & planted) >= 0.9 * len(named)
+    assert len(named) >= len(planted) / 2
+
+
+def test_a_nan_pixel_is_gone_without_its_batch(diagnosed):
+    fault, run, found = diagnosed("a NaN pixel", "transformer")
+    assert run.result["status"] == "nonfinite"
+    assert (found.finding.step, found.finding.rows) == (fault.step, fault.examples)
+    assert found.outcome.gone
 
 
 @pytest.mark.parametrize("name", ["rate times 30", "second moment reset"])

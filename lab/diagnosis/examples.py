@@ -5,16 +5,18 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
+import scipy  # its parts load when they are first used
 
 from lab.diagnosis import pictures
 from lab.diagnosis.chain import Chain
 from lab.diagnosis.culprit import Finding
-from lab.diagnosis.ranges import CENTRE, ranges
+from lab.diagnosis.ranges import CENTRE, FALSE_ALARMS, ranges
 from lab.errors import LabError
 
 SHIFT = 1e-2  # of the weights along the gradient, in the norm of the whole tensor
 LARGE = 10.0  # times the median size of a batch's inputs
 _NEARBY = 4  # batches of other steps that the weights are tried on
+_TOP = 0.05  # of the losses of some batches: those that count as large
 _TIMES = 2.0  # from which on inputs are other than those before
 _PICTURES = 4  # examples that are drawn
 
@@ -44,18 +46,42 @@ def unlike_inputs(run: Any, chain: Chain) -> Finding | None:
     steps before it; None if there is none."""
     with run.before(int(chain.steps[-1])) as rerun:
         sizes = [_sizes(rerun.batch(int(step))[0]) for step in chain.steps]
-        found = ranges(np.array([[size.max()] for size in sizes]))
-        rows = np.flatnonzero(found.out[:, 0])
-        if not len(rows):
+        largest = np.array([size.max() for size in sizes])
+        for row in np.flatnonzero(ranges(largest[:, None]).out[:, 0]):
+            usual = np.median(largest[max(row - CENTRE, 0) : row])
+            if bad := np.flatnonzero(sizes[row] > _TIMES * usual).tolist():
+                times = f"{largest[row] / usual:.3g}"
+                reason = f"inputs of its examples are {times} times as large as those before"
+                return with_examples(run, rerun, int(chain.steps[row]), bad, reason)
+    return None
+
+
+def unlike_losses(run: Any, chain: Chain) -> Finding | None:
+    """The step whose loss deviates most, if too many of its examples are among those with the
+    largest losses, on the same weights, of its batch and of those after it; None otherwise.
+
+    If its examples are like the others, their number among the largest of all follows a
+    hypergeometric distribution. FALSE_ALARMS is shared by all steps, as the step is the worst of
+    them. The examples that are named are as many of the largest as there are too many.
+    """
+    deviations = chain.ranges["loss"].z[:, 0]
+    worst = int(deviations.argmax())
+    step, last = int(chain.steps[worst]), int(chain.steps[-1])
+    with run.before(step) as rerun:
+        others = [s for s in range(step - _NEARBY, step + 2 * _NEARBY + 1) if 1 <= s <= last]
+        others = [s for s in others if s != step][-2 * _NEARBY :]
+        losses = rerun.losses()
+        pooled = np.concatenate([losses, *(rerun.losses(of=s) for s in others)])
+        top = max(int(_TOP * len(pooled)), 1)
+        count = int(np.sum(losses > np.sort(pooled)[-top - 1]))
+        chance = scipy.stats.hypergeom.sf(count - 1, len(pooled), len(losses), top)
+        if not np.isfinite(pooled).all() or chance > FALSE_ALARMS / len(chain.steps):
             return None
-        row = int(rows[0])
-        limit = np.median([size.max() for size in sizes[max(row - CENTRE, 0) : row]])
-        bad = np.flatnonzero(sizes[row] > _TIMES * limit).tolist()
-        if not bad:
-            return None
-        times = float(sizes[row].max() / limit)
-        reason = f"inputs of its examples are {times:.3g} times as large as any of the steps before"
-        return with_examples(run, rerun, int(chain.steps[row]), bad, reason)
+        expected = top * len(losses) / len(pooled)
+        bad = np.sort(np.argsort(-losses)[: round(count - expected)]).tolist()
+        reason = f"on the same weights {count} of the {top} largest losses of {1 + len(others)} "
+        reason += f"batches are this one's, where chance gives {expected:.2g}"
+        return with_examples(run, rerun, step, bad, reason)
 
 
 def with_examples(run: Any, rerun: Any, step: int, rows: list[int], reason: str) -> Finding:

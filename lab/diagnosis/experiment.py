@@ -18,6 +18,7 @@ from lab.diagnosis.events import Event
 
 _TOLERANCE = 0.5  # of a slope: it must be the gradient's norm within this share
 _FACTOR = 2.0  # from which on an update is another than the rule's
+_LASTING = 8  # steps whose updates are changed: a fault may last
 _AHEAD = 32  # steps that an experiment is followed after the event
 
 
@@ -125,10 +126,10 @@ def _common_change(run: Any, found: Finding) -> Finding:
 
 
 def unseen(run: Any, chain: Chain) -> Finding | None:
-    """For a run without an event: inputs out of their range, or a gradient that is not the loss's
-    in the last step; None if there is neither."""
+    """For a run without an event: inputs out of their range, a batch with too many large losses,
+    or a gradient that is not the loss's in the last step; None if there is none of them."""
     step = int(chain.steps[-1])
-    if found := examples.unlike_inputs(run, chain):
+    if found := examples.unlike_inputs(run, chain) or examples.unlike_losses(run, chain):
         return found
     with run.before(step) as rerun:
         wrong = wrong_gradients(rerun)
@@ -244,14 +245,15 @@ def prove(run: Any, chain: Chain, event: Event, found: Finding) -> Outcome | Non
     changes: dict[str, Any] = {}
     if found.kind == "batch":
         change, changes = f"without the batch of step {step}", {"steps": 1}
-    elif found.kind in ("rate", "slots", "epsilon"):
-        lasting = [d.step for d in event.departures if d.link == "update"]
-        count = len([s for s in lasting if s < step + len(lasting)]) or 1
-        share = 1 / found.facts.get("times", 2.0)
-        change = f"with {share:.2g} of the update in steps {step} to {step + count - 1}"
-        changes = {"steps": count, "share": share}
-        if found.kind == "epsilon":
-            change, changes = f"without the update of step {step}", {"steps": 1}
+    elif found.kind == "epsilon":
+        change, changes = f"without the update of step {step}", {"steps": 1}
+    elif found.kind in ("rate", "slots"):
+        if found.kind == "slots" or "times" in found.facts:
+            change, changes = "with what the rule makes of the gradients", {"by_rule": True}
+        else:
+            change, changes = "with half of the update", {"share": 0.5}
+        change += f" in steps {step} to {step + _LASTING - 1}"
+        changes["steps"] = _LASTING
     elif found.kind == "weight":
         change, changes = f"with {found.tensors[0]} put back", {"put_back": found.tensors[0]}
     if not changes:
@@ -274,5 +276,6 @@ def prove(run: Any, chain: Chain, event: Event, found: Finding) -> Outcome | Non
 
 
 def _high(ratios: np.ndarray) -> float:
-    """The median of the four highest."""
-    return float(np.median(np.sort(ratios)[-4:])) if np.isfinite(ratios).all() else np.inf
+    """The median of the four highest; inf where one is not finite, or none is left."""
+    finite = len(ratios) and np.isfinite(ratios).all()
+    return float(np.median(np.sort(ratios)[-4:])) if finite else np.inf

@@ -142,15 +142,22 @@ class Rerun:
         return updates, slots
 
     def onward(
-        self, until: int, steps: int = 0, share: float = 0.0, put_back: str = ""
+        self,
+        until: int,
+        steps: int = 0,
+        share: float = 0.0,
+        put_back: str = "",
+        by_rule: bool = False,
     ) -> np.ndarray:
         """The loss as it is minimized of each step from this one to `until`, if something were
-        changed: float64 [until - step + 1]. Ends early where NaN or infinity comes up.
+        changed: float64 [until - step + 1]. Ends early where NaN or infinity comes up after that.
 
         Args:
           steps: of so many steps, from this one on, the weights change by `share` of the update
             alone; of a share of 0 the slots stay, too, as if the batch had been left out.
           put_back: tag of a tensor that is given, after this step, its old value less the update.
+          by_rule: whether these steps have the update and the slots that the rule makes of their
+            gradients instead.
         """
         state, found = self._state, []
         update = self.parts().updates[put_back] if put_back else None
@@ -159,15 +166,23 @@ class Rerun:
         while state.step < until:
             early = state.step < self.step - 1 + max(steps, bool(put_back))
             before = state.tensors() if early else {}
+            ruled = self._ruled(before, state.step + 1) if early and by_rule else {}
             recorded = state.run(1 if early else min(LOOP, until - state.step), ignore)
             found += recorded["scalars"][:, 0].numpy().tolist()
             if early and update is not None:
                 state.assign(state.tensors() | {put_back: before[put_back] - update})
             elif early:
-                state.assign(_between(before, state.tensors(), share, self.weights))
-            if not np.isfinite(found[-1]):
+                state.assign(ruled or _between(before, state.tensors(), share, self.weights))
+            elif not np.isfinite(found[-1]):
                 break
         return np.array(found)
+
+    def _ruled(self, before: dict[str, tf.Tensor], step: int) -> dict[str, Any]:
+        """The tensors after a step as the rule has it; the state is `before` again."""
+        parts = Rerun(self._state, self._observing, step).parts()
+        self._state.assign(before)
+        weights = {tag: before[tag] - update for tag, update in parts.expected.items()}
+        return before | weights | parts.expected_slots
 
 
 def _between(before: Any, after: Any, share: float, weights: Any) -> dict[str, Any]:
