@@ -13,6 +13,7 @@ import shutil
 import signal
 import struct
 import subprocess
+import sys
 import termios
 import time
 from unittest import mock
@@ -607,3 +608,11 @@ def test_one_program_serves_loops_of_all_lengths(idx_folder, tmp_path):
     assert outcome.status == 0, outcome.err
     written = [path.name for path in (tmp_path / "programs").glob("*before_optimizations.txt")]
     assert len([name for name in written if "inference__run_" in name]) == 1, written
+
+
+@pytest.mark.slow
+def test_keras_is_loaded_only_where_it_is_used():
+    """TensorFlow would import it along; a model that uses it has it, by both its names."""
+    program = os.path.join(programs.CHILDREN, "keras_later.py")
+    outcome = subprocess.run([sys.executable, program], capture_output=True, text=True)
+    assert outcome.returncode == 0, outcome.stderr

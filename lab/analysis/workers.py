@@ -10,7 +10,7 @@ from typing import Any
 
 from lab import machine
 from lab.errors import LabError
-from lab.terminal import quiet_stderr
+from lab.terminal import loading_tensorflow
 
 Job = tuple[Any, ...]  # function, arguments...
 Compute = Callable[[list[Job]], list[Any]]  # the results, in the order of the jobs
@@ -81,9 +81,9 @@ class Workers:
 
 
 def _start() -> None:
-    if os.environ.get(_LEVEL) == "3":  # as `quiet_stderr` left it in the parent
+    if os.environ.get(_LEVEL) == "3":  # as `loading_tensorflow` left it in the parent
         del os.environ[_LEVEL]
-    with quiet_stderr():
+    with loading_tensorflow():
         import tensorflow as tf
     tf.config.threading.set_intra_op_parallelism_threads(1)
     tf.config.threading.set_inter_op_parallelism_threads(1)

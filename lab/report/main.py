@@ -19,7 +19,7 @@ from lab.compare import formats, results, table
 from lab.errors import LabError
 from lab.record.directory import write_file
 from lab.settings import command_line
-from lab.terminal import fail, quiet_stderr, tensorboard_command
+from lab.terminal import fail, loading_tensorflow, tensorboard_command
 
 
 def main() -> int:
@@ -55,7 +55,7 @@ def _write(logdir: str) -> str:
         )
     # The measurements compute on the CPU: a GPU is left to those who train.
     os.environ["CUDA_VISIBLE_DEVICES"] = "-1"
-    with quiet_stderr():
+    with loading_tensorflow():
         from lab.analysis import runs
         from lab.report import board, figures_json, page, story
     html, figures = (os.path.join(logdir, name) for name in ("report.html", "report.json"))
