@@ -29,7 +29,7 @@ def scratch(tmp_path, monkeypatch):
     np.savez(tmp_path / "data.npz", images=images, labels=labels)
     plain = workers.environment
     fakes = {"PYTHONPATH": str(ROOT / "tests")}
-    monkeypatch.setattr(workers, "environment", lambda name: plain(name) | fakes)
+    monkeypatch.setattr(workers, "environment", lambda *given: plain(*given) | fakes)
     return str(tmp_path)
 
 
@@ -448,7 +448,7 @@ def test_quick(tmp_path):
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=900)
     assert done.returncode == 0, done.stderr
     results = json.loads(out.read_text())
-    assert list(results["parts"]) == list(parts.PARTS)
+    assert {*results["parts"]} == {*parts.PARTS} - {"gpu"}
     for part in ("record", "peers", "networks"):
         rows = results["parts"][part]["rows"]
         assert not [row["error"] for row in rows if "error" in row]
