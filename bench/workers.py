@@ -95,7 +95,8 @@ class Worker:
                 stdout=subprocess.PIPE,
                 stderr=output,
                 cwd=folder,
-                env=environment(name, gpu) | {"WANDB_CONFIG_DIR": folder, "WANDB_CACHE_DIR": folder},
+                env=environment(name, gpu)
+                | {"WANDB_CONFIG_DIR": folder, "WANDB_CACHE_DIR": folder},
                 start_new_session=True,  # a group of its own, to be stopped as one
             )
         try:

@@ -32,9 +32,7 @@ class Histograms(NamedTuple):
     nonfinite: tf.Tensor
 
 
-def histograms(
-    tensors: Sequence[tf.Tensor], xla: bool = True, gpu: bool = False
-) -> Histograms:
+def histograms(tensors: Sequence[tf.Tensor], xla: bool = True, gpu: bool = False) -> Histograms:
     """Counts every tensor.
 
     The buckets are computed in float32: a value within rounding of the edge between two buckets

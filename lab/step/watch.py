@@ -132,7 +132,9 @@ class Watch:
             if self._ratios:
                 ends.append(tf.math.divide_no_nan(norms[count : 2 * count], norms[:count]))
         if self._probes:
-            ends.append(_largest([tensors[name] for name in self._probes], one_program and not on_gpu))
+            ends.append(
+                _largest([tensors[name] for name in self._probes], one_program and not on_gpu)
+            )
         return tf.concat([*parts, *noise, *ends], 0)
 
 

@@ -23,7 +23,7 @@ from lab.settings.config import Config
 from lab.step import placement
 from lab.step.placement import cpu_program, on_gpu, one_program
 from lab.step.replica import Training
-from lab.step.trace import SLOW_UNDER_XLA, Traced
+from lab.step.trace import SLOW_ON_A_GPU, SLOW_UNDER_XLA, Traced
 from lab.training.checks import checked, explained
 from lab.training.problem import Problem, sizes
 
@@ -131,7 +131,8 @@ def choose_xla(config: Config, strategy: tf.distribute.Strategy, traced: Traced)
     if config.xla == "on" and not one_program(strategy):
         raise LabError("--xla=on: XLA compiles the loop only for one replica")
     if config.xla == "auto":
-        return one_program(strategy) and not traced.operations & SLOW_UNDER_XLA
+        slow = SLOW_ON_A_GPU if on_gpu(strategy) else SLOW_UNDER_XLA
+        return one_program(strategy) and not traced.operations & slow
     return config.xla == "on"
 
 
