@@ -378,6 +378,19 @@ def test_all_contestants_are_kept_to_older_instructions(fakes, monkeypatch):
     assert not (fakes / "results.json").exists()
 
 
+def test_gpus_are_seen_by_their_own_part_alone(fakes, monkeypatch):
+    seen = [workers.environment("torch", gpu)["CUDA_VISIBLE_DEVICES"] for gpu in (False, True)]
+    assert seen == ["-1", "0"]
+    monkeypatch.setattr(sys, "argv", ["bench"])
+    assert __main__.main() == 0
+    results = json.loads((fakes / "results.json").read_text())
+    assert {*results["parts"]} == {*parts.PARTS} - {"gpu"}
+    row = {"name": "a", "rule": "adam", "network": "convnet", "error": "no GPU"}
+    assert "**convnet, adam, on one GPU**" in tables.to_markdown(
+        results_of({"gpu": {"rows": [row]}})
+    )
+
+
 @pytest.mark.parametrize(
     "flag", ["", "--rules=sgd", "--quick", "--peers=none", "--parts=grid", "--out"]
 )
