@@ -149,7 +149,7 @@ def in_turns(
     for row in ready:
         with _failures(row):
             row |= workers[row["name"]].ask(do="drop", name=row["name"])
-            log(f"{row['name']}, {row['network']}, {rule}: {median(row['ms']):.3f} ms")
+            log(f"{row['name']}, {row['network']}, {rule}: {median(row['ms'] or [0]):.3f} ms")
     for row in rows:  # the loss must be ours
         row["loss_ours"] = next((r["loss"] for r in ready if r["name"] == NO_RECORD.name), 0.0)
     return rows
