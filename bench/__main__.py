@@ -58,8 +58,9 @@ def _arguments() -> argparse.Namespace:
     parser = _Parser(prog="bin/bench", description=__doc__, allow_abbrev=False)
     choices = {"--parts": list(PARTS), "--rules": RULES, "--peers": [*PEER_NAMES, "none"]}
     for flag, names in choices.items():
-        text = f"some of {','.join(names)} (all of them)"
-        parser.add_argument(flag, type=_some_of(names), default=names, help=text)
+        text = f"some of {','.join(names)} (all of them, but gpu)"
+        default = [name for name in names if name != "gpu"]
+        parser.add_argument(flag, type=_some_of(names), default=default, help=text)
     parser.add_argument("--quick", action="store_true", help="everything, but too short to compare")
     parser.add_argument("--isa", choices=ISAS, help="all as on a CPU with no later instructions")
     text = "the file of the results, saved after each part (bench/last.json)"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import os
 
 import numpy as np
 import tensorflow as tf
@@ -57,7 +58,8 @@ def make(task: Task) -> Runner:
     tf.config.experimental.enable_op_determinism()
     placement.set_threads(Config().threads)
     where = task.name.split(", ")[1]
-    strategy = make_strategy("cpu:2" if where == "2 replicas" else "auto")
+    one = os.environ.get("BENCH_DEVICES", "auto")
+    strategy = make_strategy("cpu:2" if where == "2 replicas" else one)
     if where == "no strategy":
         strategy = tf.distribute.get_strategy()
     watch = WATCH.get(task.name.split(", ")[-1])
@@ -68,7 +70,7 @@ def make(task: Task) -> Runner:
         learning_rate=task.rate,
         batch_size=task.batch,
     )
-    product = xla.matmul if placement.one_program(strategy) else tf.matmul
+    product = xla.matmul if placement.cpu_program(strategy) else tf.matmul
     data = Data(task.images, task.labels)
     problem = problem_with(config, model=lambda: _network(task, product), data=data)
     training, traced = build.make_training(config, problem, strategy)
@@ -108,4 +110,6 @@ def make(task: Task) -> Runner:
 
 def about() -> dict[str, object]:
     names = [device.name[1:] for device in tf.config.list_logical_devices()]
+    for gpu in tf.config.list_physical_devices("GPU"):
+        names = [tf.config.experimental.get_device_details(gpu).get("device_name", gpu.name)]
     return {"tensorflow": tf.__version__, "device": " ".join(names)}

@@ -156,4 +156,8 @@ def _scan(task: Task, network: Network, pixels: np.ndarray, each: bool) -> Runne
 
 
 def about() -> dict[str, object]:
-    return {"jax": jax.__version__, "optax": optax.__version__, "device": str(jax.devices()[0])}
+    return {
+        "jax": jax.__version__,
+        "optax": optax.__version__,
+        "device": jax.devices()[0].device_kind,
+    }

@@ -26,13 +26,17 @@ from torch import nn
 from torch.nn import functional
 
 Weights = dict[str, np.ndarray]
+ON_GPU = torch.cuda.is_available()
+DEVICE = "cuda" if ON_GPU else "cpu"
+if ON_GPU:  # with as few digits as TensorFlow and JAX take there
+    torch.set_float32_matmul_precision("high")
 
 
 def make(task: Task) -> Runner:
     layouts: dict[str, dict[str, Any]] = {"": {}}
-    if task.network == "convnet":
+    if task.network == "convnet" and not ON_GPU:
         layouts["channels_last"] = {"layout": torch.channels_last}
-    if task.network == "transformer":
+    if task.network == "transformer" and not ON_GPU:
         layouts["attention of products"] = {"ready_made": False}
     ways: dict[str, Callable[[nn.Module], Runner]] = {
         "fused": lambda model: _eager(task, model, fused=True),
@@ -43,7 +47,13 @@ def make(task: Task) -> Runner:
             "one graph": lambda model: _compiled(task, model),
             "network alone": lambda model: _eager(task, torch.compile(model), fused=True),
         }
-        if not task.mean:
+        if ON_GPU:
+            mode = "reduce-overhead"  # CUDA graphs
+            ways = {
+                "one graph": lambda model: _compiled(task, model, mode=mode),
+                "network alone": lambda m: _eager(task, torch.compile(m, mode=mode), fused=True),
+            }
+        elif not task.mean:
             ways["one graph, max-autotune"] = lambda m: _compiled(task, m, mode="max-autotune")
     elif task.name != "PyTorch, eager":
         recorders = {"PyTorch, add_histogram": _add_histogram, "PyTorch, wandb.watch": _wandb_watch}
@@ -51,13 +61,13 @@ def make(task: Task) -> Runner:
     forms = {}
     for (layout, options), (name, way) in itertools.product(layouts.items(), ways.items()):
         form = ", ".join(filter(None, [layout, name]))
-        forms[form] = lambda o=options, w=way: w(_network(task, **o))
+        forms[form] = lambda o=options, w=way: w(_network(task, **o).to(DEVICE))
     return best(task, forms)
 
 
 def _data(task: Task) -> tuple[torch.Tensor, torch.Tensor]:
     """Images and labels."""
-    return torch.tensor(task.floats()), torch.tensor(task.labels).long()
+    return torch.tensor(task.floats()).to(DEVICE), torch.tensor(task.labels).long().to(DEVICE)
 
 
 def _network(
@@ -164,7 +174,7 @@ def _optimizer(task: Task, model: nn.Module, **form: bool) -> torch.optim.Optimi
 
 def _run_each(step: Callable[[torch.Tensor], torch.Tensor], indices: np.ndarray) -> np.ndarray:
     """The losses of one step after the other."""
-    return torch.stack([step(row) for row in torch.from_numpy(indices)]).numpy()
+    return torch.stack([step(row) for row in torch.from_numpy(indices).to(DEVICE)]).cpu().numpy()
 
 
 def _loss(task: Task, logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
@@ -213,6 +223,8 @@ def _compiled(task: Task, model: nn.Module, **options: str) -> Runner:
     parameters = [p.detach() for p in model.parameters()]
     names = [name for name, _ in model.named_parameters()]
     slots = [[torch.zeros_like(p) for p in parameters] for _ in range(2)]
+    for tensor in [*parameters, *itertools.chain(*slots)] if ON_GPU else []:
+        torch._dynamo.mark_static_address(tensor)  # assigned in place, also in a CUDA graph
 
     def loss_of(values: list[torch.Tensor], x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
         logits = torch.func.functional_call(model, dict(zip(names, values)), (x,))  # noqa: B905
@@ -231,11 +243,12 @@ def _compiled(task: Task, model: nn.Module, **options: str) -> Runner:
         return loss
 
     compiled = torch.compile(step, **options)
-    steps = torch.zeros(())
+    steps = torch.zeros((), device=DEVICE)
 
     @torch.no_grad()
     def run(indices: np.ndarray) -> np.ndarray:
-        return _run_each(lambda row: compiled(row, steps.add_(1)), indices)
+        # A CUDA graph writes each loss to the same place.
+        return _run_each(lambda row: compiled(row, steps.add_(1)).clone(), indices)
 
     return Runner(run)
 
@@ -268,4 +281,5 @@ def _wandb_watch(task: Task, model: nn.Module) -> _Recorder:
 
 
 def about() -> dict[str, object]:
-    return {"torch": torch.__version__, "threads": torch.get_num_threads()}
+    device = {"device": torch.cuda.get_device_name()} if ON_GPU else {}
+    return {"torch": torch.__version__, "threads": torch.get_num_threads(), **device}

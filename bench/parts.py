@@ -117,6 +117,7 @@ def in_turns(
     contestants: Sequence[Contestant],
     turns: int,
     seconds: float = 0.4,
+    gpu: bool = False,
     **task: Any,
 ) -> list[dict[str, Any]]:
     """The contestants' rows: milliseconds per step of every turn, which takes about `seconds`.
@@ -133,7 +134,7 @@ def in_turns(
         with _failures(row):
             if name not in workers:
                 env = contestant.peer if contestant.module != "on_tensorflow" else ""
-                workers[name] = Worker(env, contestant.module, bench.scratch)
+                workers[name] = Worker(env, contestant.module, bench.scratch, gpu)
             row |= workers[name].ask(1800, do="make", name=name, seconds=seconds, **task)
             log(f"{name}, {row['network']}, {rule}: is ready ({time.monotonic() - begun:.0f} s)")
     ready = [row for row in rows if "error" not in row]
@@ -148,6 +149,7 @@ def in_turns(
     for row in ready:
         with _failures(row):
             row |= workers[row["name"]].ask(do="drop", name=row["name"])
+            log(f"{row['name']}, {row['network']}, {rule}: {median(row['ms'] or [0]):.3f} ms")
     for row in rows:  # the loss must be ours
         row["loss_ours"] = next((r["loss"] for r in ready if r["name"] == NO_RECORD.name), 0.0)
     return rows
@@ -173,14 +175,23 @@ def peers(bench: Bench) -> dict[str, Any]:
 
 def networks(bench: Bench) -> dict[str, Any]:
     """Ours beside others on other networks, with adam."""
-    rows, bare = [], [c for c in PEERS if c.name in BARE and c.peer != "notebook"]
-    contestants = [NO_RECORD, DEFAULT_RECORD, *(c for c in bare if c.peer in bench.peers)]
     chunk = 2 if bench.quick else 10
-    for network in NETWORKS:
+    return _networks(bench, NETWORKS, [*PEER_NAMES[1:]], seconds=1.0, chunk=chunk)
+
+
+def gpu(bench: Bench) -> dict[str, Any]:
+    """Ours beside others on one GPU, with adam."""
+    return _networks(bench, [PERCEPTRON, *NETWORKS], ["torch", "jax"], gpu=True)
+
+
+def _networks(
+    bench: Bench, networks: Sequence[str], peers: Sequence[str], **options: Any
+) -> dict[str, Any]:
+    bare = [c for c in PEERS if c.name in BARE and c.peer in peers and c.peer in bench.peers]
+    rows, contestants = [], [NO_RECORD, DEFAULT_RECORD, *bare]
+    for network in networks:
         with processes() as workers:
-            rows += in_turns(
-                bench, workers, "adam", contestants, 8, 1.0, network=network, chunk=chunk
-            )
+            rows += in_turns(bench, workers, "adam", contestants, 8, network=network, **options)
     return {"rows": rows}
 
 
@@ -266,6 +277,7 @@ PARTS: dict[str, Callable[[Bench], dict[str, Any]]] = {
     "record": record,
     "peers": peers,
     "networks": networks,
+    "gpu": gpu,
     "grid": grid,
     "sweeps": sweeps,
     "sizes": sizes,

@@ -125,6 +125,8 @@ def to_markdown(results: dict[str, Any]) -> str:
         for row in found.get("rows", []):
             name = row.get("network", PERCEPTRON)
             title = f"{part}, {row['rule']}" if name == PERCEPTRON else f"{name}, {row['rule']}"
+            if part == "gpu":
+                title = f"{name}, {row['rule']}, on one GPU"
             tables.setdefault(title, []).append(row)
         for title, rows in tables.items():
             lines += [f"**{title}**", "", *_rows(rows), ""]

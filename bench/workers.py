@@ -52,13 +52,17 @@ def _install(name: str) -> str:
     return ""
 
 
-def environment(name: str) -> dict[str, str]:
-    """The variables of a process: those of the user, without this program's own, without GPUs."""
+def environment(name: str, gpu: bool = False) -> dict[str, str]:
+    """The variables of a process: those of the user, without this program's own; without GPUs, or
+    with the first one, of which it takes no more memory than it needs."""
     inductor = "-".join(filter(None, ["inductor", os.environ.get("ATEN_CPU_CAPABILITY")]))
     kept = {k: v for k, v in os.environ.items() if k not in ("PYTHONPATH", "PYTHONSAFEPATH")}
     return kept | {
-        "CUDA_VISIBLE_DEVICES": "-1",
-        "JAX_PLATFORMS": "cpu",
+        "BENCH_DEVICES": "gpu:1" if gpu else "cpu:1",
+        "CUDA_VISIBLE_DEVICES": "0" if gpu else "-1",
+        "JAX_PLATFORMS": "cuda" if gpu else "cpu",
+        "TF_FORCE_GPU_ALLOW_GROWTH": "true",
+        "XLA_PYTHON_CLIENT_PREALLOCATE": "false",
         "PYTHONUNBUFFERED": "1",
         "TF_CPP_MIN_LOG_LEVEL": "3",
         "TORCHINDUCTOR_CACHE_DIR": str(ENVIRONMENTS / inductor),
@@ -69,27 +73,30 @@ def environment(name: str) -> dict[str, str]:
 class Worker:
     """A process of worker.py. It is stopped, with all its threads, except during a request.
 
-    Its environment is `name`, or without a name the one that this program runs in. It makes its
-    folder in `scratch`, where data.npz is.
+    Its environment is `name`, or that of the Python which BENCH_PYTHON names; without a name the
+    one that this program runs in. It makes its folder in `scratch`, where data.npz is.
 
     Raises:
       Failed (also `ask`): It cannot do what it is asked; the reason in one line.
     """
 
-    def __init__(self, name: str, module: str, scratch: str) -> None:
-        if reason := name and _install(name):
-            raise Failed(reason)
-        python = ENVIRONMENTS / name / "bin" / "python" if name else sys.executable
+    def __init__(self, name: str, module: str, scratch: str, gpu: bool = False) -> None:
+        python = os.environ.get("BENCH_PYTHON") if name else sys.executable
+        if not python:
+            python = str(ENVIRONMENTS / name / "bin" / "python")
+            if reason := _install(name):
+                raise Failed(reason)
         folder = tempfile.mkdtemp(dir=scratch)
         self._log = pathlib.Path(folder, "log")
         with self._log.open("w") as output:
             self._process = subprocess.Popen(
-                [str(python), str(FOLDER / "worker.py")],
+                [python, str(FOLDER / "worker.py")],
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
                 stderr=output,
                 cwd=folder,
-                env=environment(name) | {"WANDB_CONFIG_DIR": folder, "WANDB_CACHE_DIR": folder},
+                env=environment(name, gpu)
+                | {"WANDB_CONFIG_DIR": folder, "WANDB_CACHE_DIR": folder},
                 start_new_session=True,  # a group of its own, to be stopped as one
             )
         try:

@@ -29,7 +29,7 @@ def scratch(tmp_path, monkeypatch):
     np.savez(tmp_path / "data.npz", images=images, labels=labels)
     plain = workers.environment
     fakes = {"PYTHONPATH": str(ROOT / "tests")}
-    monkeypatch.setattr(workers, "environment", lambda name: plain(name) | fakes)
+    monkeypatch.setattr(workers, "environment", lambda *given: plain(*given) | fakes)
     return str(tmp_path)
 
 
@@ -378,6 +378,19 @@ def test_all_contestants_are_kept_to_older_instructions(fakes, monkeypatch):
     assert not (fakes / "results.json").exists()
 
 
+def test_gpus_are_seen_by_their_own_part_alone(fakes, monkeypatch):
+    seen = [workers.environment("torch", gpu)["CUDA_VISIBLE_DEVICES"] for gpu in (False, True)]
+    assert seen == ["-1", "0"]
+    monkeypatch.setattr(sys, "argv", ["bench"])
+    assert __main__.main() == 0
+    results = json.loads((fakes / "results.json").read_text())
+    assert {*results["parts"]} == {*parts.PARTS} - {"gpu"}
+    row = {"name": "a", "rule": "adam", "network": "convnet", "error": "no GPU"}
+    assert "**convnet, adam, on one GPU**" in tables.to_markdown(
+        results_of({"gpu": {"rows": [row]}})
+    )
+
+
 @pytest.mark.parametrize(
     "flag", ["", "--rules=sgd", "--quick", "--peers=none", "--parts=grid", "--out"]
 )
@@ -448,7 +461,7 @@ def test_quick(tmp_path):
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=900)
     assert done.returncode == 0, done.stderr
     results = json.loads(out.read_text())
-    assert list(results["parts"]) == list(parts.PARTS)
+    assert {*results["parts"]} == {*parts.PARTS} - {"gpu"}
     for part in ("record", "peers", "networks"):
         rows = results["parts"][part]["rows"]
         assert not [row["error"] for row in rows if "error" in row]

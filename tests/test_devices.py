@@ -21,9 +21,11 @@ from test_step import Under
 
 from lab.errors import LabError
 from lab.models.optimizers import RULES
-from lab.step import agreement
+from lab.settings.config import Config
+from lab.step import agreement, loop
 from lab.step import gradient_noise as replicas
 from lab.step import placement as devices
+from lab.training import build
 from lab.training.state import TrainingState
 
 pytestmark = pytest.mark.numbers
@@ -731,6 +733,47 @@ def test_a_group_of_one_agrees_with_itself():
 
 
 # ------------------------------------------------------------------ GPUs
+
+
+@pytest.fixture
+def as_on_a_gpu(monkeypatch):
+    """A CPU is taken for a GPU."""
+    for module in (devices, loop, build):
+        monkeypatch.setattr(module, "on_gpu", lambda _: True)
+
+
+def test_the_program_for_a_gpu_rehearsed_on_a_cpu(tiny, as_on_a_gpu, monkeypatch):
+    """Other kernels count and add up squares, and labels int32 lie there as int64."""
+    options = {"strategy": strategy_over(1), "watch": ("weights", "gradients", "norms")}
+    under = Under(tiny, **options)
+    found = under.run(3)
+    assert under.loop.on_gpu and under.loop.one_program
+    (labels,) = under.loop._y.variables
+    assert labels.dtype == tf.int64 and under.loop._y.dtype == tf.int32
+    monkeypatch.undo()
+    plain = Under(tiny, **options)
+    expected = plain.run(3)
+    assert not plain.loop.on_gpu and plain.loop._y.variables[0].dtype == tf.int32
+    for name in ("scalars", "low", "high"):
+        np.testing.assert_allclose(found[name], expected[name], rtol=1e-4, atol=1e-6, err_msg=name)
+    moved = np.abs(found["counts"] - expected["counts"]).sum() / 2
+    assert moved <= 0.005 * expected["counts"].sum(), "values within rounding of an edge"
+    assert found["counts"].sum(axis=2).tolist() == [plain.loop.watch.sizes] * 3
+
+
+@pytest.mark.parametrize(
+    ("operations", "cpu", "gpu"),
+    [(["MatMul"], True, True), (["GatherV2"], True, False), (["Conv2D"], False, False)],
+    ids=str,
+)
+def test_which_networks_xla_compiles(operations, cpu, gpu, monkeypatch):
+    traced = mock.Mock(operations=frozenset(operations))
+    assert build.choose_xla(Config(), strategy_over(1), traced) == cpu
+    monkeypatch.setattr(build, "on_gpu", lambda _: True)
+    assert build.choose_xla(Config(), strategy_over(1), traced) == gpu
+    assert build.choose_xla(Config(xla="on"), strategy_over(1), traced)
+    with pytest.raises(LabError, match="only for one replica"):
+        build.choose_xla(Config(xla="on"), strategy_over(2), traced)
 
 
 @pytest.mark.gpu

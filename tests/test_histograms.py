@@ -113,14 +113,25 @@ def test_one_tensor(name):
 )
 def test_tensors_of_known_sizes_are_counted_by_a_program_of_their_own(size):
     """As every weight is: small ones together, large ones two entries at a time. One program for
-    the tensors of all kinds."""
-    together, between = tf.function(histograms), TENSORS["matrix"].astype(np.float32)
+    the tensors of all kinds. The program for a GPU counts on a CPU, too."""
+    assert_known_sizes_are_counted(size, "/cpu:0")
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("size", [31, 4097, 100_352])
+def test_known_sizes_on_a_gpu(size):
+    assert_known_sizes_are_counted(size, "/gpu:0")
+
+
+def assert_known_sizes_are_counted(size, device):
+    together = tf.function(functools.partial(histograms, gpu="gpu" in device))
+    between = TENSORS["matrix"].astype(np.float32)
     for name, values in TENSORS.items():
         x = values.astype(np.float32)
         tensors = [np.resize(x, size), between, np.resize(x, 1001)]
         given = [tf.constant(x) for x in tensors]
-        with tf.device("/cpu:0"):
-            results = together(given), histograms(given, xla=False)
+        with tf.device(device):
+            results = together(given), histograms(given, gpu=True), histograms(given, xla=False)
         for result in results:
             for x, *row in zip(tensors, *(part.numpy() for part in result), strict=True):
                 assert_is_histogram(x, *row, name)

@@ -254,18 +254,22 @@ def test_any_strategy(tiny, make_strategy, name):
 
 @pytest.mark.gpu
 @pytest.mark.parametrize("name", ORACLES)
-def test_on_a_gpu(tiny, name):
+@pytest.mark.parametrize("xla", [True, False], ids=["xla", "kernels"])
+def test_on_a_gpu(tiny, name, xla):
     """Less close, since a GPU multiplies matrices with fewer digits."""
-    compare_ten_steps(tiny, tf.distribute.MirroredStrategy(["/gpu:0"]), name, 1e-2)
+    strategy = tf.distribute.MirroredStrategy(["/gpu:0"])
+    under = compare_ten_steps(tiny, strategy, name, 1e-2, xla=xla)
+    assert under.loop.on_gpu and under.loop.one_program == xla
 
 
-def compare_ten_steps(tiny, strategy, name, tolerance):
+def compare_ten_steps(tiny, strategy, name, tolerance, **options):
     rule, make_reference = ORACLES[name]
-    under = Under(tiny, rule, strategy=strategy, watch=("gradients",))
+    under = Under(tiny, rule, strategy=strategy, watch=("gradients",), **options)
     recorded = under.run(10)
     *_, last = plain(tiny, under, make_reference(in_order(under, under.start)), 10)
     np.testing.assert_allclose(recorded["scalars"][-1, 0], last[0], rtol=tolerance)
     assert recorded["counts"].sum(axis=2).tolist() == [under.loop.watch.sizes] * 10
+    return under
 
 
 def test_the_gradient_on_record_is_the_one_before_clipping(tiny):

@@ -144,7 +144,13 @@ class Recorder:
         # A loop that is still being written when the next but one arrives holds that one up:
         # memory stays bounded, and an error is noticed soon.
         self._wait(2)
-        self._pending.append(self._thread.submit(call, *arguments))
+        self._pending.append(self._thread.submit(self._on_cpu, call, *arguments))
+
+    def _on_cpu(self, call: Callable[..., Any], *arguments: Any) -> None:
+        # Where there is a GPU, TensorFlow makes constants there by an operation, and one of this
+        # thread's came out with the type of one that another thread made at the same time.
+        with tf.device("/cpu:0"):
+            call(*arguments)
 
     def _wait(self, leave: int) -> None:
         while len(self._pending) > leave:

@@ -31,20 +31,19 @@ class TrainLoop:
       strategy: a tf.distribute strategy; model and optimizer were made under its scope.
       training: what is trained, and how.
       x, y: the training examples, [examples, ...]: arrays that are put on the devices, or
-        variables that lie there already; or tf.TensorSpec of one example each, where `run` is
+        what was put there already; or tf.TensorSpec of one example each, where `run` is
         given the batches themselves.
       watch: what to record, see Watch.
       histogram_every: histograms are counted at the steps that this divides.
       steps_per_loop: the most steps that a call of `run` may do.
-      xla: whether the loop is one program of XLA's; by default where it can be, for one replica on
-        a CPU.
+      xla: whether the loop is one program of XLA's; by default where it can be, for one replica.
       observe: return every tensor of the steps, too.
       traced: the model, if it was traced before on a whole batch.
 
     Attributes:
       watch: the rows and columns of the record.
       function: the tf.function that `run` calls. Several replicas exchange their gradients between
-        programs, and on a GPU an addition in the wrong order would make runs differ.
+        programs.
       one_program: whether that is one program of XLA's.
       replicas: how many there are, on all workers.
 
@@ -117,7 +116,7 @@ class TrainLoop:
             x, y = (
                 tf.TensorSpec([size, *one.shape], one.dtype)
                 if self._fed
-                else tf.TensorSpec([size, *one[0].shape[1:]], one[0].dtype)
+                else tf.TensorSpec([size, *one.shape[1:]], one.dtype)
                 for one in (self._x, self._y)
             )
             traced = trace(self._strategy, self._training, x, y, "activations" in kinds)
@@ -251,7 +250,7 @@ class TrainLoop:
                     # One by one: integers cannot be reduced in a list.
                     rows = [
                         context.all_reduce("SUM", self._row(index, part))
-                        for part in histograms.histograms(local, not self.on_gpu)
+                        for part in histograms.histograms(local, gpu=self.on_gpu)
                     ]
                     outputs["local"] = [tf.reshape(row, [-1, *row.shape[2:]]) for row in rows]
                 if self.replicas > 1:
@@ -277,8 +276,8 @@ class TrainLoop:
         """The examples that `rows` are, or whose numbers they are."""
         if self._fed:
             return rows
-        device = replica % len(self._x)
-        return tf.gather(self._x[device], rows), tf.gather(self._y[device], rows)
+        device = replica % len(self._x.variables)
+        return self._x.rows(device, rows), self._y.rows(device, rows)
 
     def _assign(self, done: Step, context: Any) -> None:
         """The only place where training changes a variable: each replica its own copy. But for the
@@ -304,7 +303,7 @@ class TrainLoop:
         def count() -> Recorded:
             # A list at a time: with several replicas each is a program of its own.
             parts = [
-                histograms.histograms([tensors[entry.tag] for entry in entries], not self.on_gpu)
+                histograms.histograms([tensors[entry.tag] for entry in entries], gpu=self.on_gpu)
                 for entries in self.watch.histograms
             ]
             if local:

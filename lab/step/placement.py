@@ -10,6 +10,7 @@ import os
 import signal
 import subprocess
 from collections.abc import Iterator, Sequence
+from typing import NamedTuple
 
 import numpy as np
 import tensorflow as tf
@@ -157,24 +158,50 @@ def on_gpu(strategy: tf.distribute.Strategy) -> bool:
 
 
 def one_program(strategy: tf.distribute.Strategy) -> bool:
-    """Whether a whole training loop can be one program of XLA's: on one CPU device."""
-    return strategy.num_replicas_in_sync == 1 and not on_gpu(strategy)
+    """Whether a whole training loop can be one program of XLA's: on one device."""
+    return strategy.num_replicas_in_sync == 1
 
 
-def resident(
-    strategy: tf.distribute.Strategy, array: np.ndarray | list[tf.Variable]
-) -> list[tf.Variable]:
+def cpu_program(strategy: tf.distribute.Strategy) -> bool:
+    """Whether that would be one for a CPU, which kernels/xla.py is written for."""
+    return one_program(strategy) and not on_gpu(strategy)
+
+
+class Resident(NamedTuple):
+    """An array on each device of this process.
+
+    Attributes:
+      variables: one per device. On a GPU int32 lies there as int64, since TensorFlow keeps
+        variables int32 in main memory, out of reach for a program of XLA's.
+      dtype: the array's.
+    """
+
+    variables: list[tf.Variable]
+    dtype: tf.DType
+
+    @property
+    def shape(self) -> tf.TensorShape:
+        """The array's."""
+        return self.variables[0].shape
+
+    def rows(self, device: int, indices: tf.Tensor) -> tf.Tensor:
+        """Some of its rows, by their indices."""
+        return tf.cast(tf.gather(self.variables[device], indices), self.dtype)
+
+
+def resident(strategy: tf.distribute.Strategy, array: np.ndarray | Resident) -> Resident:
     """The array on each device of this process: there once, whatever is compiled.
 
     They are not made under the strategy's scope, which would send them from worker to worker.
     """
-    if isinstance(array, list):
+    if isinstance(array, Resident):
         return array
+    kept = array.astype(np.int64) if array.dtype == np.int32 and on_gpu(strategy) else array
     variables = []
     for device in devices(strategy):
         with tf.device(device):
-            variables.append(tf.Variable(array, trainable=False))
-    return variables
+            variables.append(tf.Variable(kept, trainable=False))
+    return Resident(variables, tf.as_dtype(array.dtype))
 
 
 def devices(strategy: tf.distribute.Strategy) -> Sequence[str]:

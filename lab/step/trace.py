@@ -24,6 +24,9 @@ SLOW_UNDER_XLA = frozenset(
     }
 )
 
+# And these on a GPU, where their gradients must add up in a fixed order.
+SLOW_ON_A_GPU = SLOW_UNDER_XLA | {"GatherV2", "GatherNd", "ResourceGather", "ResourceGatherNd"}
+
 # Attributes of operations that say where or how they run.
 _NOT_OF_A_NETWORK = frozenset(
     {

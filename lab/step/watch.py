@@ -132,7 +132,9 @@ class Watch:
             if self._ratios:
                 ends.append(tf.math.divide_no_nan(norms[count : 2 * count], norms[:count]))
         if self._probes:
-            ends.append(_largest([tensors[name] for name in self._probes], one_program))
+            ends.append(
+                _largest([tensors[name] for name in self._probes], one_program and not on_gpu)
+            )
         return tf.concat([*parts, *noise, *ends], 0)
 
 
@@ -155,9 +157,9 @@ def _squares(tensors: list[tf.Tensor]) -> tf.Tensor:
     return tf.stack([tf.reduce_sum(x * x) for x in tensors])
 
 
-def _largest(tensors: list[tf.Tensor], one_program: bool) -> tf.Tensor:
+def _largest(tensors: list[tf.Tensor], cpu_program: bool) -> tf.Tensor:
     """The largest finite absolute value of each tensor, 0 of none: float32 [T]."""
     flat = [tf.abs(tf.cast(tf.reshape(x, [-1]), tf.float32)) for x in tensors]
-    if one_program:
+    if cpu_program:
         return tf.maximum(xla.largest(xla.grouped(flat)), 0.0)
     return tf.stack([tf.reduce_max(tf.where(tf.math.is_finite(x), x, 0.0)) for x in flat])

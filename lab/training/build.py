@@ -21,9 +21,9 @@ from lab.models.adapt import Network
 from lab.processes.cluster import Cluster
 from lab.settings.config import Config
 from lab.step import placement
-from lab.step.placement import one_program
+from lab.step.placement import cpu_program, on_gpu, one_program
 from lab.step.replica import Training
-from lab.step.trace import SLOW_UNDER_XLA, Traced
+from lab.step.trace import SLOW_ON_A_GPU, SLOW_UNDER_XLA, Traced
 from lab.training.checks import checked, explained
 from lab.training.problem import Problem, sizes
 
@@ -104,7 +104,7 @@ def make_training(
             )
         rule = problem.rule or make_rule(config)
         variables = list(network.variables.values())
-        norm = _norm if one_program(strategy) else tf.linalg.global_norm
+        norm = _norm if cpu_program(strategy) else tf.linalg.global_norm
         optimizer = optimizers.Optimizer(rule, variables, config.training_steps, norm)
     size = config.batch_size
     scale = 1 / size if config.reduction == "mean" else 1.0
@@ -129,9 +129,10 @@ def choose_xla(config: Config, strategy: tf.distribute.Strategy, traced: Traced)
       LabError: it is told to, and cannot.
     """
     if config.xla == "on" and not one_program(strategy):
-        raise LabError("--xla=on: XLA compiles the loop only for one replica on a CPU")
+        raise LabError("--xla=on: XLA compiles the loop only for one replica")
     if config.xla == "auto":
-        return one_program(strategy) and not traced.operations & SLOW_UNDER_XLA
+        slow = SLOW_ON_A_GPU if on_gpu(strategy) else SLOW_UNDER_XLA
+        return one_program(strategy) and not traced.operations & slow
     return config.xla == "on"
 
 

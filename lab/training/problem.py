@@ -20,7 +20,7 @@ from lab.models.optimizers import Rule
 from lab.settings import source
 from lab.settings.config import Config
 from lab.settings.fields import REFERENCE
-from lab.step.placement import one_program
+from lab.step.placement import cpu_program
 from lab.step.replica import PerExample
 from lab.training import user_code
 from lab.training.checks import explained
@@ -173,5 +173,5 @@ def _perceptron(config: Config, data: Data, strategy: tf.distribute.Strategy) ->
         layers.ACTIVATIONS[config.activation],
         layers.INITIALIZERS[config.initializer](config.init_stddev),
         config.seed,
-        xla.matmul if one_program(strategy) else tf.matmul,
+        xla.matmul if cpu_program(strategy) else tf.matmul,
     )
