@@ -47,7 +47,7 @@ def growth(draft: Draft, group: Group) -> Section:
         draft.unknown("power")
     ratios = [
         draft.mean(f"drift:{n}", f"{spoken(n)}: {RATIO}, over the whole run, jolt included",
-                   _drifts(group, n))
+                   _drifts(group, n), least=0)
         for n in names
     ]  # fmt: skip
     known = any(figure.value is not None for figure in ratios)
@@ -77,10 +77,18 @@ def growth(draft: Draft, group: Group) -> Section:
         else "drift" if onward or not any(f.value is not None for f in found["after"].values())
         else "drift_then_walk"
     )  # fmt: skip
-    return draft.section(outcome, phases=found, straight=straight, onward=onward,
+    return draft.section(outcome, phases=found, straight=_some(straight, names),
+                         onward=_some(onward, names), same=straight == onward,
                          first=_jolts(draft, group, names), late=late,
                          borders=[phases_of(run) for run in measured],
                          steps=group.completed[0].steps)  # fmt: skip
+
+
+def _some(layers: list[str], of: list[str]) -> str:
+    """Layers in words that fit into a sentence."""
+    if len(layers) == len(of):
+        return "all layers"
+    return listed(layers) if len(of) <= 4 else f"{len(layers)} of {len(of)} layers"
 
 
 def _ratio(run: Run, layer: str, phase: str) -> float:
@@ -97,7 +105,7 @@ def _phase(draft: Draft, group: Group, phase: str) -> dict[str, Figure]:
     """By layer."""
     return {
         name: draft.mean(f"{phase}:{name}", f"{spoken(name)}: {RATIO}, {PHASES[phase]}",
-                         [_ratio(run, name, phase) for run in group.completed])
+                         [_ratio(run, name, phase) for run in group.completed], least=0)
         for name in group.shown
     }  # fmt: skip
 
@@ -123,7 +131,7 @@ def _halves(draft: Draft, group: Group, found: dict[str, dict[str, Figure]]) -> 
         halves = [across("", "", own[: len(own) // 2]), across("", "", own[len(own) // 2 :])]
         rows.append((spoken(name), PHASES[phase], halves))
         kept += [(half.value > 1) == (whole > 1) for half in halves if half.value is not None]
-    draft.control("run_halves", all(kept) if kept else None, rows=rows)
+    draft.control("run_halves", all(kept) if kept else None, rows=rows, kept=kept)
     ratios = {
         run.seed: {place: _ratio(run, place[1], place[0]) for place in known}
         for run in group.completed
@@ -196,7 +204,7 @@ def _distance_figures(draft: Draft, group: Group, name: str) -> bool:
         if len(steps) >= _FIT_POINTS:
             exponents.append(growth_exponent(steps, distances))
     what = f"distance of {spoken(name)} from its start, in norms of the start"
-    draft.mean(f"distance:{name}", what, ends)
+    draft.mean(f"distance:{name}", what, ends, least=0)
     what = f"exponent of the distance of {spoken(name)}, fitted as a power of the step"
     return draft.mean(f"power:{name}", what, exponents).value is not None
 
