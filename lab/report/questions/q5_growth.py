@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Mapping
 from typing import Any
 
@@ -160,10 +161,18 @@ def _controls(draft: Draft, group: Group) -> None:
 
 def _distances(run: Run, layer: str) -> tuple[np.ndarray, np.ndarray]:
     """(steps, ||W_t - W_0||) of a layer's weights, at every step that has it or its weights."""
+    return _distances_with(run, layer, tuple(run.networks))
+
+
+@functools.lru_cache(100)
+def _distances_with(
+    run: Run, layer: str, networks: tuple[int, ...]
+) -> tuple[np.ndarray, np.ndarray]:
+    """networks: the steps at which the run's weights are known by now."""
     tag = run.final.shown()[layer]
     start = np.float64(run.initial[tag])
     found = dict(zip(*run.scalars.get(f"{tag}/distance", ((), ())), strict=True))
-    for step in run.networks.keys() - {0}:
+    for step in {*networks} - {0}:
         found[step] = float(np.linalg.norm(run.networks[step][tag] - start))
     steps = sorted(found)
     return np.array(steps), np.array([found[step] for step in steps])
