@@ -10,7 +10,8 @@ import pytest
 import small_runs
 
 from lab import data, errors
-from lab.analysis.runs import _DEFAULTS, _labels, _unique, label, read_runs
+from lab.analysis.labels import DEFAULTS, counted, label, labels_of
+from lab.analysis.runs import read_runs
 from lab.report import page
 from lab.report.story import make_story
 
@@ -164,8 +165,8 @@ def test_labels_are_unique_whatever_differs(copy, field, values, names):
 
 
 def test_labels_that_nothing_tells_apart_are_counted():
-    config = {**_DEFAULTS}
-    assert _unique(_labels([config, config, config], [])) == [
+    config = {**DEFAULTS}
+    assert counted(labels_of([config, config, config], [])) == [
         "sgd 0.01",
         "sgd 0.01 (2)",
         "sgd 0.01 (3)",

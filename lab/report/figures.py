@@ -160,6 +160,13 @@ def spoken(layer: str) -> str:
     return "the output layer" if layer == "logits" else layer
 
 
+def some_of(layers: Sequence[str], every: Sequence[str]) -> str:
+    """Some of a network's layers, in words that fit into a sentence."""
+    if len(layers) == len(every):
+        return "all layers"
+    return listed(layers) if len(every) <= 4 else f"{len(layers)} of {len(every)} layers"
+
+
 def plural(count: int, noun: str) -> str:
     """`1 run`, `2 runs`."""
     return f"{count} {noun}{'s' * (count != 1)}"

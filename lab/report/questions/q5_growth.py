@@ -20,6 +20,7 @@ from lab.report.figures import (
     listed,
     number,
     points,
+    some_of,
     spoken,
     with_interval,
 )
@@ -78,18 +79,11 @@ def growth(draft: Draft, group: Group) -> Section:
         else "drift" if onward or not any(f.value is not None for f in found["after"].values())
         else "drift_then_walk"
     )  # fmt: skip
-    return draft.section(outcome, phases=found, straight=_some(straight, names),
-                         onward=_some(onward, names), same=straight == onward,
+    return draft.section(outcome, phases=found, straight=some_of(straight, names),
+                         onward=some_of(onward, names), same=straight == onward,
                          first=_jolts(draft, group, names), late=late,
                          borders=[phases_of(run) for run in measured],
                          steps=group.completed[0].steps)  # fmt: skip
-
-
-def _some(layers: list[str], of: list[str]) -> str:
-    """Layers in words that fit into a sentence."""
-    if len(layers) == len(of):
-        return "all layers"
-    return listed(layers) if len(of) <= 4 else f"{len(layers)} of {len(of)} layers"
 
 
 def _ratio(run: Run, layer: str, phase: str) -> float:
