@@ -240,7 +240,7 @@ def test_any_network_can_be_measured():
     assert all(test.same_counts for test in shuffle_test(model, end, x, labels, rng, 1))
     ranks = low_rank_changes(model, end, start, x, labels, (1, 3))
     assert ranks[0].accuracy < ranks[1].accuracy == 1
-    curve = pruning_curve(model, end, (x, labels), x, rng, 1, (0, 0.5))
+    curve = pruning_curve(model, end, (x, labels), x, rng, 1, (0, 0.5), (0, 0.5))
     assert curve.smallest[0] == curve.random[0, 0] == 1 > curve.random[0, 1]
     assert np.isnan(curve.compensated).all()
     assert np.isnan(symmetry(model, end, x, rng)).all() and match(end, start, rng) == []

@@ -224,7 +224,7 @@ def test_pruning_curve(trained, model):
     _, final, x, labels = trained
     shares = (0, 0.25, 0.5, 1)
     rng = np.random.default_rng(1)
-    curve = near_zero.pruning_curve(model, final, (x, labels), x, rng, 2, shares)
+    curve = near_zero.pruning_curve(model, final, (x, labels), x, rng, 2, shares, shares)
     full = accuracy(final, x, labels)
     assert {curve.smallest[0], curve.compensated[0], *curve.random[:, 0]} == {full}
     # Without weights one class is left, whichever the last bias prefers.

@@ -35,6 +35,7 @@ from lab.report.figures import (
     listed,
     over_pairs,
     percent,
+    some_of,
     with_interval,
 )
 from lab.report.questions.common import over_draws, seeds_halved
@@ -167,7 +168,7 @@ def test_resets_and_pruning_at_random_are_drawn_several_times(evidence, story):
     found = value(story, "layers", "redrawn:h1")
     assert (found.value, found.low) == pytest.approx((expected.value, expected.low), rel=1e-4)
     assert f"{DRAWS} draws a run" in found.note
-    half = [100 * (s.accuracy - s.pruning.random[:, 8].mean()) for s in runs]
+    half = [100 * (s.accuracy - s.pruning.random[:, 5].mean()) for s in runs]
     assert value(story, "zeros", "half:random").value == pytest.approx(np.mean(half), abs=0.1)
     assert value(story, "zeros", "square_norm").low is None  # a constant of the data
 
@@ -211,6 +212,10 @@ def test_words_of_numbers():
     assert above(Figure("", "", 1.0), 2) is above(Figure("", "", 1.0)) is None
     assert all_of([True, True]) is True and all_of([True, None]) is None
     assert all_of([True, None, False]) is False
+    assert across("", "", [0.0, 0.1], least=0).low == 0 and across("", "", [1, 3], least=1).low == 1
+    assert with_interval(Figure("", "", 4.4, -0.4, 99.0)) == "4 [0 to 99]"
+    assert some_of(["a", "b"], ["a", "b"]) == "all layers" and some_of(["b"], "abcd") == "b"
+    assert some_of(["b"], "abcde") == "1 of 5 layers"
     assert across("", "", [0, 4]).low == 0 and across("", "", [0, -4]).low < -4
 
 
@@ -221,6 +226,7 @@ def test_a_curve_has_an_interval_where_every_place_has_one():
     np.testing.assert_allclose(found.y, rows.mean(0))
     np.testing.assert_allclose([found.low, found.high], [low, high])
     assert curve("name", [1, 2, 3], rows[:1]).low is None
+    assert curve("name", [1, 2, 3], rows[:2]).low is None  # it would hide everything else
 
 
 def test_a_command_is_the_config_again():

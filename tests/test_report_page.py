@@ -458,7 +458,7 @@ def test_a_folder_that_no_report_wrote_is_left_alone(tmp_path, name):
 
 
 def test_two_reports_at_once_are_told_in_one_line(tmp_path, monkeypatch):
-    def twice(story, path):
+    def twice(story, pngs, path):
         os.makedirs(path, exist_ok=True)
         for name in ("1", "2"):
             pathlib.Path(path, f"events.out.tfevents.{name}.report").write_text("")

@@ -10,9 +10,12 @@ import pytest
 import small_runs
 
 from lab import data, errors
-from lab.analysis.runs import _DEFAULTS, _labels, _unique, label, read_runs
+from lab.analysis.labels import DEFAULTS, counted, label, labels_of
+from lab.analysis.runs import read_runs
+from lab.analysis.workers import Workers
 from lab.report import page
 from lab.report.story import make_story
+from lab.training.between import weights_at
 
 
 @pytest.fixture(scope="module")
@@ -58,6 +61,18 @@ def test_the_weights_are_those_that_were_evaluated(found):
             # The newest two checkpoints stay beside the first.
             assert sorted(run.networks) == [0, small_runs.STEPS - 20, small_runs.STEPS]
             assert not any(bias.any() for bias in run.initial.biases)
+
+
+def test_trained_again_by_one_process_every_seed_has_its_own_bits(found):
+    """The program of the first one serves them all."""
+    runs = found.groups[found.labels.index("sgd 1")].runs
+    with Workers(1, few=0) as workers:
+        jobs = [(weights_at, run.path, [1, run.steps]) for run in runs]
+        again = workers.compute(jobs, lambda done, total: None)
+    for run, weights in zip(runs, again, strict=True):
+        for tag, end in run.final.items():
+            np.testing.assert_array_equal(weights[run.steps][tag], end)
+            assert (weights[1][tag] != run.initial[tag]).any()
 
 
 def test_runs_that_differ_in_the_seed_are_one_group(found):
@@ -164,8 +179,8 @@ def test_labels_are_unique_whatever_differs(copy, field, values, names):
 
 
 def test_labels_that_nothing_tells_apart_are_counted():
-    config = {**_DEFAULTS}
-    assert _unique(_labels([config, config, config], [])) == [
+    config = {**DEFAULTS}
+    assert counted(labels_of([config, config, config], [])) == [
         "sgd 0.01",
         "sgd 0.01 (2)",
         "sgd 0.01 (3)",

@@ -13,6 +13,7 @@ from lab.analysis.weights import Weights, not_dense
 
 LIMITS = (0.01, 0.05, 0.1)  # of |w|
 SHARES = tuple(k / 16 for k in range(17))  # of a pruning curve
+RANDOM_SHARES = (*SHARES[:5], 0.5, 0.75, 1.0)  # of its control, which takes many draws
 
 
 def near_zero_shares(values: np.ndarray) -> dict[float, float]:
@@ -104,12 +105,13 @@ class PruningCurve(NamedTuple):
 
     smallest: those of smallest magnitude. compensated: the same ones, their lost mean input added
     to the biases; nan where a layer is not dense. random: as many at random, the control, of
-    several draws [draws, shares].
+    several draws [draws, random_shares].
     """
 
     shares: np.ndarray
     smallest: np.ndarray
     compensated: np.ndarray
+    random_shares: np.ndarray
     random: np.ndarray
 
 
@@ -121,6 +123,7 @@ def pruning_curve(
     rng: np.random.Generator,
     draws: int,
     shares: Sequence[float] = SHARES,
+    random_shares: Sequence[float] = RANDOM_SHARES,
 ) -> PruningCurve:
     """Magnitude pruning, as in Han et al., NeurIPS 2015, without training afterwards.
 
@@ -133,11 +136,16 @@ def pruning_curve(
     matrices = weights.matrices().items()
     by_size = {tag: np.argsort(np.abs(w), axis=None, kind="stable") for tag, w in matrices}
     by_chance = [{tag: rng.permutation(w.size) for tag, w in matrices} for _ in range(draws)]
-    rows = []
-    for share in shares:
-        smallest, *random = (prune(weights, share, order) for order in (by_size, *by_chance))
-        pruned = smallest, compensate(smallest, weights, means), *random
-        rows.append([model.evaluate(w, *examples).accuracy for w in pruned])
-    columns = np.array(rows).T
-    compensated = columns[1] if dense else np.full(len(rows), np.nan)
-    return PruningCurve(np.asarray(shares), columns[0], compensated, columns[2:])
+
+    def accuracy(pruned: Weights) -> float:
+        return model.evaluate(pruned, *examples).accuracy
+
+    smallest = [prune(weights, share, by_size) for share in shares]
+    found = [accuracy(w) for w in smallest]
+    compensated = [accuracy(compensate(w, weights, means)) if dense else np.nan for w in smallest]
+    ends = {s: found[i] for i, s in enumerate(shares) if s in (0, 1)}  # in whatever order
+    random = [
+        [ends[s] if s in ends else accuracy(prune(weights, s, order)) for s in random_shares]
+        for order in by_chance
+    ]
+    return PruningCurve(*map(np.array, (shares, found, compensated, random_shares, random)))

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import dataclasses
 import glob
-import itertools
 import json
 import os
 import re
@@ -18,6 +17,7 @@ import numpy as np
 
 from lab import data
 from lab.analysis import workers
+from lab.analysis.labels import DEFAULTS, counted, labels_of, told_apart
 from lab.analysis.weights import Weights
 from lab.analysis.workers import Compute
 from lab.compare import table as comparison
@@ -27,10 +27,6 @@ from lab.errors import LabError
 from lab.record import event_reader, result_file
 from lab.record.directory import CONFIG, RESULT, checkpoint_paths, read_object
 from lab.record.run import RunReader
-from lab.settings.config import Config, default
-
-_DEFAULTS: dict[str, Any] = json.loads(json.dumps(dataclasses.asdict(Config())))
-_IN_NO_LABEL = comparison.RECORDING_FIELDS | {"seed", "deterministic", "on_nonfinite"}
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -147,53 +143,6 @@ class Runs:
         ]
 
 
-def label(config: dict[str, Any], shown: Collection[str], always: Collection[str] = ()) -> str:
-    """`sgd 0.01 128×64`: rule, rate, and what is not the recipe's among the fields `shown`; of
-    those in `always` also what is in no label else, and folders in full."""
-    words = [f"{config['optimizer']} {config['learning_rate']:g}"]
-    usual = {one.name: default(one, config["model"]) for one in dataclasses.fields(Config)}
-    usual = _DEFAULTS | {name: usual[name] for name in ("loss", "reduction")}
-    unlike = [name for name in shown if config[name] != usual[name]]
-    if {"n_hidden_1", "n_hidden_2"} & set(unlike):
-        words.append(f"{config['n_hidden_1']}×{config['n_hidden_2']}")
-    for name in sorted({*unlike} - set(comparison.README_FIELDS) - (_IN_NO_LABEL - {*always})):
-        value = ",".join(config[name]) if isinstance(config[name], list) else config[name]
-        if name in ("data", "loss", "model") and name not in always:
-            value = os.path.basename(value.rstrip("/"))
-        flags = {True: name, False: f"no{name}"}
-        words.append(flags[value] if isinstance(value, bool) else f"{name}={value}")
-    return " ".join(words)
-
-
-def _labels(configs: list[dict[str, Any]], shown: Collection[str]) -> list[str]:
-    """A label each, those of different configs told apart by all that differs between them."""
-    short = [label(config, shown) for config in configs]
-    found = []
-    for name, config in zip(short, configs, strict=True):
-        alike = [other for other, one in zip(configs, short, strict=True) if one == name]
-        apart = {k for k in _DEFAULTS if k != "seed" and len({str(c[k]) for c in alike}) > 1}
-        found.append(label(config, {*shown, *apart}, apart))
-    return found
-
-
-def _told(labels: Sequence[str], networks: Sequence[str]) -> list[str]:
-    """Labels, with a digest of the network where one label stands for several."""
-    alike = [{n for one, n in zip(labels, networks, strict=True) if one == name} for name in labels]
-    return [
-        f"{name}, network {network[:6]}" if len(found) > 1 else name
-        for name, network, found in zip(labels, networks, alike, strict=True)
-    ]
-
-
-def _unique(labels: Sequence[str]) -> list[str]:
-    """Labels with (2), (3), ... behind those that are there already."""
-    found: list[str] = []
-    for name in labels:
-        counted = (f"{name} ({k})" if k > 1 else name for k in itertools.count(1))
-        found.append(next(one for one in counted if one not in found))
-    return found
-
-
 def read_runs(logdir: str, compute: Compute = workers.compute) -> Runs:
     """Every run below `logdir`, and its data.
 
@@ -218,9 +167,9 @@ def read_runs(logdir: str, compute: Compute = workers.compute) -> Runs:
         else:
             problems.append(f"{os.path.relpath(folder, logdir)}: left out, {run}")
     places, lost = _find_data(runs)
-    configs = [_DEFAULTS | row.config for row in table.rows]
-    differ = [k for k in _DEFAULTS if len({json.dumps(c[k]) for c in configs}) > 1]
-    labels = _unique(_told(_labels(configs, differ), [row.network for row in table.rows]))
+    configs = [DEFAULTS | row.config for row in table.rows]
+    differ = [k for k in DEFAULTS if len({json.dumps(c[k]) for c in configs}) > 1]
+    labels = counted(told_apart(labels_of(configs, differ), [row.network for row in table.rows]))
     groups, repeats = _group(runs, table, differ)
     for run, kept in repeats:
         one, other = (os.path.relpath(run.path, logdir) for run in (run, kept))
@@ -247,7 +196,7 @@ def _read_run(folder: str, reader: RunReader) -> Run:
     if not values:
         raise LabError(f"it has no {RESULT}: it is not finished")
     result = result_file.checked_result(values, RESULT)
-    config, step, status = _DEFAULTS | result["config"], result["step"], result["status"]
+    config, step, status = DEFAULTS | result["config"], result["step"], result["status"]
     if status not in ("completed", "collapsed"):
         raise LabError(f"it ended as {status} at step {step}")
     network = network_of(result)
@@ -340,13 +289,13 @@ def _group(
         if kept is not run:
             repeats.append((run, kept))
     names: list[str] = []
-    labels = _told(_labels(list(configs.values()), differ), [key[3] for key in groups])
+    labels = told_apart(labels_of(list(configs.values()), differ), [key[3] for key in groups])
     for name, (_, digest, replicas, _) in zip(labels, groups, strict=True):
         name += f" on {replicas} replicas" * (replicas > 1)
         names.append(name + f", data {digest[:6]}" * (name in names))
     found = [
         Group(name, configs[key], key[1], [same[seed] for seed in sorted(same)], *key[2:])
-        for name, (key, same) in zip(_unique(names), groups.items(), strict=True)
+        for name, (key, same) in zip(counted(names), groups.items(), strict=True)
     ]
     order = [(_key(row.config), row.network) for row in table.rows]
     order += [(_key(group.config), group.network) for group in found]

@@ -26,6 +26,7 @@ def t_interval(values: Sequence[float]) -> tuple[float, float]:
     return mean - half, mean + half
 
 
+@functools.cache
 def t_quantile(p: float, df: float) -> float:
     """The t with P(T <= t) = p for Student's T with df degrees of freedom."""
     return float(scipy.special.stdtrit(df, p))

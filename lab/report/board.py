@@ -9,6 +9,8 @@ from collections.abc import Sequence
 
 import tensorflow as tf
 
+from lab.analysis import workers
+from lab.analysis.workers import Compute
 from lab.errors import LabError
 from lab.report import charts
 from lab.report.figures import rounded
@@ -33,18 +35,21 @@ def check(logdir: str) -> None:
             )
 
 
-def write(story: Story, logdir: str) -> None:
+def write(story: Story, logdir: str, compute: Compute = workers.compute) -> None:
     """Puts a report in the place of the last one, if there is one.
 
     Pictures stand on the page Images, under section/picture, with what to see as description; a
-    summary of each section on the page Text. LabError if they cannot be written.
+    summary of each section on the page Text. LabError if they cannot be written. compute: draws
+    them, in this process or in others.
     """
     check(logdir)
+    drawn = compute([(charts.png, picture) for picture in story.drawn])
+    pngs = {picture.slug: png for picture, png in zip(story.drawn, drawn, strict=True)}
     path = os.path.join(logdir, RUN)
     old = set(os.listdir(path)) if os.path.isdir(path) else set()
     gone: set[str] = set()
     try:
-        events = _write_events(story, path)
+        events = _write_events(story, pngs, path)
         added = sorted(set(os.listdir(path)) - old)
         if len(added) != 1:
             raise LabError(
@@ -66,7 +71,7 @@ def write(story: Story, logdir: str) -> None:
                 os.remove(os.path.join(path, name))
 
 
-def _write_events(story: Story, path: str) -> int:
+def _write_events(story: Story, pngs: dict[str, bytes], path: str) -> int:
     """Writes one event file, and returns how many events were to be in it."""
     events = 0
     writer = tf.summary.create_file_writer(path, filename_suffix=_SUFFIX)
@@ -78,7 +83,7 @@ def _write_events(story: Story, path: str) -> int:
             for picture in section.pictures:
                 if isinstance(picture, Table):
                     continue
-                pixels = tf.io.decode_png(charts.png(picture), channels=3)
+                pixels = tf.io.decode_png(pngs[picture.slug], channels=3)
                 about = f"**{_line(picture.title)}** {_line(picture.see)}"
                 tag = f"{section.slug}/{picture.slug}"
                 tf.summary.image(tag, pixels[tf.newaxis], description=about)

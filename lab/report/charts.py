@@ -22,7 +22,7 @@ from matplotlib import ticker
 from matplotlib.figure import Figure
 
 from lab.report.figures import number
-from lab.report.section import Bars, Chart, Mark, Series, Tiles
+from lab.report.section import Bars, Chart, Drawn, Mark, Series, Tiles
 
 # Name: (light, dark). c0 to c7 are told apart by colour-blind readers too, after Okabe and Ito,
 # and stand out from both papers; no light one twice, since the light ones are what is drawn.
@@ -84,7 +84,7 @@ _RC = {
 logging.getLogger("matplotlib").setLevel(logging.ERROR)
 
 
-def svg(picture: Chart | Bars | Tiles) -> str:
+def svg(picture: Drawn) -> str:
     """An <svg> element for a page that has the variables `--NAME` of `COLOURS`.
 
     Its ids begin with the picture's slug. The same picture gives the same text, byte for byte.
@@ -115,12 +115,12 @@ def svg(picture: Chart | Bars | Tiles) -> str:
     return re.sub(r"<svg[^>]*>", lambda _: head, text, count=1)
 
 
-def png(picture: Chart | Bars | Tiles) -> bytes:
+def png(picture: Drawn) -> bytes:
     """A PNG file, 720 pixels wide, in the light colours."""
     return _save(picture, format="png", dpi=160, metadata={"Software": None})
 
 
-def _save(picture: Chart | Bars | Tiles, **how: Any) -> bytes:
+def _save(picture: Drawn, **how: Any) -> bytes:
     draw = {Chart: _chart, Bars: _bars, Tiles: _tiles}[type(picture)]
     out = io.BytesIO()
     with matplotlib.rc_context(), warnings.catch_warnings():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Sequence
 from typing import Any
 
@@ -63,10 +64,16 @@ class Draft:
         self.commands: list[tuple[str, str]] = []
 
     def mean(
-        self, key: str, name: str, values: Iterable[float], unit: str = "", note: str = ""
+        self,
+        key: str,
+        name: str,
+        values: Iterable[float],
+        unit: str = "",
+        note: str = "",
+        least: float = -math.inf,
     ) -> Figure:
         """Adds the mean over runs, with its interval, unless no value is finite."""
-        figure = figures.across(key, name, values, unit, note)
+        figure = figures.across(key, name, values, unit, note, least)
         self.add(figure)
         return figure
 

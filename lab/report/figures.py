@@ -36,10 +36,18 @@ def _ends(value: float, half: float | None, share: bool) -> tuple[float | None, 
     return float(scipy.special.expit(middle - reach)), float(scipy.special.expit(middle + reach))
 
 
-def across(key: str, name: str, values: Iterable[float], unit: str = "", note: str = "") -> Figure:
+def across(
+    key: str,
+    name: str,
+    values: Iterable[float],
+    unit: str = "",
+    note: str = "",
+    least: float = -math.inf,
+) -> Figure:
     """The mean over runs with Student's t interval; values that are not finite are left out.
 
     In the unit "%" they are shares in [0, 1], see `_ends`; differences of shares are "points".
+    least: no value can be lower, and the interval ends there.
     """
     kept = [float(v) for v in values if math.isfinite(v)]
     if not kept:
@@ -47,8 +55,10 @@ def across(key: str, name: str, values: Iterable[float], unit: str = "", note: s
     mean = statistics.fmean(kept)
     half = t_interval(kept)[1] - mean if len(kept) > 1 else None
     found = Figure(key, name, mean, *_ends(mean, half, unit == "%"), len(kept), unit, note)
-    if found.low is not None and all(v >= 0 and v.is_integer() for v in kept):
-        found = dataclasses.replace(found, low=max(found.low, 0.0))  # a count ends at 0
+    if all(v >= 0 and v.is_integer() for v in kept):
+        least = max(least, 0.0)  # of a count
+    if found.low is not None:
+        found = dataclasses.replace(found, low=max(found.low, least))
     return found
 
 
@@ -119,7 +129,9 @@ def rounded(figure: Figure) -> tuple[str, str]:
     digits = max(1 - math.floor(math.log10(high - low)), 0) if low < high < math.inf else 7
     if digits > 6 or abs(value) >= 1e6:
         return number(value) + unit, f"{number(low)} to {number(high)}{unit}"
-    text, *ends = (f"{v:,.{digits}f}".replace("-", "−") for v in (value, low, high))
+    text, *ends = (
+        f"{round(v, digits) + 0:,.{digits}f}".replace("-", "−") for v in (value, low, high)
+    )
     return text + unit, f"{' to '.join(ends)}{unit}"
 
 
@@ -148,6 +160,13 @@ def spoken(layer: str) -> str:
     return "the output layer" if layer == "logits" else layer
 
 
+def some_of(layers: Sequence[str], every: Sequence[str]) -> str:
+    """Some of a network's layers, in words that fit into a sentence."""
+    if len(layers) == len(every):
+        return "all layers"
+    return listed(layers) if len(every) <= 4 else f"{len(layers)} of {len(every)} layers"
+
+
 def plural(count: int, noun: str) -> str:
     """`1 run`, `2 runs`."""
     return f"{count} {noun}{'s' * (count != 1)}"
@@ -168,9 +187,11 @@ def points(name: str, x: Sequence[Any], figures: Sequence[Figure], style: str = 
 
 
 def curve(name: str, x: Sequence[float], runs: Sequence[Any], unit: str = "") -> Series:
-    """The mean over runs of a curve each, with its interval place by place."""
+    """The mean over runs of a curve each, with its interval place by place, of three runs or more:
+    that of two would hide all curves."""
     columns = np.array(runs, dtype=float).T
-    return points(name, x, [across("", "", column, unit) for column in columns])
+    found = points(name, x, [across("", "", column, unit) for column in columns])
+    return found if len(runs) > 2 else dataclasses.replace(found, low=None, high=None)
 
 
 def command(logdir: str, config: Mapping[str, Any] | None = None, **more: Any) -> str:

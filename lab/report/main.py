@@ -72,10 +72,11 @@ def _write(logdir: str) -> str:
                 functools.partial(one.compute, progress=progress) for one in (workers, trainers)
             )
             whole = story.make_story(all_runs, *parts)
-    texts = {html: page.as_html(whole), figures: figures_json.as_json(whole)}
-    for path, text in texts.items():
-        _put(path, text)
-    board.write(whole, logdir)
+        with _bar("drawing") as progress:
+            drawing = functools.partial(workers.compute, progress=progress)
+            _put(html, page.as_html(whole, drawing))
+            _put(figures, figures_json.as_json(whole))
+            board.write(whole, logdir, drawing)
     return (
         f"the page lies in  {html}\n"
         f"its figures in    {figures}\n"

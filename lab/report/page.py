@@ -7,19 +7,27 @@ import re
 import jinja2
 import markupsafe
 
+from lab.analysis import workers
+from lab.analysis.workers import Compute
 from lab.report import charts, figures
 from lab.report.section import Section, Story, Table, check
 
 VERDICTS = {True: ("✓", "passed"), False: ("✗", "failed"), None: ("?", "cannot say")}
 
 
-def as_html(story: Story) -> str:
-    """The page. Equal stories give equal text; nothing in it is fetched, no script is run."""
+def as_html(story: Story, compute: Compute = workers.compute) -> str:
+    """The page. Equal stories give equal text; nothing in it is fetched, no script is run.
+
+    Args:
+      compute: draws the pictures, in this process or in others.
+    """
     check(story)
-    return _environment().get_template("page.html").render(story=story)
+    drawn = compute([(charts.svg, picture) for picture in story.drawn])
+    svgs = {picture.slug: svg for picture, svg in zip(story.drawn, drawn, strict=True)}
+    return _environment(svgs).get_template("page.html").render(story=story)
 
 
-def _environment() -> jinja2.Environment:
+def _environment(svgs: dict[str, str]) -> jinja2.Environment:
     environment = jinja2.Environment(
         loader=jinja2.PackageLoader("lab.report"),
         autoescape=True,
@@ -32,7 +40,7 @@ def _environment() -> jinja2.Environment:
         clean=charts.clean,
         is_table=lambda picture: isinstance(picture, Table),
         sentence=lambda title: title if title.endswith((".", "?", "!")) else f"{title}.",
-        svg=lambda picture: markupsafe.Markup(charts.svg(picture)),
+        svg=lambda picture: markupsafe.Markup(svgs[picture.slug]),
         text=_text,
         value=figures.rounded,
     )

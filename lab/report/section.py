@@ -113,7 +113,8 @@ class Table:
     rows: Sequence[Sequence[str]]
 
 
-Picture = Chart | Bars | Tiles | Table
+Drawn = Chart | Bars | Tiles
+Picture = Drawn | Table
 
 
 @dataclasses.dataclass(frozen=True)
@@ -159,6 +160,12 @@ class Story:
     summary: str
     made: Sequence[tuple[str, str]]
     sections: Sequence[Section]
+
+    @property
+    def drawn(self) -> list[Drawn]:
+        """All pictures that are drawn, in order."""
+        every = (picture for section in self.sections for picture in section.pictures)
+        return [picture for picture in every if not isinstance(picture, Table)]
 
 
 def check(story: Story) -> None:

@@ -75,7 +75,7 @@ class TrainingState:
         make = functools.partial(
             TrainLoop, strategy, training, x, y, kinds, every, max_steps, traced=traced
         )
-        self._batches = Batches(config.seed, len(data.x), config.batch_size)
+        self.take_batches_of(config.seed)
         self.loop = self._compiled(make, use_xla)
         self.classes = training.metrics.get("accuracy") is accuracy and data.y.ndim == 1
         self.evaluator = None
@@ -113,6 +113,10 @@ class TrainingState:
             loop = make(xla=False)
             loop.run(self.rows(1, 0), 1)
         return loop
+
+    def take_batches_of(self, seed: int) -> None:
+        """Chooses the examples of each step as a run with this seed does."""
+        self._batches = Batches(seed, len(self.data.x), self.config.batch_size)
 
     @property
     def status(self) -> str:

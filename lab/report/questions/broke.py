@@ -6,7 +6,8 @@ from collections.abc import Mapping
 
 import numpy as np
 
-from lab.analysis.runs import Group, label
+from lab.analysis.labels import label
+from lab.analysis.runs import Group
 from lab.analysis.study import Evidence, plain_sgd
 from lab.diagnosis.why import Diagnosis
 from lab.record import event_reader

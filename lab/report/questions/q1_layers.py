@@ -202,7 +202,7 @@ def _ratios(draft: Draft, group: Group) -> None:
         found = [update_ratio(u, w) for u, w in pairs if u is not None and w is not None]
         if found:
             what = f"update of {spoken(layer)} in norms of its weights, median over the steps"
-            draft.mean(f"ratio:{layer}", what, [np.nanmedian(ratio) for ratio in found])
+            draft.mean(f"ratio:{layer}", what, [np.nanmedian(ratio) for ratio in found], least=0)
             steps = windows(found[0])[0]
             series.append(
                 curve(spoken(layer), steps.tolist(), [windows(ratio)[1] for ratio in found])

@@ -117,14 +117,14 @@ def _spectra(
         total = len(spectra[0].singular)
         beyond = f"singular values of {spoken(name)} beyond the edge of noise"
         rank = f"stable rank of {spoken(name)}"
-        for key, field, words, note in (
-            ("outside", "outside", f"{beyond}, at the end", f"of {total}"),
-            ("outside_initial", "initial_outside", f"{beyond}, at the start", ""),
-            ("stable_rank", "stable_rank", f"{rank}, at the end", ""),
-            ("stable_rank_initial", "initial_stable_rank", f"{rank}, at the start", ""),
+        for key, field, words, note, least in (
+            ("outside", "outside", f"{beyond}, at the end", f"of {total}", 0),
+            ("outside_initial", "initial_outside", f"{beyond}, at the start", "", 0),
+            ("stable_rank", "stable_rank", f"{rank}, at the end", "", 1),
+            ("stable_rank_initial", "initial_stable_rank", f"{rank}, at the start", "", 1),
         ):
             values = [getattr(s, field) for s in spectra]
-            figure = draft.mean(f"{key}:{name}", words, values, note=note)
+            figure = draft.mean(f"{key}:{name}", words, values, note=note, least=least)
             if key == "outside":
                 outside[name] = figure, total
     widest = max(names[:-1] or names, key=lambda name: outside[name][1])

@@ -126,8 +126,8 @@ def _scale(draft: Draft, measured: list[ImageMeasurements]) -> dict[str, Figure]
 
 def _pruning(draft: Draft, measured: list[ImageMeasurements]) -> dict[str, Figure]:
     """Adds the pruning curves; returns what can go for a point, and what half of them costs."""
-    shares = measured[0].pruning.shares
-    half = int(shares.searchsorted(0.5))
+    one = measured[0].pruning
+    shares = dict.fromkeys(_PRUNED, one.shares) | {"random": one.random_shares}
 
     def curves(s: ImageMeasurements, key: str) -> np.ndarray:
         """[draws, shares]."""
@@ -136,8 +136,8 @@ def _pruning(draft: Draft, measured: list[ImageMeasurements]) -> dict[str, Figur
     def prunable(s: ImageMeasurements, key: str) -> np.ndarray:
         """By draw, the share before the first that costs more than a point."""
         bad = curves(s, key) < s.accuracy - POINT
-        first = np.where(bad.any(axis=1), bad.argmax(axis=1), len(shares))
-        return shares[np.maximum(first - 1, 0)]
+        first = np.where(bad.any(axis=1), bad.argmax(axis=1), bad.shape[1])
+        return shares[key][np.maximum(first - 1, 0)]
 
     found, costs = {}, {}
     for key, words in _PRUNED.items():
@@ -145,6 +145,7 @@ def _pruning(draft: Draft, measured: list[ImageMeasurements]) -> dict[str, Figur
         own = [prunable(s, key) for s in measured]
         found[key] = over_draws(draft, f"prunable:{key}", what, own, "%")
         what = f"accuracy that half of the weights cost, set to 0 {words}"
+        half = shares[key].searchsorted(0.5)
         lost = [100 * (s.accuracy - curves(s, key)[:, half]) for s in measured]
         costs[key] = over_draws(draft, f"half:{key}", what, lost, "points")
     gain = [100 * float(prunable(s, "smallest").mean() - prunable(s, "random").mean())
@@ -155,7 +156,7 @@ def _pruning(draft: Draft, measured: list[ImageMeasurements]) -> dict[str, Figur
         "share of weights set to 0",
         "test accuracy",
         [
-            curve(words, shares.tolist(), [curves(s, key).mean(axis=0) for s in measured], "%")
+            curve(words, shares[key].tolist(), [curves(s, key).mean(axis=0) for s in measured], "%")
             for key, words in _PRUNED.items()
         ],
         costs=costs,

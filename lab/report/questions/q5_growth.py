@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Mapping
 from typing import Any
 
@@ -19,6 +20,7 @@ from lab.report.figures import (
     listed,
     number,
     points,
+    some_of,
     spoken,
     with_interval,
 )
@@ -47,7 +49,7 @@ def growth(draft: Draft, group: Group) -> Section:
         draft.unknown("power")
     ratios = [
         draft.mean(f"drift:{n}", f"{spoken(n)}: {RATIO}, over the whole run, jolt included",
-                   _drifts(group, n))
+                   _drifts(group, n), least=0)
         for n in names
     ]  # fmt: skip
     known = any(figure.value is not None for figure in ratios)
@@ -77,7 +79,8 @@ def growth(draft: Draft, group: Group) -> Section:
         else "drift" if onward or not any(f.value is not None for f in found["after"].values())
         else "drift_then_walk"
     )  # fmt: skip
-    return draft.section(outcome, phases=found, straight=straight, onward=onward,
+    return draft.section(outcome, phases=found, straight=some_of(straight, names),
+                         onward=some_of(onward, names), same=straight == onward,
                          first=_jolts(draft, group, names), late=late,
                          borders=[phases_of(run) for run in measured],
                          steps=group.completed[0].steps)  # fmt: skip
@@ -97,7 +100,7 @@ def _phase(draft: Draft, group: Group, phase: str) -> dict[str, Figure]:
     """By layer."""
     return {
         name: draft.mean(f"{phase}:{name}", f"{spoken(name)}: {RATIO}, {PHASES[phase]}",
-                         [_ratio(run, name, phase) for run in group.completed])
+                         [_ratio(run, name, phase) for run in group.completed], least=0)
         for name in group.shown
     }  # fmt: skip
 
@@ -123,7 +126,7 @@ def _halves(draft: Draft, group: Group, found: dict[str, dict[str, Figure]]) -> 
         halves = [across("", "", own[: len(own) // 2]), across("", "", own[len(own) // 2 :])]
         rows.append((spoken(name), PHASES[phase], halves))
         kept += [(half.value > 1) == (whole > 1) for half in halves if half.value is not None]
-    draft.control("run_halves", all(kept) if kept else None, rows=rows)
+    draft.control("run_halves", all(kept) if kept else None, rows=rows, kept=kept)
     ratios = {
         run.seed: {place: _ratio(run, place[1], place[0]) for place in known}
         for run in group.completed
@@ -152,10 +155,18 @@ def _controls(draft: Draft, group: Group) -> None:
 
 def _distances(run: Run, layer: str) -> tuple[np.ndarray, np.ndarray]:
     """(steps, ||W_t - W_0||) of a layer's weights, at every step that has it or its weights."""
+    return _distances_with(run, layer, tuple(run.networks))
+
+
+@functools.lru_cache(100)
+def _distances_with(
+    run: Run, layer: str, networks: tuple[int, ...]
+) -> tuple[np.ndarray, np.ndarray]:
+    """networks: the steps at which the run's weights are known by now."""
     tag = run.final.shown()[layer]
     start = np.float64(run.initial[tag])
     found = dict(zip(*run.scalars.get(f"{tag}/distance", ((), ())), strict=True))
-    for step in run.networks.keys() - {0}:
+    for step in {*networks} - {0}:
         found[step] = float(np.linalg.norm(run.networks[step][tag] - start))
     steps = sorted(found)
     return np.array(steps), np.array([found[step] for step in steps])
@@ -196,7 +207,7 @@ def _distance_figures(draft: Draft, group: Group, name: str) -> bool:
         if len(steps) >= _FIT_POINTS:
             exponents.append(growth_exponent(steps, distances))
     what = f"distance of {spoken(name)} from its start, in norms of the start"
-    draft.mean(f"distance:{name}", what, ends)
+    draft.mean(f"distance:{name}", what, ends, least=0)
     what = f"exponent of the distance of {spoken(name)}, fitted as a power of the step"
     return draft.mean(f"power:{name}", what, exponents).value is not None
 

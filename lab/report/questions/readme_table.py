@@ -83,7 +83,7 @@ def _figures(draft: Draft, rows: Rows, shown: Rows) -> None:
     if ours:
         draft.table("table", columns, ours)
     if others or not ours:
-        draft.table("others", columns, others)
+        draft.table("others" if ours else "table", columns, others)
 
 
 def _errors(draft: Draft, drawn: Rows) -> None:
