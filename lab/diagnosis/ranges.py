@@ -9,6 +9,7 @@ import math
 from typing import NamedTuple
 
 import numpy as np
+import scipy  # its parts load when they are first used
 
 CENTRE, WINDOW = 32, 64  # steps of the past that the centre is taken from, and the scale
 FIRST = 24  # steps that a range needs, and as many again for its limit
@@ -85,38 +86,15 @@ def _held(logs: np.ndarray, known: np.ndarray) -> np.ndarray:
 
 
 def _running_median(values: np.ndarray, window: int, least: int) -> np.ndarray:
-    """The median of up to `window` values before each, a power of 2, and of `least` at the start:
+    """The median of up to `window` values before each, an even number, and of `least` at the start:
     [steps, series]."""
-    found = np.empty_like(values)
+    found, half = np.empty_like(values), window // 2
     for t in range(min(window, len(values))):
         found[t] = np.median(values[: max(t, least)], axis=0)
     if len(values) > window:
-        half = window // 2
-        for series in range(values.shape[1]):
-            ordered = _sorted_windows(values[:-1, series].copy(), half)
-            before, after = ordered[:, :-half], ordered[::-1, half:]
-            # The smaller ones of these pairs are the smaller half of both windows together.
-            low, high = np.minimum(before, after).max(axis=0), np.maximum(before, after).min(axis=0)
-            found[window:, series] = (low + high) / 2
-    return found
-
-
-def _sorted_windows(values: np.ndarray, width: int) -> np.ndarray:
-    """The values of each window, smallest first: [width, windows], width a power of 2.
-
-    Windows of half the width are merged, each once for the two that it is in, by Batcher's bitonic
-    network ("Sorting networks and their applications", 1968).
-    """
-    found = values[None]
-    while (half := len(found)) < width:
-        parts = np.concatenate([found[:, :-half], found[::-1, half:]])
-        distance = half
-        while distance:
-            parts = parts.reshape(half // distance, 2, distance, -1)
-            low, high = parts[:, 0], parts[:, 1]
-            parts = np.stack([np.minimum(low, high), np.maximum(low, high)], axis=1)
-            distance //= 2
-        found = parts.reshape(2 * half, -1)
+        for series, column in enumerate(values.T.copy()):
+            middle = (scipy.ndimage.rank_filter(column, rank, window) for rank in (half - 1, half))
+            found[window:, series] = sum(middle)[half:-half] / 2  # from [t - half, t + half)
     return found
 
 
