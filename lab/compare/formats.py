@@ -13,7 +13,7 @@ from typing import Any
 from lab.compare.results import ACCURACY, LOSS
 from lab.compare.rows import Row, Table, heading, reads, told_by
 from lab.compare.statistics import LEVEL
-from lab.settings.config import TABLE_FORMATS
+from lab.settings.other_programs import TABLE_FORMATS
 
 
 def _plain(value: Any) -> Any:

@@ -17,8 +17,9 @@ from absl import flags
 
 from lab.errors import LabError
 from lab.settings import grid_file, source
-from lab.settings.config import Config, LaunchSettings, ReportSettings, Settings, ViewSettings
+from lab.settings.config import Config, Settings
 from lab.settings.fields import REFERENCE, allowed, check, fits, refusal
+from lab.settings.other_programs import LaunchSettings, ReportSettings, ViewSettings
 
 
 def parse(argv: Sequence[str]) -> tuple[list[Config], Settings]:

@@ -19,7 +19,6 @@ from lab.settings.fields import REFERENCE, Checked, choice, field
 # Raised by one whenever a change of code changes the numbers of an unchanged config.
 NUMERICS = 4
 
-TABLE_FORMATS = ("text", "markdown", "csv", "json")
 READY_MADE = ("mlp", "convnet", "transformer")  # files of lab/models
 WATCHABLE = ("weights", "gradients", "norms", "probes", "updates", "activations", "replicas")
 
@@ -266,40 +265,6 @@ class Settings(Checked):
     def directory(self, config: Config) -> str:
         """The run directory of a config."""
         return os.path.join(self.logdir, self.run_name or config.run_name)
-
-
-@dataclasses.dataclass(frozen=True)
-class ReportSettings(Checked):
-    """What bin/report is asked for."""
-
-    logdir: str = field("logs", "folder that the run directories lie in", group="Report")
-    format: str = choice("of the table", TABLE_FORMATS)
-    page: bool = field(
-        True, "answer the questions: report.html, report.json, TensorBoard's run report"
-    )
-
-
-@dataclasses.dataclass(frozen=True)
-class ViewSettings(Checked):
-    """What bin/view is asked for."""
-
-    out: str = field("", "file to write; view.html in the first run's directory", group="View")
-    steps: tuple[str, ...] = field(
-        (), "A..B, or several: steps that are kept where not all fit into a page of 30 MB"
-    )
-    follow: bool = field(
-        False, "serve the page on this machine while the runs train, with what they add"
-    )
-    port: int = field(0, "where --follow serves it; 0 for a free one", least=0, below=65536)
-
-
-@dataclasses.dataclass(frozen=True)
-class LaunchSettings(Checked):
-    """What bin/launch is asked for."""
-
-    workers: int = field(
-        2, "processes, each with one share of every batch", least=1, group="Launch"
-    )
 
 
 def default(one: dataclasses.Field, model: str) -> Any:
