@@ -680,7 +680,6 @@ def test_a_program_makes_as_many_cpu_devices_as_it_needs(idx_folder, tmp_path):
 
 def test_replicas_that_have_come_apart_are_named(tiny):
     under = Watched(tiny, 4, rule=RULES["adam"]())
-    under.run(3)
     group = agreement.Group(under.strategy, None)
     variables = dict(zip(under.tensors(), under.model.trainable_variables, strict=True))
     group.check_identical(variables)

@@ -373,17 +373,19 @@ SCHEDULED = {
 }
 
 
-@pytest.mark.parametrize("decay", ["none", "linear", "cosine"])
 @pytest.mark.parametrize(
-    ("rule", "warmup"),
+    ("rule", "warmup", "decay"),
     [
         pytest.param(
-            *(rule, warmup),
-            id=f"{name}-{warmup}",
-            marks=() if warmup == 6 else pytest.mark.slow,
+            *(rule, warmup, decay),
+            id=f"{name}-{warmup}-{decay}",
+            marks=() if warmup == 6 and name in fast else pytest.mark.slow,
         )
         for name, (rule, warmups) in SCHEDULED.items()
         for warmup in warmups
+        for decay, fast in (
+            *(("none", {"adam"}), ("linear", {"momentum"}), ("cosine", {"adam", "momentum"})),
+        )
     ],
 )
 def test_warmup_and_decay_are_those_of_keras(rule, warmup, decay):

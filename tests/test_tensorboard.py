@@ -11,6 +11,7 @@ import subprocess
 import urllib.parse
 
 import events
+import forks
 import numpy as np
 import programs
 import pytest
@@ -35,14 +36,14 @@ TAGS = sorted(
 class Logdir:
     """Two runs whose directories' names hold commas and equals signs, as the program makes them."""
 
-    def __init__(self, path):
+    def __init__(self, path, data):
         self.path = str(path)
         self.directories = []
         for name, flags in RUNS.items():
             before = set(os.listdir(path))
             outcome = programs.train(
                 *(*flags, f"--training_steps={STEPS}", f"--display_step={EVERY}"),
-                *(f"--logdir={path}", "--xla=off"),
+                *(f"--logdir={path}", f"--data={data}", "--batch_size=16", "--xla=off"),
             )
             assert outcome.status == 0, outcome.err
             (made,) = set(os.listdir(path)) - before
@@ -58,8 +59,9 @@ class Logdir:
 
 
 @pytest.fixture(scope="module")
-def logdir(tmp_path_factory):
-    return Logdir(tmp_path_factory.mktemp("logs"))
+def logdir(tmp_path_factory, tiny):
+    data = forks.write_idx(tmp_path_factory.mktemp("data") / "idx", tiny)
+    return Logdir(tmp_path_factory.mktemp("logs"), data)
 
 
 @pytest.fixture(
