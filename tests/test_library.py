@@ -347,9 +347,7 @@ def test_two_hundred_variables(train, images):
     assert run.histogram("layers/98/w").steps.tolist() == [1, 2, 3]
 
 
-def test_data_larger_than_what_the_devices_may_hold(
-    train, trained, images, tmp_path, monkeypatch
-):
+def test_data_larger_than_what_the_devices_may_hold(train, trained, images, tmp_path, monkeypatch):
     """A np.memmap is read batch by batch, and gives the same run."""
     path = tmp_path / "x"
     images.x.tofile(path)
