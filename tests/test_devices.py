@@ -317,7 +317,7 @@ def test_the_local_gradients_sum_to_the_reduced_one(tiny, count, batch):
 
 
 def test_one_replica_has_none_of_that(tiny):
-    under = Watched(tiny, 1, watch=("replicas",))
+    under = Watched(tiny, 1, watch=("replicas",), xla=False)
     assert under.loop.watch.scalar_tags == ["loss", "accuracy"]
     assert not [tag for tag in under.loop.watch.tags if "replica_" in tag]
     assert under.run(1)["scalars"].shape == (1, 2)

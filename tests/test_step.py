@@ -272,7 +272,7 @@ def compare_ten_steps(tiny, strategy, name, tolerance):
 
 def test_the_gradient_on_record_is_the_one_before_clipping(tiny):
     """And the update on record is the one that was made; the weights are those of Keras."""
-    under = Under(tiny, optimizers.SGD(0.05, clip_norm=0.01), watch=("norms",))
+    under = Under(tiny, optimizers.SGD(0.05, clip_norm=0.01), watch=("norms",), xla=False)
     recorded = under.run(5)["scalars"]
     tags = under.loop.watch.scalar_tags
     names = [f"{layer.name}/{t}" for layer in under.model.layers for t in ("weights", "bias")]
@@ -527,9 +527,10 @@ class Gathering(tf.Module):
         return tf.matmul(x, tf.reduce_sum(tf.gather(self.table, [0, 2, 2, 5]), axis=0))
 
 
-def test_a_model_with_a_lookup(tiny):
+@pytest.mark.parametrize("xla", [False, pytest.param(None, marks=pytest.mark.slow)])
+def test_a_model_with_a_lookup(tiny, xla):
     rule, make_reference = ORACLES["rmsprop"]
-    under = Under(tiny, rule, make_model=Gathering, watch=("gradients",))
+    under = Under(tiny, rule, make_model=Gathering, watch=("gradients",), xla=xla)
     under.run(5)
     pick = np.array([1, 0, 2, 0, 0, 1], np.float32)  # how often each is looked up
 

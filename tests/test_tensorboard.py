@@ -23,7 +23,9 @@ from tensorboard.compat.proto.graph_pb2 import GraphDef
 STEPS, EVERY = 130, 50
 RUNS = {
     "adagrad,lr=0.01,16x8": ["--optimizer=adagrad", "--n_hidden_1=16", "--n_hidden_2=8"],
-    "sgd,lr=0.02,16x256": ["--learning_rate=0.02", "--seed=3", "--n_hidden_1=16"],
+    "sgd,lr=0.02,16x9": [
+        *("--learning_rate=0.02", "--seed=3", "--n_hidden_1=16", "--n_hidden_2=9")
+    ],
 }
 TAGS = sorted(
     f"{layer}/{part}{suffix}"
