@@ -89,8 +89,8 @@ SETS = [
     ("adadelta", {"learning_rate": 1.0, "rho": 0.9, "epsilon": 1e-6}),
     ("adadelta", {"learning_rate": 0.5, "rho": 0.5, "epsilon": 1e-3}),
 ]
-# Of each rule its fullest set of hyperparameters, of one its defaults, which TensorFlow has a kernel
-# for; all others are slow ones.
+# Of each rule its fullest set of hyperparameters, and Adagrad's defaults, for which TensorFlow has
+# a kernel; all others are slow ones.
 FAST = [6, 12, 14, 17, 18, 22]
 CASES = [
     pytest.param(
