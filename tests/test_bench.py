@@ -454,15 +454,31 @@ def test_a_wrong_flag_is_one_line(flag, monkeypatch, capsys):
     assert flag.split("=")[0] in err
 
 
+def test_the_peers_that_are_compared_are_those_that_were_asked_for(monkeypatch, tmp_path):
+    monkeypatch.setattr(parts, "_rows", lambda bench, contestants, turns: contestants)
+
+    def compared(*peers):
+        return {one.name for one in parts.peers(parts.Bench(str(tmp_path), ["sgd"], peers, True))}
+
+    ours = compared()
+    assert {parts.NO_RECORD.name, parts.DEFAULT_RECORD.name} <= ours
+    assert compared("torch", "jax") - ours == {
+        one.name for one in parts.PEERS if one.name.startswith(("PyTorch", "JAX"))
+    }
+
+
 @pytest.mark.slow
 def test_quick(tmp_path):
+    """Every part on a CPU but `peers`, which without peers is `record` again."""
     out = tmp_path / "results.json"
+    taken = [name for name in parts.PARTS if name not in ("peers", "gpu")]
     command = [*BENCH, "--quick", "--peers=none", "--rules=sgd", f"--out={out}"]
+    command.append(f"--parts={','.join(taken)}")
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=900)
     assert done.returncode == 0, done.stderr
     results = json.loads(out.read_text())
-    assert {*results["parts"]} == {*parts.PARTS} - {"gpu"}
-    for part in ("record", "peers", "networks"):
+    assert list(results["parts"]) == taken
+    for part in ("record", "networks"):
         rows = results["parts"][part]["rows"]
         assert not [row["error"] for row in rows if "error" in row]
         assert all(len(row["ms"]) == 2 for row in rows)

@@ -10,8 +10,11 @@ pytestmark = pytest.mark.numbers
 
 random = np.random.default_rng(8)
 SIZES = [
-    *(1, 31, 4097, 99991),
-    *(pytest.param(n, marks=pytest.mark.slow) for n in (32, 33, 256, 385, 4095, 4096, 100352)),
+    *(31, 99991),
+    *(
+        pytest.param(n, marks=pytest.mark.slow)
+        for n in (1, 32, 33, 256, 385, 4095, 4096, 4097, 100352)
+    ),
 ]
 
 
@@ -59,12 +62,15 @@ def test_squares_of_nan_and_beyond_float32():
 @pytest.mark.parametrize(
     ("rows", "buckets", "size"),
     [
-        *((3, 64, size) for size in (1, 31, 4097, 99991)),
+        *((3, 64, 31), (3, 64, 99991), (1, 64, 4096), (1, 1, 385)),
         *(
-            pytest.param(3, 64, size, marks=pytest.mark.slow)
-            for size in (32, 33, 256, 385, 4095, 4096, 100352)
+            pytest.param(*case, marks=pytest.mark.slow)
+            for case in [
+                *((3, 64, size) for size in (1, 32, 33, 256, 385, 4095, 4096, 4097, 100352)),
+                *((1, 64, size) for size in (1, 385, 99991)),
+                *((1, 1, size) for size in (1, 4096, 99991)),
+            ]
         ),
-        *((1, buckets, size) for buckets in (1, 64) for size in (1, 385, 4096, 99991)),
     ],
 )
 def test_bincounts(rows, buckets, size):

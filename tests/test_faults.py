@@ -391,10 +391,11 @@ def assert_nonfinite_entries_are_in_no_bucket(directory, first, counts):
 
 
 NONFINITE = [
-    ("all", ["--watch="]),
+    ("all", ["--watch=", "--xla=off"]),  # the others are compiled
     *(
         pytest.param(kind, more, marks=pytest.mark.slow)
         for kind, more in [
+            ("all", ["--watch="]),
             ("all", []),
             ("all", ["--watch=gradients", "--histogram_every=7"]),
             ("loss", ["--watch="]),

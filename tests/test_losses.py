@@ -34,13 +34,19 @@ def keras_clipped(labels, logits):
     return -tf.math.log(tf.clip_by_value(p, 1e-9, 1.0))
 
 
-@pytest.mark.parametrize("jit", [False, True], ids=["eager", "xla"])
 @pytest.mark.parametrize(
-    "shape",
-    [s if len(s) == 2 else pytest.param(s, marks=pytest.mark.slow) for s in SHAPES],
-    ids=str,
+    ("name", "shape", "jit"),
+    [
+        pytest.param(
+            *(name, shape, jit),
+            id=f"{name}-{shape}-{'xla' if jit else 'eager'}",
+            marks=() if len(shape) == 2 and jit == fast else pytest.mark.slow,
+        )
+        for name, fast in (("clipped_cross_entropy", True), ("softmax_cross_entropy", False))
+        for shape in SHAPES
+        for jit in (False, True)
+    ],
 )
-@pytest.mark.parametrize("name", ["clipped_cross_entropy", "softmax_cross_entropy"])
 def test_classes_of_any_rank(name, shape, jit):
     """One loss for each label, whatever the integer dtype; some probabilities are below 1e-9."""
     random = np.random.default_rng(0)

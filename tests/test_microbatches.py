@@ -20,20 +20,37 @@ def parts_of(batch, replicas, count):
     return found
 
 
+def assert_histograms_are_of_the_parts(under, recorded, by_hand, parts):
+    assert under.loop.watch.tags == [
+        f"{tag}/gradient/part_{k}" for k in range(len(parts)) for tag in under.training.variables
+    ]
+    for row, tag in enumerate(under.loop.watch.tags):
+        name, k = tag.split("/gradient/part_")
+        value = by_hand[name][parts[int(k)]].sum(axis=0) * under.scale
+        ends = recorded["low"][0, row], recorded["high"][0, row]
+        np.testing.assert_allclose(ends, (value.min(), value.max()), 1e-5, 1e-6)
+        assert recorded["counts"][0, row].sum() == value.size
+
+
 @pytest.mark.parametrize(
     ("replicas", "count", "batch", "mean", "watch"),
     [
-        (1, 2, 16, False, ()),
-        (1, 2, 7, True, ("norms",)),
-        (1, 3, 11, True, ("norms",)),
-        (2, 2, 15, True, ()),
-        pytest.param(1, 4, 16, True, (), marks=pytest.mark.slow),
-        pytest.param(2, 3, 13, False, ("norms",), marks=pytest.mark.slow),
+        (1, 2, 7, True, ("norms", "replicas")),
+        (2, 2, 15, False, ()),
+        *(
+            pytest.param(*case, marks=pytest.mark.slow)
+            for case in [
+                (1, 2, 16, False, ()),
+                (1, 3, 11, True, ("norms",)),
+                (1, 4, 16, True, ()),
+                (2, 3, 13, False, ("norms",)),
+            ]
+        ),
     ],
 )
 def test_what_is_recorded_of_each_part(tiny, replicas, count, batch, mean, watch):
-    """Every scalar of every tensor's gradient and of all together, and the update: against the
-    examples' own gradients in float64."""
+    """Every scalar of every tensor's gradient and of all together, the update, and the ends of the
+    histograms of the parts' gradients: against the examples' own gradients in float64."""
     rule = RULES["sgd"](RATE if mean else RATE / batch)
     options = {"rule": rule, "batch": batch, "mean": mean, "watch": watch, "microbatches": count}
     under = Watched(tiny, replicas, **options)
@@ -46,7 +63,8 @@ def test_what_is_recorded_of_each_part(tiny, replicas, count, batch, mean, watch
             under.examples(under.batches.indices(under.step + 1, 1)[0]),
             under.tensors(),
         )
-        found = {tag: values[0] for tag, values in under.columns(under.run(1)).items()}
+        recorded = under.run(1)
+        found = {tag: values[0] for tag, values in under.columns(recorded).items()}
         for prefix in prefixes():
             g = by_hand[prefix.removesuffix("/")]
             local = [g[part].sum(axis=0) * under.scale for part in parts]
@@ -75,6 +93,8 @@ def test_what_is_recorded_of_each_part(tiny, replicas, count, batch, mean, watch
             # A difference of two weights has their rounding.
             expected = by_hand[tag].sum(axis=0) / batch
             np.testing.assert_allclose(moved, expected, 1e-4, 3e-7 / RATE, err_msg=tag)
+        if "replicas" in watch:
+            assert_histograms_are_of_the_parts(under, recorded, by_hand, parts)
     tags = {tag for tag in under.loop.watch.scalar_tags if "/update" not in tag}
     assert seen == {tag for tag in tags if "gradient/" in tag}
     assert len(seen) == 7 * ((1 + cosines) * replicas * count + 3)
@@ -105,22 +125,6 @@ def test_parts_together_do_what_one_does(tiny, count, batch, xla):
         columns = (u.loop.watch.scalar_tags.index(tag) for u in (one, many))
         x, y = (r["scalars"][:, c] for r, c in zip((a, b), columns, strict=True))
         np.testing.assert_allclose(y, x, rtol=1e-3)
-
-
-def test_histograms_of_each_part(tiny):
-    """Their ends against the gradients by hand."""
-    under = Watched(tiny, 1, batch=16, watch=("replicas",), microbatches=2)
-    assert under.loop.watch.tags == [
-        f"{tag}/gradient/part_{k}" for k in range(2) for tag in under.training.variables
-    ]
-    by_hand = under.examples(under.batches.indices(1, 1)[0])
-    recorded = under.run(1)
-    for row, tag in enumerate(under.loop.watch.tags):
-        name, k = tag.split("/gradient/part_")
-        value = by_hand[name][parts_of(16, 1, 2)[int(k)]].sum(axis=0)
-        ends = recorded["low"][0, row], recorded["high"][0, row]
-        np.testing.assert_allclose(ends, (value.min(), value.max()), 1e-5, 1e-6)
-        assert recorded["counts"][0, row].sum() == value.size
 
 
 def test_parts_that_there_cannot_be(tiny):

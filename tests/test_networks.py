@@ -126,8 +126,11 @@ def test_transformer(tokens, qk_norm):
     x = norm(model.norm, x)
     expected = dense(model.logits, x if tokens else tf.reduce_mean(x, 1)).numpy()
     assert expected.shape == ((3, 5, 11) if tokens else (3, 3))
-    for call in (model, tf.function(model, jit_compile=True, autograph=False)):
-        np.testing.assert_allclose(call(tf.constant(given)).numpy(), expected, **CLOSE)
+    given = tf.constant(given)
+    np.testing.assert_allclose(model(given).numpy(), expected, **CLOSE)
+    if tokens or not qk_norm:  # these take long to compile
+        compiled = tf.function(model, jit_compile=True, autograph=False)
+        np.testing.assert_allclose(compiled(given).numpy(), expected, **CLOSE)
 
 
 NETWORKS = {

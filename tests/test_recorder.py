@@ -66,6 +66,12 @@ class Bench:
             histogram_every=every,
         )
         self.indices = random.integers(0, 64, (STEPS, 8), np.int32)
+        self.start = [variable.numpy() for variable in self.model.trainable_variables]
+
+    def restart(self):
+        """Back to the start, with the program that is compiled already."""
+        for variable, value in zip(self.model.trainable_variables, self.start, strict=True):
+            variable.assign(value)
 
     def recorder(self, directory):
         return Recorder(
@@ -100,9 +106,14 @@ class Bench:
 
 
 @pytest.fixture(scope="module")
-def truth():
+def bench():
+    return Bench()
+
+
+@pytest.fixture(scope="module")
+def truth(bench):
     """Loss and accuracy, and every tensor, after each of the steps, one call of the loop a step."""
-    bench = Bench()
+    bench.restart()
     before = bench.tensors()
     tensors, scalars = [], []
     for step in range(1, STEPS + 1):
@@ -115,10 +126,10 @@ def truth():
 
 
 @pytest.fixture(scope="module")
-def directory(tmp_path_factory):
+def directory(bench, tmp_path_factory):
     """A record of all steps in uneven loops, closed but never flushed."""
     directory = tmp_path_factory.mktemp("record")
-    bench = Bench()
+    bench.restart()
     recorder = bench.recorder(directory)
     bench.record(recorder, [1, 4, 3, 2])
     recorder.close()
@@ -184,36 +195,42 @@ def test_metadata_and_shapes_are_those_that_tensorboard_writes(record, tmp_path)
         assert record[tag].values.dtype == np.float32
 
 
-@pytest.mark.parametrize(
-    "tensor",
-    [
-        np.random.default_rng(1).normal(size=(50, 40)),
-        np.random.default_rng(2).integers(0, 7, 500),
-        np.linspace(-1, 1, 31),
-        np.full(7, 3.25),
-        np.zeros((3, 3)),
-        [-2.5],
-        [1, 1 + 2**-23],
-        [1e30, -1e30, 0],
-        [0, 2e-38, 9e-38],  # as small as floats get before they become denormal
-        1e-35 * np.arange(100),
-        [-5.0] * 99 + [11.0],
-    ],
-    ids=[
-        *("normal", "integers", "edges", "constant", "zeros", "one", "neighbours", "huge"),
-        *("tiny", "small", "outlier"),
-    ],
-)
-def test_the_same_histogram_as_tf_summary(tensor, tmp_path):
-    tensor = tf.constant(tensor, tf.float32)
-    with tf.summary.create_file_writer(str(tmp_path / "theirs")).as_default():
-        tf.summary.histogram("x", tensor, step=5)
+TENSORS = {
+    "normal": np.random.default_rng(1).normal(size=(50, 40)),
+    "integers": np.random.default_rng(2).integers(0, 7, 500),
+    "edges": np.linspace(-1, 1, 31),
+    "constant": np.full(7, 3.25),
+    "zeros": np.zeros((3, 3)),
+    "one": [-2.5],
+    "neighbours": [1, 1 + 2**-23],
+    "huge": [1e30, -1e30, 0],
+    "tiny": [0, 2e-38, 9e-38],  # as small as floats get before they become denormal
+    "small": 1e-35 * np.arange(100),
+    "outlier": [-5.0] * 99 + [11.0],
+}
+
+
+@pytest.fixture(scope="module")
+def both(tmp_path_factory):
+    """The record of these tensors by the recorder, and by tf.summary."""
+    folder = tmp_path_factory.mktemp("both")
+    tensors = {tag: tf.constant(tensor, tf.float32) for tag, tensor in TENSORS.items()}
+    with tf.summary.create_file_writer(str(folder / "theirs")).as_default():
+        for tag, tensor in tensors.items():
+            tf.summary.histogram(tag, tensor, step=5)
         tf.summary.flush()
-    counted = histograms.histograms([tensor])._asdict()
-    recorder = Recorder(str(tmp_path / "ours"), ("loss",), ["x"], [int(tf.size(tensor))])
+    counted = histograms.histograms([*tensors.values()])._asdict()
+    sizes = [int(tf.size(tensor)) for tensor in tensors.values()]
+    recorder = Recorder(str(folder / "ours"), ("loss",), [*tensors], sizes)
     recorder.steps(5, empty() | {name: value[None] for name, value in counted.items()})
     recorder.close()
-    (ours,), (theirs,) = (events.read(tmp_path / who)["x"].values for who in ("ours", "theirs"))
+    return events.read(folder / "ours"), events.read(folder / "theirs")
+
+
+@pytest.mark.parametrize("tag", TENSORS)
+def test_the_same_histogram_as_tf_summary(both, tag):
+    tensor = tf.constant(TENSORS[tag], tf.float32)
+    (ours,), (theirs,) = (record[tag].values for record in both)
     span = np.abs(tensor).max()
     np.testing.assert_allclose(ours[:, :2], theirs[:, :2], rtol=0, atol=span * 2**-23)
     assert ours[0, 0] == theirs[0, 0]

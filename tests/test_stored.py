@@ -111,14 +111,14 @@ def test_the_page_of_edited_runs(tmp_path, tmp_path_factory, monkeypatch, capsys
     "stride", [len(WRONG), *(pytest.param(n, marks=pytest.mark.slow) for n in (5, 1))]
 )
 def test_every_field_of_a_config_and_a_manifest_with_wrong_values(program, whole, stride):
-    """bin/train refuses the directory."""
+    """bin/train refuses the directory. Of the fields the slow cases take each, not every third."""
     directory = program.copy(whole)
     newest = forks.checkpoints(directory)[STEPS]
     for path in (directory / "config.json", newest / "manifest.json"):
         original = path.read_text()
         (directory / "result.json").unlink(missing_ok=True)
         names = [field for field in fields(json.loads(original)) if len(field) == 1]
-        for field in names:
+        for field in names[:: 3 if stride == len(WRONG) else 1]:
             for new in WRONG[::stride]:
                 path.write_text(json.dumps(changed(json.loads(original), field, new)))
                 outcome = program.here(directory, *RUN, "--batch_size=17")  # another run

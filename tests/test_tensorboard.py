@@ -11,6 +11,7 @@ import subprocess
 import urllib.parse
 
 import events
+import forks
 import numpy as np
 import programs
 import pytest
@@ -22,7 +23,9 @@ from tensorboard.compat.proto.graph_pb2 import GraphDef
 STEPS, EVERY = 130, 50
 RUNS = {
     "adagrad,lr=0.01,16x8": ["--optimizer=adagrad", "--n_hidden_1=16", "--n_hidden_2=8"],
-    "sgd,lr=0.02,16x256": ["--learning_rate=0.02", "--seed=3", "--n_hidden_1=16"],
+    "sgd,lr=0.02,16x9": [
+        *("--learning_rate=0.02", "--seed=3", "--n_hidden_1=16", "--n_hidden_2=9")
+    ],
 }
 TAGS = sorted(
     f"{layer}/{part}{suffix}"
@@ -35,14 +38,14 @@ TAGS = sorted(
 class Logdir:
     """Two runs whose directories' names hold commas and equals signs, as the program makes them."""
 
-    def __init__(self, path):
+    def __init__(self, path, data):
         self.path = str(path)
         self.directories = []
         for name, flags in RUNS.items():
             before = set(os.listdir(path))
             outcome = programs.train(
                 *(*flags, f"--training_steps={STEPS}", f"--display_step={EVERY}"),
-                *(f"--logdir={path}", "--xla=off"),
+                *(f"--logdir={path}", f"--data={data}", "--batch_size=16", "--xla=off"),
             )
             assert outcome.status == 0, outcome.err
             (made,) = set(os.listdir(path)) - before
@@ -58,8 +61,9 @@ class Logdir:
 
 
 @pytest.fixture(scope="module")
-def logdir(tmp_path_factory):
-    return Logdir(tmp_path_factory.mktemp("logs"))
+def logdir(tmp_path_factory, tiny):
+    data = forks.write_idx(tmp_path_factory.mktemp("data") / "idx", tiny)
+    return Logdir(tmp_path_factory.mktemp("logs"), data)
 
 
 @pytest.fixture(
