@@ -44,9 +44,9 @@ def fail(program: str, error: Exception | str, status: int) -> int:
 
 @contextlib.contextmanager
 def loading_tensorflow() -> Iterator[None]:
-    """For the first import of TensorFlow in a program: without its notices, and without Keras,
-    which it loads for what no program here needs. That is a quarter of the time, and 80 MB. A model
-    that imports Keras later has it.
+    """For the first import of TensorFlow in a program: without its notices, and without Keras.
+    TensorFlow imports Keras's optimizers by itself, and the lab does not need them; that takes a
+    quarter of the time, and 80 MB. A model can still import Keras.
     """
     with quiet_stderr():
         if "tensorflow" not in sys.modules:
@@ -54,17 +54,17 @@ def loading_tensorflow() -> Iterator[None]:
         yield
 
 
-def _import_without(keras: str) -> None:
+def _import_without(name: str) -> None:
     """Imports TensorFlow, which goes on where it cannot import this module."""
     modules = cast(dict[str, object], sys.modules)
-    there = modules.get(keras)
-    modules[keras] = None
+    there = modules.get(name)
+    modules[name] = None
     try:
         importlib.import_module("tensorflow")
     finally:
-        del modules[keras]
+        del modules[name]
         if there:
-            modules[keras] = there
+            modules[name] = there
 
 
 @contextlib.contextmanager

@@ -12,10 +12,9 @@ import small_runs
 from lab import data, errors
 from lab.analysis.labels import DEFAULTS, counted, label, labels_of
 from lab.analysis.runs import read_runs
-from lab.analysis.workers import Workers
 from lab.report import page
 from lab.report.story import make_story
-from lab.training.between import weights_at
+from lab.training import between, replay
 
 
 @pytest.fixture(scope="module")
@@ -63,12 +62,18 @@ def test_the_weights_are_those_that_were_evaluated(found):
             assert not any(bias.any() for bias in run.initial.biases)
 
 
-def test_trained_again_by_one_process_every_seed_has_its_own_bits(found):
+def test_trained_again_by_one_process_every_seed_has_its_own_bits(found, monkeypatch):
     """The program of the first one serves them all."""
-    runs = found.groups[found.labels.index("sgd 1")].runs
-    with Workers(1, few=0) as workers:
-        jobs = [(weights_at, run.path, [1, run.steps]) for run in runs]
-        again = workers.compute(jobs, lambda done, total: None)
+    runs, compiled = found.groups[found.labels.index("sgd 1")].runs, []
+
+    def state_of(*arguments, **options):
+        compiled.append(replay.state_of(*arguments, **options))
+        return compiled[-1]
+
+    monkeypatch.setattr(between, "state_of", state_of)
+    again = [between.weights_at(run.path, [1, run.steps]) for run in runs]
+    between._kept.clear()
+    assert len(runs) == 3 and len(compiled) == 1
     for run, weights in zip(runs, again, strict=True):
         for tag, end in run.final.items():
             np.testing.assert_array_equal(weights[run.steps][tag], end)

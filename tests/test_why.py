@@ -341,6 +341,38 @@ def test_a_run_that_goes_on_unchanged_is_the_run(run):
     assert losses == pytest.approx(run.scalar("loss").values[194:], rel=1e-5)
 
 
+class Counting(tf.Module):
+    """Its outputs grow with the number of calls in training, which it keeps."""
+
+    def __init__(self):
+        super().__init__()
+        self.head = lab.layers.Dense(8, 4, seed=(1, 0))
+        self.calls = tf.Variable(0.0, trainable=False)
+
+    def __call__(self, x, training=False):
+        if training:
+            self.calls.assign_add(1.0)
+        return self.head(x) * (1 + 0.1 * self.calls)
+
+
+def test_a_run_whose_steps_are_remade_by_the_rule_is_the_run(tmp_path):
+    """And the model's own state goes on."""
+    run = lab.train(
+        model=Counting,
+        data=lab.Data(batch=data),
+        loss="softmax_cross_entropy",
+        optimizer=lab.Adam(0.01),
+        steps=12,
+        logdir=str(tmp_path),
+        xla="off",
+        devices="cpu:1",
+        verbose=False,
+    )
+    with run.before(6) as rerun:
+        losses = rerun.onward(12, steps=4, by_rule=True)
+    assert losses == pytest.approx(run.scalar("loss").values[5:], rel=1e-5)
+
+
 def test_the_parts_of_a_step_are_those_of_the_rule(run):
     """And of the moment, which another program computes."""
     moment = run.at(150)

@@ -43,7 +43,7 @@ def large_inputs(rerun: Any) -> list[int]:
 
 def unlike_inputs(run: Any, chain: Chain) -> Finding | None:
     """The first step whose batch has an example with inputs larger than their range, over the
-    steps before it; None if there is none."""
+    steps before it, and _TIMES their usual size; None if there is none."""
     with run.before(int(chain.steps[-1])) as rerun:
         sizes = [_sizes(rerun.batch(int(step))[0]) for step in chain.steps]
         largest = np.array([size.max() for size in sizes])
@@ -58,7 +58,8 @@ def unlike_inputs(run: Any, chain: Chain) -> Finding | None:
 
 def unlike_losses(run: Any, chain: Chain) -> Finding | None:
     """The step whose loss deviates most, if too many of its examples are among those with the
-    largest losses, on the same weights, of its batch and of those after it; None otherwise.
+    largest losses, on the same weights, of its batch and of the next ones, which these weights have
+    not been trained on; None otherwise, and near the end of the run.
 
     If its examples are like the others, their number among the largest of all follows a
     hypergeometric distribution. FALSE_ALARMS is shared by all steps, as the step is the worst of
@@ -68,14 +69,15 @@ def unlike_losses(run: Any, chain: Chain) -> Finding | None:
     worst = int(deviations.argmax())
     step, last = int(chain.steps[worst]), int(chain.steps[-1])
     with run.before(step) as rerun:
-        others = [s for s in range(step - _NEARBY, step + 2 * _NEARBY + 1) if 1 <= s <= last]
-        others = [s for s in others if s != step][-2 * _NEARBY :]
+        others = range(step + 1, min(step + 2 * _NEARBY, last) + 1)
         losses = rerun.losses()
         pooled = np.concatenate([losses, *(rerun.losses(of=s) for s in others)])
+        if len(others) < _NEARBY or not np.isfinite(pooled).all():
+            return None
         top = max(int(_TOP * len(pooled)), 1)
         count = int(np.sum(losses > np.sort(pooled)[-top - 1]))
         chance = scipy.stats.hypergeom.sf(count - 1, len(pooled), len(losses), top)
-        if not np.isfinite(pooled).all() or chance > FALSE_ALARMS / len(chain.steps):
+        if chance > FALSE_ALARMS / len(chain.steps):
             return None
         expected = top * len(losses) / len(pooled)
         bad = np.sort(np.argsort(-losses)[: round(count - expected)]).tolist()

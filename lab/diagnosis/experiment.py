@@ -240,8 +240,10 @@ def _since(run: Any, chain: Chain, step: int, wrong: dict[str, float]) -> Findin
 
 def prove(run: Any, chain: Chain, event: Event, found: Finding) -> Outcome | None:
     """Repeats the run from before the culprit's step with that link changed; None where there is
-    nothing to change, or the loss never left its range."""
-    step = found.step
+    nothing to change, or no later step to look at."""
+    step, lost = found.step, event.kind == "nonfinite"
+    last = run.config.get("training_steps") if lost else int(chain.steps[-1])
+    until = min(max(event.step, step) + _AHEAD, last)
     changes: dict[str, Any] = {}
     if found.kind == "batch":
         change, changes = f"without the batch of step {step}", {"steps": 1}
@@ -252,20 +254,19 @@ def prove(run: Any, chain: Chain, event: Event, found: Finding) -> Outcome | Non
             change, changes = "with what the rule makes of the gradients", {"by_rule": True}
         else:
             change, changes = "with half of the update", {"share": 0.5}
-        change += f" in steps {step} to {step + _LASTING - 1}"
+        change += f" in steps {step} to {min(step + _LASTING - 1, until)}"
         changes["steps"] = _LASTING
     elif found.kind == "weight":
         change, changes = f"with {found.tensors[0]} put back", {"put_back": found.tensors[0]}
     if not changes:
         return None
-    lost = event.kind == "nonfinite"
-    last = run.config.get("training_steps") if lost else int(chain.steps[-1])
-    until = min(max(event.step, step) + _AHEAD, last)
     with run.before(step) as rerun:
         losses = rerun.onward(until, **changes)
     row = int(np.searchsorted(chain.steps, step))
     centre = float(np.median(chain.loss[max(row - 32, 0) : row])) if row else chain.loss[0]
     after = slice(1 if found.kind == "batch" else 0, None)  # the batch's own loss stays
+    if not len(losses[after]):
+        return None  # no step comes after it
     new, old = (_high(part[after] / centre) for part in (losses, chain.loss[row:][: len(losses)]))
     if lost:
         gone = bool(np.isfinite(losses[after]).all() and len(losses) == until - step + 1)

@@ -73,8 +73,8 @@ def diagnose(run: Any, repeat: bool = True, experiments: bool = False) -> Diagno
     Args:
       run: as lab.open_run gives it; a RunReader will do if nothing is repeated.
       repeat: whether the step in question is trained again.
-      experiments: whether the run is repeated with the suspected link changed, and whether the
-        gradient of a run without an event is checked.
+      experiments: whether the run is repeated with the suspected link changed, and whether inputs,
+        losses and gradients of a run without an event are checked.
     """
     chain = Chain(run)
     found = events(chain)

@@ -1,8 +1,8 @@
-"""What xla.py has for a CPU, for a GPU: there XLA reduces in parallel, and plain words will do.
+"""What xla.py has for a CPU, for a GPU: there XLA reduces in parallel, and plain operations do.
 
 A table that is added to entry by entry is slow there, since additions to the same place take turns.
 So each entry is compared with each bucket, and the matches are added up as whole numbers, whose
-order does not matter. All functions belong into a function that is compiled.
+order does not matter. All functions belong in a function that is compiled.
 """
 
 from __future__ import annotations
@@ -28,6 +28,9 @@ def largest(groups: Sequence[Group]) -> tf.Tensor:
 
 
 def bincounts(values: tf.Tensor, size: int) -> tf.Tensor:
-    """As xla.bincounts, of any size: int32 [rows, size]."""
+    """As xla.bincounts, of any size: int32 [rows, size].
+
+    The comparisons, [rows, size, n], are fused: they are never in memory.
+    """
     matches = values[:, None] == tf.range(size, dtype=tf.float32)[:, None]
     return tf.reduce_sum(tf.cast(matches, tf.int32), axis=2)

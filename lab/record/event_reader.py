@@ -262,6 +262,6 @@ def _remainders() -> np.ndarray:
 
 _BYTE = _remainders()
 # Of the upper and of the lower two bytes of a word of four, uint32 [65536]: their tables fit into
-# the processor's second cache.
+# a level-2 cache.
 _HIGH = (_BYTE[:, None] ^ _after(_BYTE)).ravel()
 _LOW = _after(_after(_HIGH))

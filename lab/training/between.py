@@ -17,7 +17,7 @@ from lab.training.replay import state_of
 from lab.training.rerun import LOOP, ignore
 from lab.training.state import TrainingState
 
-_kept: list[tuple[Any, TrainingState]] = []  # the last one that was compiled, and what decided it
+_kept: list[tuple[Any, TrainingState]] = []  # the last that was compiled, kept to the end
 
 
 def weights_at(path: str, steps: Iterable[int]) -> dict[int, dict[str, np.ndarray]] | str:

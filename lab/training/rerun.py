@@ -150,7 +150,8 @@ class Rerun:
         by_rule: bool = False,
     ) -> np.ndarray:
         """The loss as it is minimized of each step from this one to `until`, if something were
-        changed: float64 [until - step + 1]. Ends early where NaN or infinity comes up after that.
+        changed: float64 [until - step + 1]. Ends early where NaN or infinity comes up after the
+        changed steps.
 
         Args:
           steps: of so many steps, from this one on, the weights change by `share` of the update
@@ -171,18 +172,20 @@ class Rerun:
             found += recorded["scalars"][:, 0].numpy().tolist()
             if early and update is not None:
                 state.assign(state.tensors() | {put_back: before[put_back] - update})
+            elif ruled:
+                state.assign(state.tensors() | ruled)
             elif early:
-                state.assign(ruled or _between(before, state.tensors(), share, self.weights))
+                state.assign(_between(before, state.tensors(), share, self.weights))
             elif not np.isfinite(found[-1]):
                 break
         return np.array(found)
 
     def _ruled(self, before: dict[str, tf.Tensor], step: int) -> dict[str, Any]:
-        """The tensors after a step as the rule has it; the state is `before` again."""
+        """Weights and slots after a step as the rule has it; the state is `before` again."""
         parts = Rerun(self._state, self._observing, step).parts()
         self._state.assign(before)
         weights = {tag: before[tag] - update for tag, update in parts.expected.items()}
-        return before | weights | parts.expected_slots
+        return weights | parts.expected_slots
 
 
 def _between(before: Any, after: Any, share: float, weights: Any) -> dict[str, Any]:

@@ -80,7 +80,7 @@ def growth(draft: Draft, group: Group) -> Section:
         else "drift_then_walk"
     )  # fmt: skip
     return draft.section(outcome, phases=found, straight=some_of(straight, names),
-                         onward=some_of(onward, names), same=straight == onward,
+                         onward=onward and some_of(onward, names), same=straight == onward,
                          first=_jolts(draft, group, names), late=late,
                          borders=[phases_of(run) for run in measured],
                          steps=group.completed[0].steps)  # fmt: skip
