@@ -49,22 +49,14 @@ def loading_tensorflow() -> Iterator[None]:
     quarter of the time, and 80 MB. A model can still import Keras.
     """
     with quiet_stderr():
-        if "tensorflow" not in sys.modules:
-            _import_without("keras.src.optimizers")
+        unwanted, modules = "keras.src.optimizers", cast(dict[str, object], sys.modules)
+        if unwanted not in modules:
+            modules[unwanted] = None  # TensorFlow goes on where it cannot import it
+            try:
+                importlib.import_module("tensorflow")
+            finally:
+                del modules[unwanted]
         yield
-
-
-def _import_without(name: str) -> None:
-    """Imports TensorFlow, which goes on where it cannot import this module."""
-    modules = cast(dict[str, object], sys.modules)
-    there = modules.get(name)
-    modules[name] = None
-    try:
-        importlib.import_module("tensorflow")
-    finally:
-        del modules[name]
-        if there:
-            modules[name] = there
 
 
 @contextlib.contextmanager

@@ -43,8 +43,7 @@ def write(story: Story, logdir: str, compute: Compute = workers.compute) -> None
     them, in this process or in others.
     """
     check(logdir)
-    drawn = compute([(charts.png, picture) for picture in story.drawn])
-    pngs = {picture.slug: png for picture, png in zip(story.drawn, drawn, strict=True)}
+    pngs = charts.drawn(charts.png, story.drawn, compute)
     path = os.path.join(logdir, RUN)
     old = set(os.listdir(path)) if os.path.isdir(path) else set()
     gone: set[str] = set()

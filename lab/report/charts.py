@@ -13,7 +13,7 @@ import math
 import re
 import textwrap
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import matplotlib
@@ -21,6 +21,7 @@ import numpy as np
 from matplotlib import ticker
 from matplotlib.figure import Figure
 
+from lab.analysis.workers import Compute
 from lab.report.figures import number
 from lab.report.section import Bars, Chart, Drawn, Mark, Series, Tiles
 
@@ -82,6 +83,14 @@ _RC = {
     "ytick.minor.size": 0,
 }
 logging.getLogger("matplotlib").setLevel(logging.ERROR)
+
+
+def drawn(
+    draw: Callable[[Drawn], Any], pictures: Sequence[Drawn], compute: Compute
+) -> dict[str, Any]:
+    """The pictures as `svg` or `png` draws them, by slug; compute: in this process or in others."""
+    found = compute([(draw, picture) for picture in pictures])
+    return {picture.slug: one for picture, one in zip(pictures, found, strict=True)}
 
 
 def svg(picture: Drawn) -> str:

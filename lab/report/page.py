@@ -22,8 +22,7 @@ def as_html(story: Story, compute: Compute = workers.compute) -> str:
       compute: draws the pictures, in this process or in others.
     """
     check(story)
-    drawn = compute([(charts.svg, picture) for picture in story.drawn])
-    svgs = {picture.slug: svg for picture, svg in zip(story.drawn, drawn, strict=True)}
+    svgs = charts.drawn(charts.svg, story.drawn, compute)
     return _environment(svgs).get_template("page.html").render(story=story)
 
 
