@@ -2,9 +2,11 @@
 
 import keras
 import numpy as np
+import programs
 import pytest
 import tensorflow as tf
 
+import lab
 from bench import faults_plant as plant
 
 pytestmark = pytest.mark.slow
@@ -100,6 +102,16 @@ def test_a_weight_that_another_wrote(diagnosed):
     moved = moment.weights[fault.tensor] - moment.before[fault.tensor]
     strange = np.abs(moved + moment.updates[fault.tensor]) > 1e-3
     assert strange.sum() == 1
+
+
+def test_half_of_an_update_that_is_still_too_large(tmp_path):
+    """The loss leaves before there are ranges, and stays away."""
+    flags = ["--learning_rate=0.1", "--training_steps=60", "--run_name=run"]
+    assert programs.train(*flags, f"--logdir={tmp_path}").status == 0
+    found = lab.open_run(str(tmp_path / "run")).why(experiments=True)
+    assert found.finding.kind == "rate" and found.finding.tensors == ("logits/weights",)
+    assert found.outcome.gone is False
+    assert found.outcome.worst > 5
 
 
 def test_nothing_without_a_fault(tmp_path):

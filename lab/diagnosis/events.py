@@ -22,8 +22,8 @@ _LEVEL = 16  # steps of a level
 LARGE = 0.1  # ratio of update to weight: a hundred times what is usual
 MANY = 0.5  # share of the tensors from which on a departure is of all
 _WORDS = {"": "out of its range", "nonfinite": "NaN or infinite", "zero": "0 from here on",
-          "dead": "0 from here on, in a whole layer"}  # fmt: skip
-_EARLY_WORDS = {"update": "large beside the weight itself", "loss": "far above the first"}
+          "dead": "too small to change a weight from here on"}  # fmt: skip
+_EARLY_WORDS = {"update": "large compared with the weight", "loss": "far above the first"}
 # From the mildest on.
 SEVERITY = ("departure", "plateau", "spike", "corruption", "divergence", "freeze", "collapse",
             "nonfinite")  # fmt: skip

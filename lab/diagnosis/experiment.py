@@ -271,7 +271,9 @@ def prove(run: Any, chain: Chain, event: Event, found: Finding) -> Outcome | Non
     if lost:
         gone = bool(np.isfinite(losses[after]).all() and len(losses) == until - step + 1)
         return Outcome(change, gone, new, np.inf)
-    if not chain.ranges["loss"].out[row : row + len(losses), 0][after].any():
+    out = chain.ranges["loss"].out[row : row + len(losses), 0][after].any()
+    early = any(d.link == "loss" and d.note == "early" for d in event.departures)  # before ranges
+    if not (out or early):
         return Outcome(change, None, new, old)
     return Outcome(change, bool(new < 0.75 * old), new, old)
 

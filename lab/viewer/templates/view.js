@@ -74,7 +74,8 @@ async function redraw(one) {
   one.dirty = false;
   const values = await one.draw(one.canvas);
   if (!values) return;
-  one.extent.textContent = `${short(values[0])} to ${short(values[1])}${values[2] ? ", log scale" : ""}`;
+  const [low, high, log] = values;
+  one.extent.textContent = low > high ? "none" : `${short(low)} to ${short(high)}${log ? ", log scale" : ""}`;
   const words = `steps ${range().join(" to ")}, values ${one.extent.textContent}`;
   one.canvas.setAttribute("aria-label", `${one.title}: ${words}`);
 }
