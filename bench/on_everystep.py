@@ -48,7 +48,7 @@ def _network(task: Task, product: object) -> tf.Module:
     if task.network == "convnet":
         return ConvNet(dropout=0.0)
     if task.network == "transformer":
-        return Transformer()
+        return Transformer(matmul=product)
     if task.network == "heads":
         return _Heads(*task.sizes)
     return MLP(task.sizes, matmul=product)

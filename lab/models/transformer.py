@@ -36,16 +36,17 @@ class Block(tf.Module):
         probe_scores: bool,
         dropout: float,
         seed: layers.Seed,
+        matmul: layers.Product,
     ) -> None:
         super().__init__()
         seeds = layers.split_seed(seed, 3)
         self.attention_norm = layers.LayerNorm(width)
         self.attention = layers.MultiHeadAttention(
-            width, heads, causal, qk_norm, probe_scores, seeds[0]
+            width, heads, causal, qk_norm, probe_scores, seeds[0], matmul=matmul
         )
         self.feed_norm = layers.LayerNorm(width)
-        self.feed_in = layers.Dense(width, 4 * width, _gelu, seed=seeds[1])
-        self.feed_out = layers.Dense(4 * width, width, seed=seeds[2])
+        self.feed_in = layers.Dense(width, 4 * width, _gelu, seed=seeds[1], matmul=matmul)
+        self.feed_out = layers.Dense(4 * width, width, seed=seeds[2], matmul=matmul)
         self.dropout = layers.Dropout(dropout)
 
     def __call__(self, x: tf.Tensor, training: bool, seeds: list) -> tf.Tensor:
@@ -60,7 +61,7 @@ class Transformer(tf.Module):
 
     Args:
       vocabulary: of the tokens, in and out; 0 for images.
-      length: tokens of an example.
+      length: tokens of an example; 0 for images.
       width: of a token or patch inside.
       heads: of each block, whose number divides width.
       depth: blocks.
@@ -71,6 +72,7 @@ class Transformer(tf.Module):
       classes: of images.
       seed: of the initial weights.
       patch: height and width of the pieces of an image.
+      matmul: computes all products of matrices, see layers.Dense.
 
     Raises:
       ValueError: tokens without a length, or patches that do not tile an image.
@@ -90,6 +92,7 @@ class Transformer(tf.Module):
         classes: int = 10,
         seed: int = 0,
         patch: int = 7,
+        matmul: layers.Product = tf.matmul,
     ) -> None:
         super().__init__("transformer")
         if vocabulary and length < 1:
@@ -100,16 +103,16 @@ class Transformer(tf.Module):
         if vocabulary:
             self.embedding = layers.Embedding(vocabulary, width, seed=(seed, 0))
         else:
-            self.embedding = layers.Dense(patch * patch, width, seed=(seed, 0))
+            self.embedding = layers.Dense(patch * patch, width, seed=(seed, 0), matmul=matmul)
             length = (SIDE // patch) ** 2
         first = layers.normal(0.02)((length, width), tf.constant([seed, 1], tf.int64))
         self.positions = tf.Variable(first, name="positions")
         self.blocks = [
-            Block(width, heads, causal, qk_norm, probe_scores, dropout, (seed, 3 + i))
+            Block(width, heads, causal, qk_norm, probe_scores, dropout, (seed, 3 + i), matmul)
             for i in range(depth)
         ]
         self.norm = layers.LayerNorm(width)
-        self.logits = layers.Dense(width, vocabulary or classes, seed=(seed, 2))
+        self.logits = layers.Dense(width, vocabulary or classes, seed=(seed, 2), matmul=matmul)
 
     def __call__(
         self, x: tf.Tensor, training: bool = False, seed: layers.Seed | None = None

@@ -159,11 +159,11 @@ class Recorder:
 
     def _write_each(self, summaries: tf.Tensor, steps: tf.Tensor) -> None:
         def write(i: tf.Tensor) -> tuple[tf.Tensor]:
-            with self._writer.as_default():
-                tf.summary.experimental.write_raw_pb(summaries[i], step=steps[i])
+            tf.summary.experimental.write_raw_pb(summaries[i], step=steps[i])
             return (i + 1,)
 
-        with tf.device("/cpu:0"):
+        # The context ends with a flush: it is around the loop, not in it.
+        with tf.device("/cpu:0"), self._writer.as_default():
             start = (tf.constant(0),)
             tf.while_loop(lambda i: i < tf.size(steps), write, start, parallel_iterations=1)
 

@@ -157,8 +157,14 @@ def _load(flag: str, reference: str) -> tuple[Any, str]:
 
 def _from_file(config: Config, kind: Any, strategy: tf.distribute.Strategy) -> Any:
     arguments = source.arguments(config)
+    if config.model == "transformer":
+        arguments["matmul"] = _product(strategy)
     with user_code.blamed(source.read("model", config.model)):
         return seeded(kind, config.seed)(**arguments)
+
+
+def _product(strategy: tf.distribute.Strategy) -> layers.Product:
+    return xla.matmul if cpu_program(strategy) else tf.matmul
 
 
 def _perceptron(config: Config, data: Data, strategy: tf.distribute.Strategy) -> MLP:
@@ -173,5 +179,5 @@ def _perceptron(config: Config, data: Data, strategy: tf.distribute.Strategy) ->
         layers.ACTIVATIONS[config.activation],
         layers.INITIALIZERS[config.initializer](config.init_stddev),
         config.seed,
-        xla.matmul if cpu_program(strategy) else tf.matmul,
+        _product(strategy),
     )
