@@ -140,8 +140,8 @@ def compare(
     """All pairs of rows, each given as seed -> accuracy, that have two seeds or more in common and
     are on the same `data`.
 
-    Seed-paired differences with their t interval, the paired t test, Holm's correction over the
-    pairs that are compared, and what the test could have seen.
+    Seed-paired differences with their t interval, which ends at -1 and 1, the paired t test, Holm's
+    correction over the pairs that are compared, and what the test could have seen.
     """
     found = []
     for a, b in itertools.combinations(range(len(accuracies)), 2):
@@ -157,7 +157,7 @@ def compare(
             b,
             len(d),
             statistics.fmean(d),
-            *t_interval(d),
+            *(min(max(end, -1.0), 1.0) for end in t_interval(d)),
             p,
             adjusted,
             statistics.stdev(d) * detectable(len(d), LEVEL / len(found)),

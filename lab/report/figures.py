@@ -46,8 +46,8 @@ def across(
 ) -> Figure:
     """The mean over runs with Student's t interval; values that are not finite are left out.
 
-    In the unit "%" they are shares in [0, 1], see `_ends`; differences of shares are "points".
-    least: no value can be lower, and the interval ends there.
+    In the unit "%" they are shares in [0, 1], see `_ends`; differences of shares are "points", and
+    their interval ends at -100 and 100. least: no value can be lower, and the interval ends there.
     """
     kept = [float(v) for v in values if math.isfinite(v)]
     if not kept:
@@ -57,8 +57,11 @@ def across(
     found = Figure(key, name, mean, *_ends(mean, half, unit == "%"), len(kept), unit, note)
     if all(v >= 0 and v.is_integer() for v in kept):
         least = max(least, 0.0)  # of a count
-    if found.low is not None:
-        found = dataclasses.replace(found, low=max(found.low, least))
+    most = math.inf
+    if unit == "points":
+        least, most = max(least, -100.0), 100.0
+    if found.low is not None and found.high is not None:
+        found = dataclasses.replace(found, low=max(found.low, least), high=min(found.high, most))
     return found
 
 

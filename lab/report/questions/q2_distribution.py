@@ -13,6 +13,7 @@ from lab.report.figures import above, across, curve, listed, number, points, spo
 from lab.report.questions.common import (
     POINT,
     about_reference,
+    at_chance,
     chance,
     over_draws,
     seeds_halved,
@@ -86,12 +87,15 @@ def _images(draft: Draft, group: Group, measured: list[ImageMeasurements]) -> tu
     )  # fmt: skip
     same = all(test.same_counts for s in measured for test in s.shuffles)
     falls = [s.accuracy - s.shuffles[-1].accuracy.mean() for s in measured]
-    fall = across("", "", [100 * lost for lost in falls])
-    draft.control("shuffled", above(fall) if same else False, same=same, fall=fall)
+    fall = across("", "", [100 * lost for lost in falls], "points")
+    floored = at_chance(base, floor) is not False  # then it cannot fall
+    fell = None if floored else above(fall)
+    draft.control("shuffled", fell if same else False, same=same, fall=fall, floored=floored)
 
-    def judge(some: Mapping[int, ImageMeasurements]) -> tuple[bool, str]:
+    def judge(some: Mapping[int, ImageMeasurements]) -> tuple[bool | None, str]:
         lost = np.mean([s.accuracy - s.shuffles[-1].accuracy.mean() for s in some.values()])
-        return bool(lost > POINT), f"shuffled networks lose {number(100 * float(lost))} points"
+        claim = None if floored else bool(lost > POINT)
+        return claim, f"shuffled networks lose {number(100 * float(lost))} points"
 
     seeds_halved(draft, draft.evidence.on_images(group), judge)
     enough = [(rank, f) for rank, f in zip(ranks, kept, strict=True)

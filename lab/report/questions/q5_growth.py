@@ -337,12 +337,13 @@ def _sharpness(draft: Draft) -> None:
             labels.append(group.label)
             limits.append(2 / rate)
     if found:
-        above_limit = [name for name, f, limit in zip(labels, found, limits, strict=True)
-                       if (f.value or 0) > limit]  # fmt: skip
+        sides = [above(f, limit) for f, limit in zip(found, limits, strict=True)]
+        told = {side: [name for name, own in zip(labels, sides, strict=True) if own is side]
+                for side in (True, False, None)}  # fmt: skip
         series = [
             points("sharpness", labels, found),
             Series("2/rate", labels, limits, style="points"),
         ]
         draft.bars("sharpness", "largest Hessian eigenvalue of the mean loss", series, scale="log",
-                   above=above_limit)  # fmt: skip
+                   above=told[True], below=told[False], untold=told[None])  # fmt: skip
         draft.unknown("sharpness")
