@@ -51,6 +51,11 @@ from lab.report.story import make_story
 from lab.settings import command_line
 from lab.settings.config import Config
 
+# What runs differ in from the reference of small_runs, for some gap.
+ABOUT = [
+    *(set(), {"learning_rate"}, {"learning_rate", "loss"}, {"microbatches", "watch"}),
+    *({"init_stddev"}, {"learning_rate", "shuffle_labels"}, {"learning_rate_decay"}),
+]
 SLUGS = ["table", "broke", "layers", "distribution", "zeros", "sameness", "growth"]
 
 
@@ -306,6 +311,18 @@ def test_a_command_is_the_config_again():
     assert configs == [dataclasses.replace(config, seed=seed) for seed in (0, 1)]
 
 
+def test_a_command_with_a_grid_leaves_to_its_lines_what_they_say():
+    config = Config(optimizer="adam", learning_rate=0.5, batch_size=7, display_step=20, watch=())
+    stored = json.loads(json.dumps(dataclasses.asdict(config)))
+    line = command("logs", stored, grid="cliff", seeds=2)
+    configs, _ = command_line.parse(["train", *shlex.split(line)[1:]])
+    rates = {one.learning_rate for one in configs}
+    assert len(rates) == 9 and {one.seed for one in configs} == {0, 1}
+    for one in configs:
+        own = {"optimizer": "sgd", "learning_rate": one.learning_rate, "seed": one.seed}
+        assert one == dataclasses.replace(config, **own)
+
+
 def test_a_command_puts_no_run_inside_a_run(tmp_path, monkeypatch):
     (tmp_path / "logs" / "run").mkdir(parents=True)
     (tmp_path / "logs" / "run" / "config.json").write_text("{}")
@@ -347,12 +364,19 @@ def test_a_story_is_whole(story):
                 assert picture.images.shape[1:] == (5, 4)
 
 
-def test_every_command_can_be_given(story):
+def test_every_command_can_be_given_and_its_runs_compared(story, evidence):
+    """They differ from those that are there in what a gap is about alone."""
+    known = [{**group.config, "seed": None} for group in evidence.runs.groups]
     commands = [line for one in story.sections for _, line in one.commands]
-    assert commands
+    assert len(commands) > 5
     for line in commands:
         words = shlex.split(line)
-        assert words[0] == "bin/train" and command_line.parse(["train", *words[1:]])[0]
+        configs, settings = command_line.parse(["train", *words[1:]])
+        assert words[0] == "bin/train" and settings.logdir == evidence.runs.logdir
+        for config in configs:
+            new = json.loads(json.dumps(dataclasses.asdict(config))) | {"seed": None}
+            differ = [{key for key in new if new[key] != one[key]} for one in known]
+            assert any(own in ABOUT for own in differ), line
 
 
 def test_the_figures_are_those_of_the_results(story, logdir):

@@ -134,14 +134,20 @@ def _row(config: dict[str, Any], runs: Sequence[Result], readme: float | None) -
     )
 
 
+def _ends(differences: Sequence[float]) -> tuple[float, float]:
+    """Of the t interval; no difference of accuracies is beyond -1 and 1."""
+    low, high = t_interval(differences)
+    return max(low, -1.0), min(high, 1.0)
+
+
 def compare(
     accuracies: Sequence[Mapping[int, float]], data: Sequence[str] | None = None
 ) -> list[Pair]:
     """All pairs of rows, each given as seed -> accuracy, that have two seeds or more in common and
     are on the same `data`.
 
-    Seed-paired differences with their t interval, which ends at -1 and 1, the paired t test, Holm's
-    correction over the pairs that are compared, and what the test could have seen.
+    Seed-paired differences with their t interval, the paired t test, Holm's correction over the
+    pairs that are compared, and what the test could have seen.
     """
     found = []
     for a, b in itertools.combinations(range(len(accuracies)), 2):
@@ -157,7 +163,7 @@ def compare(
             b,
             len(d),
             statistics.fmean(d),
-            *(min(max(end, -1.0), 1.0) for end in t_interval(d)),
+            *_ends(d),
             p,
             adjusted,
             statistics.stdev(d) * detectable(len(d), LEVEL / len(found)),

@@ -15,10 +15,10 @@ import numpy as np
 import scipy  # its parts load when they are first used
 
 from lab.compare.statistics import LEVEL, t_interval, t_quantile
-from lab.compare.table import RECORDING_FIELDS
 from lab.errors import LabError
 from lab.report.section import Figure, Series
 from lab.settings.config import Config, default
+from lab.settings.grid_file import read_lines
 from lab.settings.source import defaults
 
 
@@ -201,27 +201,45 @@ def command(logdir: str, config: Mapping[str, Any] | None = None, **more: Any) -
     """The bin/train command of a config, with the flags that differ from their defaults.
 
     It writes into `logdir`, or if that is a run directory, into its parent.
+
+    Args:
+      more: flags in place of the config's; None stands for the default. What the lines of a `grid`
+        say is left to them.
     """
     if os.path.exists(os.path.join(logdir, "config.json")):
         logdir = os.path.normpath(os.path.join(logdir, os.pardir))
     config = config or {}
     model = config.get("model", "mlp")
     try:
-        fields = defaults(model)
+        usual = defaults(model)
     except LabError:  # the file is gone: its recipe is not known
-        fields = {}
-    fields = {one.name: default(one, model) for one in dataclasses.fields(Config)} | fields
-    fields["model"] = "mlp"
-    for name in RECORDING_FIELDS | {"seed", "model_arguments"}:
-        del fields[name]
-    arguments = [shlex.quote(f"--model.{one}") for one in config.get("model_arguments", ())]
-    words = ["bin/train", *arguments]
-    for name, setting in {**config, **more}.items():
-        if name in more or (name in fields and setting != fields[name]):
-            flag = f"--{name}" if setting else f"--no{name}"
-            plain = isinstance(setting, bool)
-            words.append(flag if plain else f"--{name}={shlex.quote(str(setting))}")
+        usual = {}
+    usual = {one.name: default(one, model) for one in dataclasses.fields(Config)} | usual
+    usual["model"] = "mlp"
+    lines = read_lines(more["grid"]) if "grid" in more else ()
+    of_grid = {match[1] for _, words in lines for match in map(_FLAG.match, words) if match}
+    told = usual.keys() - of_grid - {"seed", "model_arguments"}
+    flags = {
+        name: setting
+        for name, setting in config.items()
+        if name in told and _words(setting) != _words(usual[name])
+    }
+    words = ["bin/train"]
+    words += [shlex.quote(f"--model.{one}") for one in config.get("model_arguments", ())]
+    for name, setting in {**flags, **more}.items():
+        if isinstance(setting, bool):
+            words.append(f"--{name}" if setting else f"--no{name}")
+        elif setting is not None:
+            words.append(f"--{name}={shlex.quote(_words(setting))}")
     return " ".join([*words, f"--logdir={shlex.quote(logdir)}"])
+
+
+_FLAG = re.compile(r"--(?:no)?(\w+)")
+
+
+def _words(setting: Any) -> str:
+    """As a flag has it; JSON makes lists of tuples."""
+    return ",".join(setting) if isinstance(setting, list | tuple) else str(setting)
 
 
 def above(figure: Figure, limit: float = 0.0) -> bool | None:

@@ -229,7 +229,7 @@ def _ratios(draft: Draft, group: Group) -> None:
             )
     if not series:
         draft.unknown("ratios")
-        draft.command("ratios", group)
+        draft.command("ratios", group, watch=None)
         return
     fastest = max(series, key=lambda one: one.y[-1])
     draft.chart(
@@ -291,4 +291,4 @@ def _noise(draft: Draft, reference: Group) -> None:
         if known:
             return
     draft.unknown("noise")
-    draft.command("noise", reference, microbatches=2, seeds="100,101,102")
+    draft.command("noise", reference, microbatches=2, seeds="100,101,102", watch=None)

@@ -20,6 +20,8 @@ from lab.report.questions.common import (
 )
 from lab.report.section import Figure, Mark, Section
 
+_STDDEVS = "0.005,0.02,0.05,0.1,0.2,0.5,1"  # of initial weights, to compare
+
 
 @about_reference
 def distribution(draft: Draft, group: Group) -> Section:
@@ -38,7 +40,7 @@ def distribution(draft: Draft, group: Group) -> Section:
         _scales(draft, sorted(normal, key=lambda g: g.config["init_stddev"]), scales)
     else:
         draft.unknown("scale")
-        draft.command("scale", grid="init_scale", seeds=3)
+        draft.command("scale", group, initializer="normal", init_stddev=_STDDEVS, seeds=3)
     draft.unknown("best")
     return draft.section(outcome, outside={spoken(n): f for n, f in outside.items()}, **facts)
 
