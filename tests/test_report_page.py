@@ -549,6 +549,25 @@ def test_nothing_is_wider_than_the_screen(chromium, text, width):
     assert seen["letters"] >= 10.9 and seen["fetched"] == 0
 
 
+@pytest.mark.browser
+@pytest.mark.parametrize("width", [1000, pytest.param(360, marks=pytest.mark.slow)])
+def test_the_openings_pictures_can_be_read(chromium, width):
+    """Of a tall picture the top is shown, where no other one of its section is less tall."""
+    names = [f"configuration {i}" for i in range(20)]
+    tall = dataclasses.replace(LYING, slug="tall", series=[Series("a", names, [0.5] * 20)])
+    alone = dataclasses.replace(tall, slug="alone")
+    sections = [Section("a", "A", "B.", [], [tall, OUTLINES]), Section("b", "B", "C.", [], [alone])]
+    text = page.as_html(Story("Tall", "Pictures.", [], sections))
+    script = """page => [...page.querySelectorAll("nav svg")].map(svg => {
+      const use = svg.firstElementChild, box = svg.getBoundingClientRect();
+      return [use.getAttribute("href"), use.getBoundingClientRect().width, box.width, box.height];
+    })"""
+    seen = found(chromium(framed(text, width, script), "--dump-dom"))
+    assert [one[0] for one in seen] == ["#outlines-drawing", "#alone-drawing"]
+    for _, drawn, wide, high in seen:
+        assert 11 * drawn / 324 > 8 and drawn > 0.9 * wide and high < wide
+
+
 @pytest.mark.slow
 @pytest.mark.browser
 def test_dark_and_light(chromium, text, tmp_path):
