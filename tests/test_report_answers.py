@@ -19,6 +19,7 @@ import small_runs
 from lab.analysis.drift import Phases, phases, spans
 from lab.analysis.runs import Group, Run, Runs, read_runs
 from lab.analysis.sameness import disagreement
+from lab.analysis.sharpness import Eigenvalue
 from lab.analysis.study import DRAWS, Evidence, measure
 from lab.analysis.weights import Weights
 from lab.analysis.workers import Workers
@@ -39,7 +40,10 @@ from lab.report.figures import (
     with_interval,
 )
 from lab.report.questions.common import over_draws, seeds_halved
-from lab.report.questions.q1_layers import _judge
+from lab.report.questions.q1_layers import _RESETS, _judge, _lost, layers
+from lab.report.questions.q2_distribution import distribution
+from lab.report.questions.q3_zeros import zeros
+from lab.report.questions.q4_sameness import _judge as _shared_errors
 from lab.report.questions.q4_sameness import _shared
 from lab.report.questions.q5_growth import growth
 from lab.report.section import Bars, Chart, Figure, Tiles
@@ -47,6 +51,11 @@ from lab.report.story import make_story
 from lab.settings import command_line
 from lab.settings.config import Config
 
+# What runs differ in from the reference of small_runs, for some gap.
+ABOUT = [
+    *(set(), {"learning_rate"}, {"learning_rate", "loss"}, {"microbatches", "watch"}),
+    *({"init_stddev"}, {"learning_rate", "shuffle_labels"}, {"learning_rate_decay"}),
+]
 SLUGS = ["table", "broke", "layers", "distribution", "zeros", "sameness", "growth"]
 
 
@@ -89,6 +98,10 @@ def test_intervals_over_runs_are_scipys():
     assert across("", "", [1, 3, math.nan]).runs == 2
     assert across("", "", [2.5]).low is None and across("", "", [math.inf]).value is None
     assert across("", "", [0.0, 0.1]).low < 0
+    ends = across("", "", [-90.0, 95.0], "points")  # of accuracies that are 0 and 1 at most
+    assert (ends.low, ends.high) == (-100, 100)
+    (pair,) = results.compare([{0: 0.9, 1: 0.1}, {0: 0.1, 1: 0.9}])
+    assert (pair.low, pair.high) == (-1, 1)
 
 
 @pytest.mark.parametrize("values", [[0.97, 0.975, 0.981, 0.969], [0.0, 0.02, 0.3], [0.4, 0.5]])
@@ -158,6 +171,67 @@ def test_which_layers_matter_is_what_every_reset_says():
     assert judge(h1=kept, h2=same) == ("spared", ())
     assert judge(h1=same, h2=same) == ("all_spared", ())
     assert judge(h1=kept, h2=(0.97, 0.5, 0.1, 0.1)) == ("depends", ())
+    assert _judge({k: {"h1": 0.1} for k in _RESETS}, 0.12, 0.11).outcome == "at_chance"
+
+
+def test_only_chance_is_left_where_the_whole_interval_is_there():
+    def lost(*runs):  # accuracies by run, after the reset that leaves most
+        kinds = {key: {"h1": across("", "", [0.1, 0.1], "%")} for key in _RESETS}
+        return _lost(kinds | {"redrawn": {"h1": across("", "", runs, "%")}}, "h1", 0.11)
+
+    assert lost(0.11, 0.115, 0.112, 0.12) is True
+    assert lost(0.1, 0.12, 0.1, 0.25) is None and np.mean([0.1, 0.12, 0.1, 0.25]) < 0.15
+    assert lost(0.3, 0.31, 0.29, 0.3) is False
+    assert lost(0.12) is True and lost(0.3) is False  # without an interval
+
+
+def test_what_is_at_chance_cannot_fall(evidence):
+    """Runs whose accuracies are no more than chance, before and after any change of weights."""
+
+    def dull(measured):
+        shuffles = [one._replace(accuracy=np.full(DRAWS, 0.25)) for one in measured.shuffles]
+        resets = [r._replace(rewound=0.25, redrawn=np.full(DRAWS, 0.25)) for r in measured.resets]
+        curves = ("smallest", "compensated", "random")
+        same = {key: np.full_like(getattr(measured.pruning, key), 0.25) for key in curves}
+        pruning = measured.pruning._replace(**same)
+        return measured._replace(accuracy=0.25, shuffles=shuffles, resets=resets, pruning=pruning)
+
+    measured = {
+        path: one._replace(on_images=one.on_images and dull(one.on_images))
+        for path, one in evidence.measured.items()
+    }
+    changed = evidence._replace(measured=measured)
+    for ask, keys in (
+        (layers, ["each_draw", "own_start:h1", "own_start:h2"]),
+        (distribution, ["shuffled"]),
+        (zeros, ["pruning"]),
+    ):
+        assert {c.passed for c in ask(changed).controls if c.key in keys} == {None}
+    assert layers(changed).outcome == "at_chance"
+
+
+def test_runs_without_errors_share_none():
+    right = np.arange(4)
+    found = {pair: disagreement(right, right, right, 4) for pair in [(0, 1), (0, 2), (1, 2)]}
+    assert _shared_errors(found)[0] == "cannot_tell"
+
+
+def test_sharpness_is_above_or_below_its_limit_where_the_interval_is(evidence):
+    """2/rate of the reference is 2: its rate is 1, on the mean loss."""
+
+    def sides(*values):
+        runs = evidence.reference.completed
+        measured = {
+            run.path: evidence.of(run)._replace(sharpness=Eigenvalue(value, 0.0))
+            for run, value in zip(runs, values, strict=True)
+        }
+        found = growth(evidence._replace(measured=evidence.measured | measured))
+        see = next(p.see for p in found.pictures if p.slug == "sharpness")
+        return {side: f"{side} 2/rate in sgd 1" in see for side in ("above", "below")}
+
+    assert sides(4, 4.1, 4.2) == {"above": True, "below": False}
+    assert sides(1, 1.1, 1.2) == {"above": False, "below": True}
+    assert sides(1, 2, 4) == {"above": False, "below": False}
 
 
 def test_resets_and_pruning_at_random_are_drawn_several_times(evidence, story):
@@ -237,6 +311,18 @@ def test_a_command_is_the_config_again():
     assert configs == [dataclasses.replace(config, seed=seed) for seed in (0, 1)]
 
 
+def test_a_command_with_a_grid_leaves_to_its_lines_what_they_say():
+    config = Config(optimizer="adam", learning_rate=0.5, batch_size=7, display_step=20, watch=())
+    stored = json.loads(json.dumps(dataclasses.asdict(config)))
+    line = command("logs", stored, grid="cliff", seeds=2)
+    configs, _ = command_line.parse(["train", *shlex.split(line)[1:]])
+    rates = {one.learning_rate for one in configs}
+    assert len(rates) == 9 and {one.seed for one in configs} == {0, 1}
+    for one in configs:
+        own = {"optimizer": "sgd", "learning_rate": one.learning_rate, "seed": one.seed}
+        assert one == dataclasses.replace(config, **own)
+
+
 def test_a_command_puts_no_run_inside_a_run(tmp_path, monkeypatch):
     (tmp_path / "logs" / "run").mkdir(parents=True)
     (tmp_path / "logs" / "run" / "config.json").write_text("{}")
@@ -278,12 +364,19 @@ def test_a_story_is_whole(story):
                 assert picture.images.shape[1:] == (5, 4)
 
 
-def test_every_command_can_be_given(story):
+def test_every_command_can_be_given_and_its_runs_compared(story, evidence):
+    """They differ from those that are there in what a gap is about alone."""
+    known = [{**group.config, "seed": None} for group in evidence.runs.groups]
     commands = [line for one in story.sections for _, line in one.commands]
-    assert commands
+    assert len(commands) > 5
     for line in commands:
         words = shlex.split(line)
-        assert words[0] == "bin/train" and command_line.parse(["train", *words[1:]])[0]
+        configs, settings = command_line.parse(["train", *words[1:]])
+        assert words[0] == "bin/train" and settings.logdir == evidence.runs.logdir
+        for config in configs:
+            new = json.loads(json.dumps(dataclasses.asdict(config))) | {"seed": None}
+            differ = [{key for key in new if new[key] != one[key]} for one in known]
+            assert any(own in ABOUT for own in differ), line
 
 
 def test_the_figures_are_those_of_the_results(story, logdir):

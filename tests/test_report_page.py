@@ -250,7 +250,7 @@ def test_a_picture_is_svg_with_text_a_title_and_its_own_ids(picture):
 def test_a_picture_is_a_png_of_the_same_bytes_each_time(picture):
     content = charts.png(picture)
     pixels = matplotlib.image.imread(io.BytesIO(content), format="png")
-    assert pixels.shape[1] == 720 and np.ptp(pixels[..., :3]) > 0.5
+    assert pixels.shape[1] == 700 and np.ptp(pixels[..., :3]) > 0.5
     assert charts.png(picture) == content
     assert charts.svg(picture) == charts.svg(picture)
 
@@ -437,7 +437,7 @@ def test_tensorboard_reads_the_pictures_and_the_text(tmp_path):
         (event,) = events.Tensors(f"layers/{picture.slug}")
         width, height, content = event.tensor_proto.string_val
         pixels = matplotlib.image.imread(io.BytesIO(content), format="png")
-        assert (int(width), int(height)) == (720, len(pixels))
+        assert (int(width), int(height)) == (700, len(pixels))
         expected = matplotlib.image.imread(io.BytesIO(charts.png(picture)), format="png")
         np.testing.assert_array_equal(pixels, expected[..., :3])
         about = events.SummaryMetadata(f"layers/{picture.slug}").summary_description
@@ -547,6 +547,25 @@ def test_nothing_is_wider_than_the_screen(chromium, text, width):
     assert seen["screen"] == width and seen["page"] <= width and not seen["wide"]
     assert seen["table"] > width  # it has a box of its own
     assert seen["letters"] >= 10.9 and seen["fetched"] == 0
+
+
+@pytest.mark.browser
+@pytest.mark.parametrize("width", [1000, pytest.param(360, marks=pytest.mark.slow)])
+def test_the_openings_pictures_can_be_read(chromium, width):
+    """Of a tall picture the top is shown, where no other one of its section is less tall."""
+    names = [f"configuration {i}" for i in range(20)]
+    tall = dataclasses.replace(LYING, slug="tall", series=[Series("a", names, [0.5] * 20)])
+    alone = dataclasses.replace(tall, slug="alone")
+    sections = [Section("a", "A", "B.", [], [tall, OUTLINES]), Section("b", "B", "C.", [], [alone])]
+    text = page.as_html(Story("Tall", "Pictures.", [], sections))
+    script = """page => [...page.querySelectorAll("nav svg")].map(svg => {
+      const use = svg.firstElementChild, box = svg.getBoundingClientRect();
+      return [use.getAttribute("href"), use.getBoundingClientRect().width, box.width, box.height];
+    })"""
+    seen = found(chromium(framed(text, width, script), "--dump-dom"))
+    assert [one[0] for one in seen] == ["#outlines-drawing", "#alone-drawing"]
+    for _, drawn, wide, high in seen:
+        assert 11 * drawn / 324 > 8 and drawn > 0.9 * wide and high < wide
 
 
 @pytest.mark.slow

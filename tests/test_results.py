@@ -16,7 +16,9 @@ from lab.compare import formats, results
 from lab.compare import statistics as st
 from lab.compare import table as r
 from lab.errors import LabError
+from lab.settings import source
 from lab.settings.config import Config
+from lab.training import user_code
 
 RECIPE = {
     "n_hidden_1": 128,
@@ -428,6 +430,25 @@ def test_runs_of_an_earlier_version_are_read():
     assert [(row.config["data"], row.runs) for row in found] == [("mnist", 2), ("/a/set", 2)]
     with pytest.raises(LabError, match=r"config\.data is \[\]: must be a text"):
         rows(record(data_dir=[]))
+
+
+def test_a_parameter_of_a_model_has_its_default_where_none_was_given(tmp_path):
+    path = tmp_path / "net.py"
+    path.write_text("def make(width=8, depth=2): ...")
+    files = user_code.load(source.read("model", f"{path}:make")).digest
+
+    def of(*arguments, seed=0):
+        told = {"network": "a" * 64, "model_files": files}
+        return record(seed, model=f"{path}:make", model_arguments=arguments) | told
+
+    runs = [of("width=16"), of(), of("width=2", seed=1), of("width=16", seed=1)]
+    rows = list(csv.DictReader(io.StringIO(formats.to_csv(table(*runs)))))
+    assert [row["model.width"] for row in rows] == ["2", "8", "16"]
+    assert "model.depth" not in rows[0] and "model_arguments" not in rows[0]
+    path.write_text("def make(width=9, depth=2): ...")  # not what the runs had
+    found = table(*runs)
+    assert {row.parameters["width"] for row in found.rows} == {"2", "16", "default"}
+    assert {row.parameters["width"] for row in table(*runs[2:]).rows} == {"2", "16"}
 
 
 def test_networks_and_data_of_one_config_are_rows_of_their_own():

@@ -405,6 +405,20 @@ def test_help_shows_the_parameters_and_the_defaults_of_a_model(capsys):
     assert "No such file" in failure("--help", "--model=absent.py:Net")
 
 
+def test_help_says_of_a_parameter_what_its_docstring_does(capsys, tmp_path):
+    lines = [
+        *("def make(units: int, heads=(1, 2), other=1.5):", '    """A network.', ""),
+        *("    Args:", "      units: of each layer; 0 for", "        none: no layer.", ""),
+        *("      heads (tuple): how many.", "", "    Returns:", "      other: a model.", '    """'),
+    ]
+    (tmp_path / "told.py").write_text("\n".join(lines))
+    text = " ".join(help_text(capsys, f"--model={tmp_path}/told.py:make").split())
+    assert "--model.units=... of each layer; 0 for none: no layer (an integer, must be giv" in text
+    assert "--model.heads=1x2 how many (integers joined by x, as in 8x16)" in text
+    assert "--model.other=1.5 a number" in text
+    assert "0 for images (an integer)" in " ".join(help_text(capsys, "--model=transformer").split())
+
+
 @pytest.mark.parametrize("model", ["net.py:Net", "recipe.py:make"])
 def test_the_command_of_a_config(model, monkeypatch):
     """The report prints it; it gives the same config again."""

@@ -264,6 +264,28 @@ def test_two_runs_side_by_side_and_their_difference(page, logdir, recorded):
     assert page.locator("[data-tag='h1/weights/gradient'] .absent").count() == 1
 
 
+@pytest.mark.parametrize("width", [1000, 1400])
+def test_nothing_of_two_runs_and_a_pinned_step_is_cut(page, logdir, width):
+    page.set_viewport_size({"width": width, "height": 1000})
+    visit(page, logdir / "both.html", step=40, tensor="h1/weights", pin=3)
+    until(page, "document.querySelectorAll('[data-figure=step] td').length === 4")
+    assert figure(page, "step") == [40, 3, 40, 3]
+    page.evaluate("scrollTo(0, 500)")
+    until(page, "scrollY > 300")
+    cut, panel, controls, least = page.evaluate(
+        """(() => {
+        const box = (one) => one.getBoundingClientRect();
+        const panel = box($("panel"));
+        const inside = [...$("panel").querySelectorAll("td, th, select, input, button, canvas")];
+        const heats = [...document.querySelectorAll(".heat")].map((one) => box(one).width);
+        return [inside.filter((one) => box(one).right > panel.right).map((one) => one.outerHTML),
+          panel.top, box($("controls")).bottom, Math.min(...heats)];
+        })()"""
+    )
+    assert not cut and panel >= controls - 0.5 and least > 100
+    assert page.evaluate("document.documentElement.scrollWidth") <= width
+
+
 def test_csv_and_png(page, logdir, recorded, tmp_path):
     visit(page, logdir / "long/view.html", step=64, tensor="h2/bias/gradient", pin=2)
     until(page, "document.querySelectorAll('[data-figure=step] td').length === 2")

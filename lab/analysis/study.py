@@ -232,12 +232,20 @@ def _never_lit(run: Run, dataset: data.Data, lit: np.ndarray) -> int:
     return int(np.sum(~dataset.x[np.unique(shown)].any(axis=0)))
 
 
+# W - rate dL/dW, on the clipped loss and the true labels.
+PLAIN_SGD = {
+    "optimizer": "sgd",
+    "loss": "clipped_cross_entropy",
+    "shuffle_labels": False,
+    "learning_rate_decay": "none",
+    "warmup_steps": 0,
+    **dict.fromkeys(("sgd_momentum", "weight_decay", "clip_norm"), 0.0),
+}
+
+
 def plain_sgd(config: dict[str, Any]) -> bool:
-    """Whether W - rate dL/dW, on the clipped loss and the true labels, is the whole rule."""
-    rule = {"optimizer": "sgd", "loss": "clipped_cross_entropy", "shuffle_labels": False}
-    rule |= {"learning_rate_decay": "none", "warmup_steps": 0}
-    rule |= dict.fromkeys(("sgd_momentum", "weight_decay", "clip_norm"), 0)
-    return all(config.get(name, value) == value for name, value in rule.items())
+    """Whether `PLAIN_SGD` is the whole rule."""
+    return all(config.get(name, value) == value for name, value in PLAIN_SGD.items())
 
 
 def _sharpness(run: Run, dataset: data.Data) -> sharpness.Eigenvalue:

@@ -28,7 +28,10 @@ def _decimals(value: float | None, digits: int) -> str:
 
 
 def _field(row: Row, name: str) -> Any:
-    """A field of a row's config for one cell; nothing where the model does not read it."""
+    """A field of a row's config for one cell, or `model.KEY`, a parameter of its model; nothing
+    where the model does not read it."""
+    if name.startswith("model."):
+        return row.parameters.get(name.removeprefix("model."), "")
     return _plain(row.config.get(name)) if reads(row.config, name) else ""
 
 
@@ -120,7 +123,9 @@ def to_markdown(table: Table) -> str:
 
 def to_csv(table: Table) -> str:
     """A heading and a line a row, unrounded, empty where there is no figure; lists by commas."""
-    names = [field.name for field in dataclasses.fields(Row) if field.name != "config"]
+    names = [
+        one.name for one in dataclasses.fields(Row) if one.name not in ("config", "parameters")
+    ]
     out = io.StringIO()
     writer = csv.writer(out, lineterminator="\n")
     writer.writerow([*table.fields, *names])

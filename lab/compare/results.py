@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,6 +12,7 @@ from typing import Any
 
 from lab.errors import LabError
 from lab.record import result_file
+from lab.settings.source import read
 
 ACCURACY, LOSS = "accuracy", "loss"
 
@@ -36,6 +38,7 @@ class Result:
     collapsed: int | None
     seconds: float | None
     evaluations: tuple[float, ...]
+    defaults: Mapping[str, str]  # of the model's parameters, as flags have them, where known
     network: str  # see `network_of`
     data: str  # the digest, "" if it is not on record
 
@@ -65,10 +68,27 @@ def parse_result(text: str, path: str) -> Result:
         metric=metric,
         metrics=metrics,
         evaluations=tuple(value for value in evaluations if value is not None),
+        defaults=_defaults(found["config"].get("model", "mlp"), found["model_files"]),
         network=network_of(found),
         data=found["data"] or "",
         **{name: found[name] for name in same},
     )
+
+
+def _defaults(model: str, files: str | None) -> dict[str, str]:
+    """Of a model's parameters; none where its file is not at hand as it was.
+
+    files: the run's digest of the file and of what it imports, as `lab.training.user_code` makes
+    it; only of a file that imports no neighbours can it be compared.
+    """
+    try:
+        source = read("model", model)
+    except LabError:
+        return {}
+    alone = json.dumps([[os.path.basename(source.path), source.digest]])
+    if hashlib.sha256(alone.encode()).hexdigest() != files:
+        return {}
+    return {one.name: one.shown for one in source.parameters if not one.required}
 
 
 def network_of(found: Mapping[str, Any]) -> str:

@@ -87,7 +87,9 @@ def _median(values: Iterable[float | None]) -> float | None:
     return statistics.median(known) if known else None
 
 
-def _row(config: dict[str, Any], runs: Sequence[Result], readme: float | None) -> Row:
+def _row(
+    config: dict[str, Any], parameters: dict[str, str], runs: Sequence[Result], readme: float | None
+) -> Row:
     """The row, without its letters."""
     completed = [r for r in runs if r.status == "completed"]
     chosen = completed or [r for r in runs if r.status == "collapsed"]
@@ -109,6 +111,7 @@ def _row(config: dict[str, Any], runs: Sequence[Result], readme: float | None) -
         (low, high), interval = wilson_interval(chosen[0].correct, chosen[0].total), "wilson"
     return Row(
         config=config,
+        parameters=parameters,
         network=runs[0].network,
         data=runs[0].data,
         metric=metric,
@@ -134,6 +137,12 @@ def _row(config: dict[str, Any], runs: Sequence[Result], readme: float | None) -
     )
 
 
+def _ends(differences: Sequence[float]) -> tuple[float, float]:
+    """Of the t interval; no difference of accuracies is beyond -1 and 1."""
+    low, high = t_interval(differences)
+    return max(low, -1.0), min(high, 1.0)
+
+
 def compare(
     accuracies: Sequence[Mapping[int, float]], data: Sequence[str] | None = None
 ) -> list[Pair]:
@@ -157,7 +166,7 @@ def compare(
             b,
             len(d),
             statistics.fmean(d),
-            *t_interval(d),
+            *_ends(d),
             p,
             adjusted,
             statistics.stdev(d) * detectable(len(d), LEVEL / len(found)),
@@ -209,11 +218,13 @@ def make_table(
     trials, repeated = _trials(results, recipe)
     configs = {key: recipe | next(iter(runs.values())).config for key, runs in trials.items()}
     readme = {key: None if key[1] else _readme_place(c, recipe) for key, c in configs.items()}
-    fields = _fields(list(configs.values()))
+    parameters = _parameters(configs, trials)
+    fields = _fields(list(configs.values()), list(parameters.values()))
 
     def sort_key(key: Trial) -> tuple[Any, ...]:
         config = configs[key]
-        values = [config.get(k) if reads(config, k) else None for k in fields]
+        told = config | {f"model.{k}": _number(text) for k, text in parameters[key].items()}
+        values = [told.get(k) if reads(config, k) else None for k in fields]
         place = readme[key]
         return (
             places.get(key[0], math.inf),
@@ -225,7 +236,8 @@ def make_table(
     rows, accuracies = [], []
     for key in sorted(trials, key=sort_key):
         place, runs = readme[key], [run for _, run in sorted(trials[key].items())]
-        rows.append(_row(configs[key], runs, None if place is None else README_ROWS[place][-1]))
+        figure = None if place is None else README_ROWS[place][-1]
+        rows.append(_row(configs[key], parameters[key], runs, figure))
         counted = (r for r in runs if r.status == "completed" and r.metric == ACCURACY)
         accuracies.append({r.seed: r.value for r in counted if r.value is not None})
     # The README's rows are a table of their own: others beside them take no power from its tests.
@@ -242,15 +254,51 @@ def make_table(
     return Table(rows, pairs, fields, notes.of(rows, pairs) + repeated + left_out)
 
 
-def _fields(configs: Sequence[dict[str, Any]]) -> list[str]:
+def _fields(
+    configs: Sequence[dict[str, Any]], parameters: Sequence[Mapping[str, str]]
+) -> list[str]:
     """The fields that the table shows: the README's, the model's name, and those that differ; each
-    where a model reads it, and the name unless all are perceptrons."""
+    where a model reads it, and the name unless all are perceptrons. Of arguments of models, a
+    field model.KEY each."""
     always = {name for name in README_FIELDS if any(reads(c, name) for c in configs)}
     if any(not reads(config, "activation") for config in configs):
         always.add("model")
     names = dict.fromkeys(itertools.chain(README_FIELDS, *configs))
     values = {k: {json.dumps(c.get(k)) for c in configs if reads(c, k)} for k in names}
-    return [k for k in names if k in always or len(values[k]) > 1]
+    found = [k for k in names if k in always or len(values[k]) > 1]
+    if "model_arguments" in found:
+        place, keys = found.index("model_arguments"), sorted(set().union(*parameters))
+        differ = [key for key in keys if len({one.get(key) for one in parameters}) > 1]
+        found[place : place + 1] = [f"model.{key}" for key in differ]
+    return found
+
+
+def _arguments(config: Mapping[str, Any]) -> dict[str, str]:
+    """What a model was given, by parameter."""
+    return dict(one.split("=", 1) for one in config.get("model_arguments", ()))
+
+
+def _number(text: str) -> float | str:
+    try:
+        return float(text)
+    except ValueError:
+        return text
+
+
+def _parameters(
+    configs: Mapping[Trial, Mapping[str, Any]], trials: Mapping[Trial, Mapping[int, Result]]
+) -> dict[Trial, dict[str, str]]:
+    """Of every trial's model, those that any trial of it was given."""
+    names: dict[str, set[str]] = {}
+    for config in configs.values():
+        names.setdefault(config.get("model", "mlp"), set()).update(_arguments(config))
+    found = {}
+    for key, config in configs.items():
+        usual = next(iter(trials[key].values())).defaults
+        told = {**usual, **_arguments(config)}
+        own = sorted(names[config.get("model", "mlp")])
+        found[key] = {name: told.get(name, "default") for name in own}
+    return found
 
 
 def _trials(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import jinja2
@@ -121,12 +121,24 @@ class Draft:
     def unknown(self, key: str, **facts: Any) -> None:
         self.unknowns.append(self._text(facts, f"unknown_{key}"))
 
-    def command(self, key: str, group: Group | None = None, **flags: Any) -> None:
-        """A gap that more runs would fill: of `group`, or the default's, with some other flags."""
+    def command(
+        self,
+        key: str,
+        group: Group | None = None,
+        config: Mapping[str, Any] | None = None,
+        **flags: Any,
+    ) -> None:
+        """A gap that more runs would fill: of `group`, or of a config, with some other flags, so
+        that they can be compared with those that are there."""
         if group and group.runs[0].result.get("given"):
             return  # what was given as objects, no flag can say
-        config = group.config if group else None
-        line = figures.command(self.evidence.runs.logdir, config, **flags)
+        if group and group.replicas > 1:
+            names = group.runs[0].result["devices"] or ("",)
+            kind = "gpu" if "GPU" in names[0] else "cpu"
+            flags["devices"] = f"{kind}:{group.replicas}"
+        line = figures.command(
+            self.evidence.runs.logdir, group.config if group else config, **flags
+        )
         self.commands.append((self._text({}, f"gap_{key}"), line))
 
     def section(self, outcome: str, **facts: Any) -> Section:

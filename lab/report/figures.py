@@ -15,10 +15,10 @@ import numpy as np
 import scipy  # its parts load when they are first used
 
 from lab.compare.statistics import LEVEL, t_interval, t_quantile
-from lab.compare.table import RECORDING_FIELDS
 from lab.errors import LabError
 from lab.report.section import Figure, Series
 from lab.settings.config import Config, default
+from lab.settings.grid_file import read_lines
 from lab.settings.source import defaults
 
 
@@ -46,8 +46,8 @@ def across(
 ) -> Figure:
     """The mean over runs with Student's t interval; values that are not finite are left out.
 
-    In the unit "%" they are shares in [0, 1], see `_ends`; differences of shares are "points".
-    least: no value can be lower, and the interval ends there.
+    In the unit "%" they are shares in [0, 1], see `_ends`; differences of shares are "points", and
+    their interval ends at -100 and 100. least: no value can be lower, and the interval ends there.
     """
     kept = [float(v) for v in values if math.isfinite(v)]
     if not kept:
@@ -57,8 +57,11 @@ def across(
     found = Figure(key, name, mean, *_ends(mean, half, unit == "%"), len(kept), unit, note)
     if all(v >= 0 and v.is_integer() for v in kept):
         least = max(least, 0.0)  # of a count
-    if found.low is not None:
-        found = dataclasses.replace(found, low=max(found.low, least))
+    most = math.inf
+    if unit == "points":
+        least, most = max(least, -100.0), 100.0
+    if found.low is not None and found.high is not None:
+        found = dataclasses.replace(found, low=max(found.low, least), high=min(found.high, most))
     return found
 
 
@@ -198,27 +201,45 @@ def command(logdir: str, config: Mapping[str, Any] | None = None, **more: Any) -
     """The bin/train command of a config, with the flags that differ from their defaults.
 
     It writes into `logdir`, or if that is a run directory, into its parent.
+
+    Args:
+      more: flags in place of the config's; None stands for the default. What the lines of a `grid`
+        say is left to them.
     """
     if os.path.exists(os.path.join(logdir, "config.json")):
         logdir = os.path.normpath(os.path.join(logdir, os.pardir))
     config = config or {}
     model = config.get("model", "mlp")
     try:
-        fields = defaults(model)
+        usual = defaults(model)
     except LabError:  # the file is gone: its recipe is not known
-        fields = {}
-    fields = {one.name: default(one, model) for one in dataclasses.fields(Config)} | fields
-    fields["model"] = "mlp"
-    for name in RECORDING_FIELDS | {"seed", "model_arguments"}:
-        del fields[name]
-    arguments = [shlex.quote(f"--model.{one}") for one in config.get("model_arguments", ())]
-    words = ["bin/train", *arguments]
-    for name, setting in {**config, **more}.items():
-        if name in more or (name in fields and setting != fields[name]):
-            flag = f"--{name}" if setting else f"--no{name}"
-            plain = isinstance(setting, bool)
-            words.append(flag if plain else f"--{name}={shlex.quote(str(setting))}")
+        usual = {}
+    usual = {one.name: default(one, model) for one in dataclasses.fields(Config)} | usual
+    usual["model"] = "mlp"
+    lines = read_lines(more["grid"]) if "grid" in more else ()
+    of_grid = {match[1] for _, words in lines for match in map(_FLAG.match, words) if match}
+    told = usual.keys() - of_grid - {"seed", "model_arguments"}
+    flags = {
+        name: setting
+        for name, setting in config.items()
+        if name in told and _words(setting) != _words(usual[name])
+    }
+    words = ["bin/train"]
+    words += [shlex.quote(f"--model.{one}") for one in config.get("model_arguments", ())]
+    for name, setting in {**flags, **more}.items():
+        if isinstance(setting, bool):
+            words.append(f"--{name}" if setting else f"--no{name}")
+        elif setting is not None:
+            words.append(f"--{name}={shlex.quote(_words(setting))}")
     return " ".join([*words, f"--logdir={shlex.quote(logdir)}"])
+
+
+_FLAG = re.compile(r"--(?:no)?(\w+)")
+
+
+def _words(setting: Any) -> str:
+    """As a flag has it; JSON makes lists of tuples."""
+    return ",".join(setting) if isinstance(setting, list | tuple) else str(setting)
 
 
 def above(figure: Figure, limit: float = 0.0) -> bool | None:

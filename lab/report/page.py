@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import re
 
 import jinja2
@@ -12,6 +13,7 @@ from lab.analysis.workers import Compute
 from lab.report import charts, figures
 from lab.report.section import Section, Story, Table, check
 
+_TILE = (72 * charts.WIDTH, 232.0)  # width and height in units of the SVG: a chart and its legend
 VERDICTS = {True: ("✓", "passed"), False: ("✗", "failed"), None: ("?", "cannot say")}
 
 
@@ -33,7 +35,8 @@ def _environment(svgs: dict[str, str]) -> jinja2.Environment:
         undefined=jinja2.StrictUndefined,
         keep_trailing_newline=True,
     )
-    environment.globals.update(colours=_colours, small=_small, verdicts=VERDICTS)
+    small = functools.partial(_small, svgs)
+    environment.globals.update(colours=_colours, small=small, tile=_TILE, verdicts=VERDICTS)
     environment.filters.update(
         anchor=lambda key: re.sub(r"[^A-Za-z0-9._-]+", "-", key),
         clean=charts.clean,
@@ -46,10 +49,13 @@ def _environment(svgs: dict[str, str]) -> jinja2.Environment:
     return environment
 
 
-def _small(section: Section) -> str:
-    """The id of the picture that the opening shows of a section, the first one; "" without any."""
-    slugs = (picture.slug for picture in section.pictures if not isinstance(picture, Table))
-    return next((f"{slug}-drawing" for slug in slugs), "")
+def _small(svgs: dict[str, str], section: Section) -> tuple[str, float] | None:
+    """The id and the height of the picture that the opening shows of a section: the first one that
+    a tile holds in a size that can be read, else the first one, of which it shows the top."""
+    slugs = [picture.slug for picture in section.pictures if not isinstance(picture, Table)]
+    sizes = {slug: re.search(r'viewBox="0 0 \S+ (\S+)"', svgs[slug]) for slug in slugs}
+    found = [(f"{slug}-drawing", float(size[1])) for slug, size in sizes.items() if size]
+    return next((one for one in found if one[1] <= _TILE[1]), found[0] if found else None)
 
 
 def _text(text: str) -> markupsafe.Markup:

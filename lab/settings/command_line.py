@@ -298,9 +298,13 @@ def _parameters(model: source.Source) -> list[str]:
         if one.kind
         for row in _rows(
             f"  --{_ARGUMENT}{one.name}={one.shown}",
-            one.allowed + (", must be given" if one.required else ""),
+            f"{one.about} ({_limits(one)})" if one.about else _limits(one),
         )
     ]
+
+
+def _limits(one: source.Parameter) -> str:
+    return one.allowed + (", must be given" if one.required else "")
 
 
 def _entry(field: dataclasses.Field, default: Any) -> list[str]:

@@ -38,6 +38,7 @@ class Parameter:
       default: its value; where that is no literal, as the source has it; None where there is none.
       required: it has no default.
       literal: `default` is a value.
+      about: what the docstring says of it under `Args:`.
     """
 
     name: str
@@ -45,6 +46,7 @@ class Parameter:
     default: Any = None
     required: bool = False
     literal: bool = True
+    about: str = ""
 
     @property
     def allowed(self) -> str:
@@ -107,7 +109,25 @@ def parameters_of(node: ast.AST | None, names: Mapping[str, ast.AST]) -> tuple[P
                 f"its parameter {one.name!r} needs a default, or one of the annotations int, "
                 "float, bool, str, tuple[int, ...]"
             )
-    return tuple(found)
+    about = _told(node) | _told(function)
+    return tuple(dataclasses.replace(one, about=about.get(one.name, "")) for one in found)
+
+
+def _told(node: ast.AST | None) -> dict[str, str]:
+    """What a docstring says under `Args:`, by parameter."""
+    text = ast.get_docstring(node) if isinstance(node, ast.ClassDef | ast.FunctionDef) else None
+    _, _, after = f"\n{text or ''}".partition("\nArgs:\n")
+    found: dict[str, str] = {}
+    indent, name = "", ""
+    for line in after.splitlines():
+        if line and not line[0].isspace():
+            break
+        indent = indent or line[: len(line) - len(line.lstrip())]
+        if match := re.match(rf"{indent}(\w+)(?: \(.*?\))?:(?=\s|$)", line):
+            name, line = match[1], line[match.end() :]
+        if name:
+            found[name] = f"{found.get(name, '')} {line.strip()}".strip()
+    return {name: words.rstrip(".") for name, words in found.items()}
 
 
 def _function(

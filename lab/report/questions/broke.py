@@ -8,7 +8,7 @@ import numpy as np
 
 from lab.analysis.labels import label
 from lab.analysis.runs import Group
-from lab.analysis.study import Evidence, plain_sgd
+from lab.analysis.study import PLAIN_SGD, Evidence, plain_sgd
 from lab.diagnosis.why import Diagnosis
 from lab.record import event_reader
 from lab.record.run import RunReader
@@ -126,8 +126,11 @@ def _cliff(draft: Draft) -> None:
     sweeps = [runs.sweep(group, "learning_rate") for group in plain]
     rates = max(sweeps, key=len, default=[])
     broken = {found.path for found in _broken(draft.evidence)}
-    if len(rates) < 3 and (not runs.groups or any(group.known for group in runs.groups)):
-        draft.command("cliff", grid="cliff", seeds=3)
+    known = [group for group in (draft.evidence.reference, *runs.groups) if group and group.known]
+    if len(rates) < 3 and (known or not runs.groups):
+        like = rates[0] if rates else known[0] if known else None
+        plainly = dict.fromkeys(PLAIN_SGD)  # its values are the defaults
+        draft.command("cliff", like, grid="cliff", seeds=3, **plainly)
     if len(rates) < 2:
         return
     rates = sorted(rates, key=lambda group: group.config["learning_rate"])

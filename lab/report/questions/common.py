@@ -12,10 +12,11 @@ from lab.analysis.drift import thin
 from lab.analysis.runs import Group
 from lab.analysis.study import Evidence, load_data
 from lab.report.draft import SEEDS, Draft
-from lab.report.figures import listed, number
+from lab.report.figures import above, listed, number
 from lab.report.section import Figure, Section
 
 POINT = 0.01  # of accuracy
+_AT_CHANCE = 0.05  # of the way from chance to 1: an accuracy up to that is at chance
 
 T = TypeVar("T")
 
@@ -43,6 +44,14 @@ def chance(evidence: Evidence, group: Group) -> float:
     """The accuracy of always predicting the most frequent class of the test set."""
     labels = load_data(evidence.runs.folders[group.data])[0].y_test
     return float(np.bincount(labels).max() / len(labels))
+
+
+def at_chance(figure: Figure, floor: float) -> bool | None:
+    """Whether an accuracy is no more than chance, whose share is `floor`; None where its interval
+    holds both."""
+    limit = floor + _AT_CHANCE * (1 - floor)
+    higher = above(figure, limit) if figure.low is not None else (figure.value or 0) > limit
+    return None if higher is None else not higher
 
 
 def windows(values: np.ndarray, count: int = 60) -> tuple[np.ndarray, np.ndarray]:

@@ -15,6 +15,7 @@ from lab.report.draft import Draft
 from lab.report.figures import (
     above,
     across,
+    all_of,
     curve,
     listed,
     percent,
@@ -25,6 +26,7 @@ from lab.report.figures import (
 from lab.report.questions.common import (
     POINT,
     about_reference,
+    at_chance,
     chance,
     over_draws,
     seeds_halved,
@@ -40,14 +42,14 @@ _RESETS = {  # by key: (part of a layer, how it is reset, in words)
     "bias": ("bias", "rewound", "put back, bias alone"),
 }
 _KINDS = [key for key in _RESETS if key != "bias"]  # resets of what a layer learned
-_LOST = 0.05  # above the most frequent class's share: an accuracy up to that is lost
 _UNITS = 24  # of the first layer that are shown
 
 Means = dict[str, dict[str, float]]  # accuracies by reset and layer
 
 
 class _Verdict(NamedTuple):
-    """outcome: of the section. lost: the layers without which any reset leaves but chance."""
+    """outcome: of the section. lost: the layers of which, going by means, any reset leaves but
+    chance."""
 
     outcome: str
     lost: tuple[str, ...]
@@ -97,12 +99,19 @@ def _judge(means: Means, base: float, floor: float) -> _Verdict:
     most, least = ({n: end(means[key][n] for key in _KINDS) for n in names} for end in (max, min))
     spared = [name for name in names if least[name] > base - POINT]
     outcome = (
-        "all_spared" if len(spared) == len(names)
+        "at_chance" if at_chance(Figure("", "", base), floor)
+        else "all_spared" if len(spared) == len(names)
         else "spared" if spared
         else "none_spared" if max(most.values()) < base - POINT
         else "depends"
     )  # fmt: skip
-    return _Verdict(outcome, tuple(name for name in names if most[name] < floor + _LOST))
+    lost = (name for name in names if at_chance(Figure("", "", most[name]), floor))
+    return _Verdict(outcome, tuple(lost))
+
+
+def _lost(found: dict[str, dict[str, Figure]], name: str, floor: float) -> bool | None:
+    """Whether any reset of a layer leaves but chance; None where the intervals do not tell."""
+    return all_of([at_chance(found[key][name], floor) for key in _KINDS])
 
 
 def _resets(draft: Draft, group: Group, measured: dict[int, ImageMeasurements]) -> tuple[str, dict]:
@@ -122,9 +131,12 @@ def _resets(draft: Draft, group: Group, measured: dict[int, ImageMeasurements]) 
     )
     _first_layer(draft, group)
     _every_configuration(draft)
-    _reset_controls(draft, group, measured, floor)
+    lost = {name: _lost(found, name, floor) for name in names}
+    _reset_controls(draft, group, measured, floor, {name for name in names if lost[name]})
     for name in names[:-1]:
         _saturation(draft, name, [s.saturation[name] for s in every])
+    if untold := [spoken(name) for name in names if lost[name] is None]:
+        draft.unknown("lost", layers=untold)
     draft.unknown("trained_beside")
     means = _means(every)
     verdict = _judge(means, base.value or 0, floor)
@@ -133,7 +145,7 @@ def _resets(draft: Draft, group: Group, measured: dict[int, ImageMeasurements]) 
     facts = {
         "base": base,
         "most": most,
-        "lost": [spoken(name) for name in verdict.lost],
+        "lost": [spoken(name) for name in names if lost[name]],
         "lowest": [(spoken(lowest[key]), _RESETS[key][2], found[key][lowest[key]])
                    for key in ("both", "weights")],
         "drawn": sorted(means[key][name] for key in ("redrawn", "redrawn_weights")
@@ -154,35 +166,43 @@ def _figure(draft: Draft, measured: list[ImageMeasurements], layer: str, key: st
 
 
 def _reset_controls(
-    draft: Draft, group: Group, measured: dict[int, ImageMeasurements], floor: float
+    draft: Draft,
+    group: Group,
+    measured: dict[int, ImageMeasurements],
+    floor: float,
+    claimed: set[str],
 ) -> None:
+    """claimed: the layers that the answer names, without which but chance is left."""
     off = [abs(s.accuracy - run.result["test_accuracy"])
            for run in group.completed if (s := draft.evidence.of(run).on_images)]  # fmt: skip
     draft.control("same_weights", max(off) <= 0.001, runs=len(off), off=100 * max(off))
 
     every = list(measured.values())
     base = float(np.mean([s.accuracy for s in every]))
-    claimed = {*_judge(_means(every), base, floor).lost}
+    floored = _judge(_means(every), base, floor).outcome == "at_chance"  # no reset can lower it
 
     def judge(some: Mapping[int, ImageMeasurements]) -> tuple[Any, str]:
-        """Of the layers, the claim is of those alone that the answer names."""
         means = _means(some.values())
         own = float(np.mean([s.accuracy for s in some.values()]))
         most = max(means[key][name] for key in _KINDS for name in means[key])
         verdict = _judge(means, own, floor)
         only = f", {listed([*map(spoken, verdict.lost)])} at chance" if verdict.lost else ""
         claim = verdict.outcome, frozenset(claimed & {*verdict.lost})
-        return claim, f"one reset leaves {percent(most)} at most{only}"
+        return None if floored else claim, f"one reset leaves {percent(most)} at most{only}"
 
     seeds_halved(draft, measured, judge)
     verdicts = [_judge(_means(every, slice(i, i + 1)), base, floor) for i in range(DRAWS)]
     same = sum(verdict == _judge(_means(every), base, floor) for verdict in verdicts)
-    draft.control("each_draw", same == DRAWS, same=same, draws=DRAWS)
+    each = None if floored else same == DRAWS
+    draft.control("each_draw", each, same=same, draws=DRAWS)
     for name in group.runs[0].final.names:
         own, fresh = (_draws(every, name, key) for key in ("both", "redrawn"))
         gain = across("", "", [100 * float(a.mean() - b.mean())
                                for a, b in zip(own, fresh, strict=True)], "points")  # fmt: skip
-        draft.control(f"own_start:{name}", above(gain), layer=spoken(name), gain=gain)
+        ends = [across("", "", [float(a.mean()) for a in left], "%") for left in (own, fresh)]
+        both = all(at_chance(end, floor) for end in ends)
+        draft.control(f"own_start:{name}", None if both else above(gain),
+                      layer=spoken(name), gain=gain, floored=both)  # fmt: skip
 
 
 def _saturation(draft: Draft, name: str, found: list) -> None:
@@ -209,7 +229,7 @@ def _ratios(draft: Draft, group: Group) -> None:
             )
     if not series:
         draft.unknown("ratios")
-        draft.command("ratios", group)
+        draft.command("ratios", group, watch=None)
         return
     fastest = max(series, key=lambda one: one.y[-1])
     draft.chart(
@@ -271,4 +291,4 @@ def _noise(draft: Draft, reference: Group) -> None:
         if known:
             return
     draft.unknown("noise")
-    draft.command("noise", reference, microbatches=2, seeds="100,101,102")
+    draft.command("noise", reference, microbatches=2, seeds="100,101,102", watch=None)

@@ -14,6 +14,8 @@ from lab.report.figures import above, across, curve, percent, points, spoken
 from lab.report.questions.common import (
     POINT,
     about_reference,
+    at_chance,
+    chance,
     over_draws,
     seeds_halved,
 )
@@ -50,7 +52,7 @@ def zeros(draft: Draft, group: Group) -> Section:
         return draft.section("counted", start=start, end=end, bias=bias)
     _never_lit(draft, group)
     scale = _scale(draft, measured) if measured else {}
-    pruned = _pruning(draft, measured) if measured else {}
+    pruned = _pruning(draft, measured, chance(draft.evidence, group)) if measured else {}
     if not measured:
         draft.unknown("no_images")
 
@@ -124,8 +126,11 @@ def _scale(draft: Draft, measured: list[ImageMeasurements]) -> dict[str, Figure]
     return found
 
 
-def _pruning(draft: Draft, measured: list[ImageMeasurements]) -> dict[str, Figure]:
-    """Adds the pruning curves; returns what can go for a point, and what half of them costs."""
+def _pruning(draft: Draft, measured: list[ImageMeasurements], floor: float) -> dict[str, Figure]:
+    """Adds the pruning curves; returns what can go for a point, and what half of them costs.
+
+    floor: the accuracy of chance, which nothing can cost.
+    """
     one = measured[0].pruning
     shares = dict.fromkeys(_PRUNED, one.shares) | {"random": one.random_shares}
 
@@ -150,7 +155,10 @@ def _pruning(draft: Draft, measured: list[ImageMeasurements]) -> dict[str, Figur
         costs[key] = over_draws(draft, f"half:{key}", what, lost, "points")
     gain = [100 * float(prunable(s, "smallest").mean() - prunable(s, "random").mean())
             for s in measured]  # fmt: skip
-    draft.control("pruning", above(across("", "", gain, "points")), **found)
+    floored = at_chance(across("", "", [s.accuracy for s in measured], "%"), floor) is not False
+    some = found["smallest"].value or found["random"].value  # else the first share is too large
+    passed = None if floored or not some else above(across("", "", gain, "points"))
+    draft.control("pruning", passed, floored=floored, **found)
     draft.chart(
         "pruning",
         "share of weights set to 0",

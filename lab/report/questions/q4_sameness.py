@@ -85,6 +85,7 @@ def _judge(found: Disagreements) -> tuple[str, bool | None]:
     half of what either gets wrong; and the second verdict, None where the interval holds both."""
     more = over_pairs("", "", {
         seeds: d.both_wrong - d.both_wrong_independent for seeds, d in found.items()
+        if d.both_wrong_independent  # a run without errors shares none
     })  # fmt: skip
     most = above(over_pairs("", "", {
         seeds: part - 0.5 for seeds, d in found.items() if not math.isnan(part := _shared(d))

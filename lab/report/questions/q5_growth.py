@@ -55,7 +55,7 @@ def growth(draft: Draft, group: Group) -> Section:
     known = any(figure.value is not None for figure in ratios)
     if not known:
         draft.unknown("drift")
-        draft.command("updates", group)
+        draft.command("updates", group, watch=None)
     elif not falls:
         draft.unknown("phases")
     late = _late(draft, group)
@@ -148,8 +148,8 @@ def _halves(draft: Draft, group: Group, found: dict[str, dict[str, Figure]]) -> 
 def _controls(draft: Draft, group: Group) -> None:
     """What images, and runs beside these, can say."""
     _unlit(draft, group)
-    if not all([_shuffled(draft, group), _decayed(draft, group)]):
-        draft.command("controls", grid="controls", seeds=3)
+    _shuffled(draft, group)
+    _decayed(draft, group)
     _sharpness(draft)
 
 
@@ -281,18 +281,15 @@ def _unlit(draft: Draft, group: Group) -> None:
         draft.control("unlit", max(moved) == 0 if moved else None, moved=moved)
 
 
-def _shuffled(draft: Draft, group: Group) -> bool:
+def _shuffled(draft: Draft, group: Group) -> None:
     """Runs that differ in the labels alone: of the reference's rate or, where those with shuffled
-    labels died, of another one.
-
-    Returns whether there are such runs.
-    """
+    labels died, of another one."""
 
     def total(group: Group) -> Figure:
         ends = [[_distances(run, name)[1][-1] for name in group.shown] for run in group.completed]
         return across("", "", [float(np.linalg.norm(end)) for end in ends])
 
-    rows, passed = [], []
+    rows, passed, rates = [], [], [group.config["learning_rate"]]
     for like in draft.evidence.runs.sweep(group, "learning_rate", "shuffle_labels"):
         if like.config.get("shuffle_labels"):
             continue
@@ -301,29 +298,34 @@ def _shuffled(draft: Draft, group: Group) -> bool:
             own, figure = total(like), total(other)
             dead = len(other.runs) - len(other.completed)
             rows.append((like.label, own, other.label, figure, dead))
+            rates.append(other.config["learning_rate"])
             if other.completed:
                 ends = own.low, own.high, figure.low, figure.high
                 low, high, other_low, other_high = (np.nan if e is None else e for e in ends)
                 passed.append(None if np.isnan([low, other_low]).any()
                               else bool(other_high < low or other_low > high))  # fmt: skip
     draft.control("shuffled", all_of(passed) if passed else None, rows=rows)
-    return bool(passed)
+    if not passed:  # of such labels sgd dies at the reference's rate
+        rate = float(f"{min(rates) / 10:g}")
+        draft.command("shuffled", group, learning_rate=rate, shuffle_labels="false,true", seeds=3)
 
 
-def _decayed(draft: Draft, group: Group) -> bool:
-    """The drift ratio where the rate decays; returns whether there are such runs."""
+def _decayed(draft: Draft, group: Group) -> None:
+    """The drift ratio where the rate decays."""
     fixed = ("none", group.config.get("learning_rate_decay", "none"))
     rows, verdicts = [], []
     for other in draft.evidence.runs.sweep(group, "learning_rate_decay"):
         if other.config.get("learning_rate_decay", "none") not in fixed and other.completed:
-            found = {n: across("", "", _drifts(other, n)) for n in other.shown}
-            known = {name: f for name, f in found.items() if f.value is not None}
+            found = [(name, across("", "", _drifts(other, name))) for name in other.shown]
+            known = {name: f for name, f in found if f.value is not None}
             verdicts += [above(figure, 1) for figure in known.values()]
             if known:
                 words = [f"{with_interval(f)} in {spoken(n)}" for n, f in known.items()]
                 rows.append((other.label, words))
     draft.control("decayed", all_of(verdicts) if rows else None, rows=rows)
-    return bool(rows)
+    if not rows:
+        others = sorted({"linear", "cosine"} - {*fixed})
+        draft.command("decayed", group, learning_rate_decay=",".join(others), seeds=3)
 
 
 def _sharpness(draft: Draft) -> None:
@@ -337,12 +339,10 @@ def _sharpness(draft: Draft) -> None:
             labels.append(group.label)
             limits.append(2 / rate)
     if found:
-        above_limit = [name for name, f, limit in zip(labels, found, limits, strict=True)
-                       if (f.value or 0) > limit]  # fmt: skip
-        series = [
-            points("sharpness", labels, found),
-            Series("2/rate", labels, limits, style="points"),
-        ]
+        limited = zip(labels, found, limits, strict=True)
+        sides = [(name, above(figure, limit)) for name, figure, limit in limited]
+        edge = Series("2/rate", labels, limits, style="points")
+        series = [points("sharpness", labels, found), edge]
         draft.bars("sharpness", "largest Hessian eigenvalue of the mean loss", series, scale="log",
-                   above=above_limit)  # fmt: skip
+                   sides=sides)  # fmt: skip
         draft.unknown("sharpness")

@@ -33,7 +33,8 @@ def table(evidence: Evidence) -> Section:
         )
     if not rows or any(row.runs < 2 for _, row in rows):
         if readme or not rows:
-            draft.command("readme", grid="readme", seeds=SEEDS)
+            config = readme[0][1].config if readme else None
+            draft.command("readme", config=config, grid="readme", seeds=SEEDS)
         single = [group for group in evidence.runs.groups if len(group.runs) < 2]
         for group in single[: 0 if readme else _COMMANDS]:
             draft.facts["label"] = group.label

@@ -447,7 +447,8 @@ function build() {
   $("strips").replaceChildren(...usual, ...(more.length ? [details] : []));
   $("tensors").replaceChildren(...data.tensors.flatMap(({ layer, tags }, i) => {
     const pictures = tags.flatMap(cells);
-    const style = `grid-template-columns: repeat(${Math.max(2, pictures.length)}, minmax(0, 1fr))`;
+    const least = `max(8rem, 100% / ${Math.max(2, pictures.length)} - 0.8rem)`;  // so many a row at most
+    const style = `grid-template-columns: repeat(auto-fill, minmax(${least}, 1fr))`;
     const heading = layer === data.tensors[i - 1]?.layer ? [] : [make("h2", {}, layer)];
     return [...heading, make("div", { class: "tensors", style }, ...pictures)];
   }));
@@ -555,6 +556,8 @@ function begin() {
 build();
 begin();
 $("differs").hidden = runs.length < 2;
+const below = () => document.documentElement.style.setProperty("--top", `${$("controls").offsetHeight}px`);
+new ResizeObserver(below).observe($("controls"));  // the panel stays below them, however many rows they take
 if (location.hash) followLink();
 addEventListener("beforeprint", () => plots.filter((one) => one.dirty).forEach(redraw));
 if (data.epoch !== undefined) {
