@@ -7,6 +7,7 @@ TensorFlow.
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Iterable
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -17,6 +18,7 @@ from lab.diagnosis.culprit import Finding, growth
 from lab.diagnosis.events import Event
 
 _TOLERANCE = 0.5  # of a slope: it must be the gradient's norm within this share
+_CURVED = 0.2  # of a slope, by which it may differ at smaller distances
 _FACTOR = 2.0  # from which on an update is another than the rule's
 _LASTING = 8  # steps whose updates are changed: a fault may last
 _AHEAD = 32  # steps that an experiment is followed after the event
@@ -198,28 +200,39 @@ def wrong_gradients(rerun: Any) -> dict[str, float]:
     """The tensors whose gradient is not that of the loss, with the slope along it over its norm.
 
     The loss is taken at the weights shifted by SHIFT both ways along the gradient g / |g|: the
-    central difference must be |g|. A slope that is lost in rounding says nothing.
+    central difference must be |g|. A slope says nothing that is lost in rounding, or is another at
+    smaller shifts: the loss is too curved there.
     """
-    gradients = rerun.parts().gradients
-    slopes, norms = {}, {}
-    for tag, g in gradients.items():
+    found = _slopes(rerun, examples.SHIFT, rerun.parts().gradients)
+    if not found:
+        return {}
+    # The loss as it is minimized is the mean times a factor that all tensors share.
+    scale = 1 / float(np.median([abs(slope) for slope in found.values()]))
+    wrong = {tag: scale * s for tag, s in found.items() if not 1 - _TOLERANCE <= scale * s <= 2}
+    for shift in (examples.SHIFT / 2, examples.SHIFT / 4, examples.SHIFT / 8):
+        nearer = _slopes(rerun, shift, wrong)
+        for tag, slope in nearer.items():
+            if abs(scale * slope - wrong[tag]) > _CURVED * abs(wrong[tag]):
+                del wrong[tag]
+    return wrong
+
+
+def _slopes(rerun: Any, shift: float, tags: Iterable[str]) -> dict[str, float]:
+    """By tensor, the slope of the mean loss along the gradient, over the gradient's norm."""
+    gradients, found = rerun.parts().gradients, {}
+    for tag in tags:
+        g = gradients[tag]
         norm = float(np.linalg.norm(g))
         if not np.isfinite(norm) or norm == 0:
             continue
-        step = (examples.SHIFT * g / norm).astype(g.dtype)
+        step = (shift * g / norm).astype(g.dtype)
         weights = rerun.weights[tag]
         up, down = (
             rerun.losses({tag: weights + sign * step}).astype(np.float64).mean() for sign in (1, -1)
         )
-        if not abs(up - down) > 1e-5 * (abs(up) + abs(down)):
-            continue
-        slopes[tag], norms[tag] = (up - down) / (2 * examples.SHIFT), norm
-    if not slopes:
-        return {}
-    # The loss as it is minimized is the mean times a factor that all tensors share.
-    scale = float(np.median([norms[t] / abs(s) for t, s in slopes.items()]))
-    found = {tag: scale * slope / norms[tag] for tag, slope in slopes.items()}
-    return {tag: r for tag, r in found.items() if r < 1 - _TOLERANCE or r > 2}
+        if abs(up - down) > 1e-5 * (abs(up) + abs(down)):
+            found[tag] = (up - down) / (2 * shift) / norm
+    return found
 
 
 def _since(run: Any, chain: Chain, step: int, wrong: dict[str, float]) -> Finding:
