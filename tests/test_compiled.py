@@ -92,3 +92,25 @@ def test_tensors_of_about_one_size_are_beside_each_other():
             assert np.isnan(row[len(row) - more :]).all()
     rows = xla.in_order(groups, [tf.constant(group.places) for group in groups])
     assert rows.numpy().tolist() == list(range(6))
+
+
+@pytest.mark.parametrize(
+    ("x", "w"),
+    [((64, 40), (40, 7)), ((3, 2, 16, 5), (3, 2, 5, 9)), ((3, 16, 16), (3, 16, 5))],
+    ids=["narrow", "transposes x", "transposes g"],
+)
+def test_products_and_their_gradients(x, w):
+    x, w = (random.normal(size=shape) for shape in (x, w))
+    g = random.normal(size=(x @ w).shape)
+
+    @tf.function(jit_compile=True)
+    def product(x, w, g):
+        with tf.GradientTape() as tape:
+            tape.watch([x, w])
+            y = xla.matmul(x, w)
+        return y, *tape.gradient(y, [x, w], g)
+
+    found = product(*(tf.constant(one, tf.float32) for one in (x, w, g)))
+    expected = x @ w, g @ np.swapaxes(w, -1, -2), np.swapaxes(x, -1, -2) @ g
+    for one, other in zip(found, expected, strict=True):
+        np.testing.assert_allclose(one, other, rtol=1e-4, atol=1e-4)

@@ -1,6 +1,7 @@
 """bin/why on records that NumPy makes, and on small runs with a fault that is known."""
 
 import json
+import types
 
 import numpy as np
 import programs
@@ -8,7 +9,7 @@ import pytest
 import tensorflow as tf
 
 import lab
-from lab.diagnosis import chain, pictures
+from lab.diagnosis import chain, experiment, pictures
 from lab.diagnosis.events import marks
 from lab.diagnosis.why import diagnose
 from lab.models import optimizers
@@ -490,3 +491,23 @@ def test_what_a_step_does_to_all_outputs_alike(tmp_path):
     change = -x[moment.examples] @ moment.updates["weights"] - moment.updates["bias"]
     share = np.sum(change.mean(0) ** 2) / np.mean(np.sum(change**2, axis=1))
     assert found.facts["common"] == pytest.approx(share, rel=1e-4)
+
+
+def test_a_curved_loss_is_no_wrong_gradient():
+    """The slope of `curved` is another at each distance, as in a softmax that has saturated."""
+
+    class Rerun:
+        def __init__(self):
+            self.weights = {"curved": np.zeros(1), "plain": np.ones(2), "negated": np.ones(2)}
+
+        def parts(self):
+            plain = np.full(2, 0.5)
+            return types.SimpleNamespace(
+                gradients={"curved": np.array([30.0]), "plain": plain, "negated": -plain}
+            )
+
+        def losses(self, changed):
+            at = self.weights | changed
+            return 0.1 * np.sin(300 * at["curved"]) + 0.5 * (at["plain"] + at["negated"]).sum()
+
+    assert experiment.wrong_gradients(Rerun()) == {"negated": pytest.approx(-1)}

@@ -32,9 +32,7 @@ class Row:
     """
 
     config: dict[str, Any]  # without the seed
-    parameters: dict[
-        str, str
-    ]  # of the model: those that any row of it was given, as flags have them
+    parameters: dict[str, str]  # of the model, as flags have them: those given to any row
     network: str  # digest of what no config tells, "" if it tells all
     data: str  # digest, "" if it is not on record
     metric: str  # the runs' own: accuracy, another one, loss; "" without a test set
