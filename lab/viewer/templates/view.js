@@ -366,7 +366,7 @@ function film(time) {
 }
 
 /** Changes the view, and shows it. */
-let settling = 0;
+let settling = 0, followed = location.hash;
 function change({ hold = held, ...parts }) {
   const { tensor, difference } = view;
   held = hold;
@@ -378,7 +378,8 @@ function change({ hold = held, ...parts }) {
   schedule();
   clearTimeout(settling);
   settling = setTimeout(() => {
-    history.replaceState(null, "", link());
+    if (location.hash === followed) history.replaceState(null, "", link());  // else there is a new one to follow
+    followed = location.hash;
     const words = [...$("figures").rows].map((row) => [...row.cells].map((cell) => cell.textContent).join(" "));
     $("said").textContent = `${view.tensor}: ${words.join(", ")}`;
   }, 300);
@@ -406,6 +407,7 @@ function link() {
 }
 
 function followLink() {
+  followed = location.hash;
   const given = new URLSearchParams(location.hash.slice(1));
   const numbers = (name) => (given.get(name) ?? "").split("..").map(parseFloat);
   const pair = (name) => {
