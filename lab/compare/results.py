@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,7 +11,6 @@ from typing import Any
 
 from lab.errors import LabError
 from lab.record import result_file
-from lab.settings.source import read
 
 ACCURACY, LOSS = "accuracy", "loss"
 
@@ -38,7 +36,7 @@ class Result:
     collapsed: int | None
     seconds: float | None
     evaluations: tuple[float, ...]
-    defaults: Mapping[str, str]  # of the model's parameters, as flags have them, where known
+    model_files: str | None  # the digest of the model's file and of what it imports
     network: str  # see `network_of`
     data: str  # the digest, "" if it is not on record
 
@@ -51,7 +49,7 @@ class Result:
 def parse_result(text: str, path: str) -> Result:
     """The Result in the text of a result.json. Raises as result_file.parse_result."""
     found = result_file.parse_result(text, path)
-    same = ("config", "status", "readme_accuracy", "collapsed", "seconds")
+    same = ("config", "status", "readme_accuracy", "collapsed", "seconds", "model_files")
     counted = found["test_correct"] is not None
     metrics = dict(found["test_metrics"] or {})
     if counted or found["test_accuracy"] is not None:
@@ -68,27 +66,10 @@ def parse_result(text: str, path: str) -> Result:
         metric=metric,
         metrics=metrics,
         evaluations=tuple(value for value in evaluations if value is not None),
-        defaults=_defaults(found["config"].get("model", "mlp"), found["model_files"]),
         network=network_of(found),
         data=found["data"] or "",
         **{name: found[name] for name in same},
     )
-
-
-def _defaults(model: str, files: str | None) -> dict[str, str]:
-    """Of a model's parameters; none where its file is not at hand as it was.
-
-    files: the run's digest of the file and of what it imports, as `lab.training.user_code` makes
-    it; only of a file that imports no neighbours can it be compared.
-    """
-    try:
-        source = read("model", model)
-    except LabError:
-        return {}
-    alone = json.dumps([[os.path.basename(source.path), source.digest]])
-    if hashlib.sha256(alone.encode()).hexdigest() != files:
-        return {}
-    return {one.name: one.shown for one in source.parameters if not one.required}
 
 
 def network_of(found: Mapping[str, Any]) -> str:

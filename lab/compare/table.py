@@ -9,6 +9,7 @@ import dataclasses
 import itertools
 import json
 import math
+import os
 import statistics
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
@@ -26,6 +27,8 @@ from lab.compare.statistics import (
     t_interval,
     wilson_interval,
 )
+from lab.errors import LabError
+from lab.settings import source
 from lab.settings.config import Config
 
 Trial = tuple[str, str, str]  # config as text, digests of network and data
@@ -292,13 +295,26 @@ def _parameters(
     names: dict[str, set[str]] = {}
     for config in configs.values():
         names.setdefault(config.get("model", "mlp"), set()).update(_arguments(config))
+    usual = {model: _defaults(model) for model, own in names.items() if own}
     found = {}
     for key, config in configs.items():
-        usual = next(iter(trials[key].values())).defaults
-        told = {**usual, **_arguments(config)}
-        own = sorted(names[config.get("model", "mlp")])
-        found[key] = {name: told.get(name, "default") for name in own}
+        model, files = config.get("model", "mlp"), next(iter(trials[key].values())).model_files
+        digest, known = usual.get(model, ("", {}))
+        told = {**(known if digest == files else {}), **_arguments(config)}
+        found[key] = {name: told.get(name, "default") for name in sorted(names[model])}
     return found
+
+
+def _defaults(model: str) -> tuple[str, dict[str, str]]:
+    """Of a model's parameters, as flags have them; before them the digest of the runs that have
+    them. (Of a file that imports its neighbours the runs have another digest, and none is known.)
+    """
+    try:
+        found = source.read("model", model)
+    except LabError:
+        return "", {}
+    digest = source.digest_of({found.path: found.digest}, os.path.dirname(found.path))
+    return digest, {one.name: one.shown for one in found.parameters if not one.required}
 
 
 def _trials(

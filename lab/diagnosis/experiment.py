@@ -7,7 +7,7 @@ TensorFlow.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterable
+from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -203,25 +203,24 @@ def wrong_gradients(rerun: Any) -> dict[str, float]:
     central difference must be |g|. A slope says nothing that is lost in rounding, or is another at
     smaller shifts: the loss is too curved there.
     """
-    found = _slopes(rerun, examples.SHIFT, rerun.parts().gradients)
+    gradients = rerun.parts().gradients
+    found = _slopes(rerun, examples.SHIFT, gradients)
     if not found:
         return {}
     # The loss as it is minimized is the mean times a factor that all tensors share.
     scale = 1 / float(np.median([abs(slope) for slope in found.values()]))
     wrong = {tag: scale * s for tag, s in found.items() if not 1 - _TOLERANCE <= scale * s <= 2}
     for shift in (examples.SHIFT / 2, examples.SHIFT / 4, examples.SHIFT / 8):
-        nearer = _slopes(rerun, shift, wrong)
-        for tag, slope in nearer.items():
+        for tag, slope in _slopes(rerun, shift, {tag: gradients[tag] for tag in wrong}).items():
             if abs(scale * slope - wrong[tag]) > _CURVED * abs(wrong[tag]):
                 del wrong[tag]
     return wrong
 
 
-def _slopes(rerun: Any, shift: float, tags: Iterable[str]) -> dict[str, float]:
+def _slopes(rerun: Any, shift: float, gradients: Mapping[str, np.ndarray]) -> dict[str, float]:
     """By tensor, the slope of the mean loss along the gradient, over the gradient's norm."""
-    gradients, found = rerun.parts().gradients, {}
-    for tag in tags:
-        g = gradients[tag]
+    found = {}
+    for tag, g in gradients.items():
         norm = float(np.linalg.norm(g))
         if not np.isfinite(norm) or norm == 0:
             continue

@@ -30,7 +30,7 @@ Operation = Callable[[tf.Tensor, tf.Tensor], tf.Tensor]
 def matmul(x: tf.Tensor, w: tf.Tensor) -> tf.Tensor:
     """float32 [..., batch, n], [..., n, m] -> [..., batch, m]; its gradient is fast when XLA
     compiles it."""
-    if x.shape.rank > 2 or w.shape[1] <= _NARROW:
+    if x.shape.rank == w.shape.rank and (w.shape.rank > 2 or w.shape[1] <= _NARROW):
         return _transposing(x, tf.convert_to_tensor(w))
     return tf.matmul(x, w)
 
@@ -90,7 +90,8 @@ class Group(NamedTuple):
 
 
 def grouped(tensors: Sequence[tf.Tensor], pad: bool = True) -> list[Group]:
-    """Tensors float32 [n]: those of one size together and, with `pad`, small ones of about one."""
+    """Tensors float32 [n]: those of one size together and, with `pad`, small ones of about one;
+    large ones alone."""
     by_length: dict[tuple[int, int], list[int]] = {}
     for place, x in enumerate(tensors):
         n = x.shape[0]

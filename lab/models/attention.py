@@ -7,7 +7,7 @@ import math
 import tensorflow as tf
 
 from lab.kernels.probes import probe
-from lab.models.basic import Dense, Product, Seed, split_seed
+from lab.models.basic import Dense, Product, Seed, check_last_axis, split_seed
 from lab.models.norms import LayerNorm
 
 
@@ -76,7 +76,8 @@ class MultiHeadAttention(tf.Module):
         They are one product: the gradient of one with 3 width columns takes less time than those
         of three.
         """
-        layers, width = (self.query, self.key, self.value), x.shape[2]
+        layers, width = (self.query, self.key, self.value), self.query.weights.shape[0]
+        check_last_axis(x, width, "a MultiHeadAttention")
         weights = tf.concat([layer.weights for layer in layers], 1)
         bias = tf.concat([layer.bias for layer in layers], 0)
         y = self._matmul(tf.reshape(x, [-1, width]), weights) + bias

@@ -19,15 +19,15 @@ class LayerNorm(tf.Module):
 
     def __call__(self, x: tf.Tensor) -> tf.Tensor:
         """float32 [..., width] -> the same shape."""
-        check_last_axis(x, self.scale.shape[0], "a LayerNorm")
         width = self.scale.shape[0]
+        check_last_axis(x, width, "a LayerNorm")
         with tf.name_scope(self.name):
             # As rows: XLA adds up the gradients of scale and bias four times as fast over one axis.
             rows = tf.reshape(x, [-1, width])
             rows -= tf.reduce_mean(rows, -1, keepdims=True)
             variance = tf.reduce_mean(tf.square(rows), -1, keepdims=True)
             rows = rows * tf.math.rsqrt(variance + self._epsilon) * self.scale + self.bias
-            return tf.reshape(rows, [-1, *x.shape[1:]])
+            return tf.reshape(rows, tf.shape(x))
 
 
 class BatchNorm(tf.Module):

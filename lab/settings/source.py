@@ -11,6 +11,7 @@ import dataclasses
 import difflib
 import hashlib
 import itertools
+import json
 import os
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
@@ -113,6 +114,12 @@ def read(flag: str, reference: str) -> Source:
         return _read(flag, reference, path, name)
     except LabError as error:
         raise LabError(f"--{flag}={_line(reference)}: {_line(str(error))}") from None
+
+
+def digest_of(files: Mapping[str, str], folder: str) -> str:
+    """sha256 over the digests of files, given by path, and their places below a folder."""
+    places = sorted((os.path.relpath(path, folder), digest) for path, digest in files.items())
+    return hashlib.sha256(json.dumps(places).encode()).hexdigest()
 
 
 def defaults(model: str) -> dict[str, Any]:

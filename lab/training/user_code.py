@@ -6,7 +6,6 @@ import contextlib
 import hashlib
 import importlib
 import importlib.util
-import json
 import linecache
 import os
 import sys
@@ -18,7 +17,7 @@ from typing import Any, NamedTuple
 import lab
 from lab.errors import LabError
 from lab.settings.config import READY_MADE
-from lab.settings.source import Source
+from lab.settings.source import Source, digest_of
 
 
 class UserCode(NamedTuple):
@@ -66,9 +65,7 @@ def load(found: Source) -> UserCode:
     if not hasattr(loaded.module, found.name):
         raise LabError(f"{found.path} does not define {found.name} when it is imported")
     folder = os.path.dirname(found.path)
-    files = sorted((os.path.relpath(path, folder), one) for path, one in loaded.files.items())
-    digest = hashlib.sha256(json.dumps(files).encode()).hexdigest()
-    return UserCode(getattr(loaded.module, found.name), digest)
+    return UserCode(getattr(loaded.module, found.name), digest_of(loaded.files, folder))
 
 
 @contextlib.contextmanager

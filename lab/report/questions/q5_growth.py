@@ -316,8 +316,8 @@ def _decayed(draft: Draft, group: Group) -> None:
     rows, verdicts = [], []
     for other in draft.evidence.runs.sweep(group, "learning_rate_decay"):
         if other.config.get("learning_rate_decay", "none") not in fixed and other.completed:
-            found = [(name, across("", "", _drifts(other, name))) for name in other.shown]
-            known = {name: f for name, f in found if f.value is not None}
+            found = {n: across("", "", _drifts(other, n)) for n in other.shown}
+            known = {name: f for name, f in found.items() if f.value is not None}
             verdicts += [above(figure, 1) for figure in known.values()]
             if known:
                 words = [f"{with_interval(f)} in {spoken(n)}" for n, f in known.items()]
