@@ -97,9 +97,10 @@ def _group_notes(rows: Sequence[Row], pairs: Sequence[Pair]) -> list[str]:
 def _unknown(pairs: Sequence[Pair]) -> str:
     some = [pair.detectable for pair in pairs if pair.differ is None] or [0.0]
     least, most = (f"{float(f'{100 * end:.2g}'):g}" for end in (min(some), max(some)))
+    points = least if least == most else f"{least} to {most}"
     return (
         f"?: not enough seeds to tell the row from some other, in {len(some)} of {len(pairs)}"
-        f" pairs: with 80% power their tests see differences from {least} to {most} points on."
+        f" pairs: with 80% power their tests see differences from {points} points on."
     )
 
 
