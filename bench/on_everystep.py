@@ -56,8 +56,8 @@ def _network(task: Task, product: object) -> tf.Module:
 
 def make(task: Task) -> Runner:
     tf.config.experimental.enable_op_determinism()
-    placement.set_threads(Config().threads)
     where = task.name.split(", ")[1]
+    placement.set_threads(1 if where == "2 replicas" else Config().threads)
     one = os.environ.get("BENCH_DEVICES", "auto")
     strategy = make_strategy("cpu:2" if where == "2 replicas" else one)
     if where == "no strategy":

@@ -261,7 +261,7 @@ def test_on_a_gpu(tiny, name, xla):
     """Less close, since a GPU multiplies matrices with fewer digits."""
     strategy = tf.distribute.MirroredStrategy(["/gpu:0"])
     under = compare_ten_steps(tiny, strategy, name, 1e-2, xla=xla)
-    assert under.loop.on_gpu and under.loop.one_program == xla
+    assert under.loop.on_gpu and under.loop.xla == xla
 
 
 def compare_ten_steps(tiny, strategy, name, tolerance, **options):

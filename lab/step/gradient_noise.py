@@ -33,39 +33,35 @@ def tags(
     return [f"{prefix}gradient/{column}" for prefix in prefixes for column in columns]
 
 
-def products_of_parts(
+def products(
     squares: tf.Tensor,
     local: Sequence[Sequence[tf.Tensor]],
     reduced: Sequence[tf.Tensor],
     dots: Dots,
     parts: int,
 ) -> tf.Tensor:
-    """`products` of each part, float32 [parts, tensors, 3]; without local gradients [..., 2].
+    """|local|^2, |reduced|^2 and, of more than two parts, local . reduced of each tensor of some
+    parts: float32 [some, tensors, 2 or 3].
 
     Args:
-      squares: |local|^2, float32 [parts, tensors].
-      local: of each part or, where they were not kept, of none.
+      squares: |local|^2, float32 [some, tensors].
+      local: of each of these parts or, where they were not kept, of none.
       dots: the scalar product of each pair of two lists of tensors: float32 [tensors].
       parts: how many there are, over all replicas.
     """
-    whole = tf.broadcast_to(dots(reduced, reduced), squares.shape)
-    columns = [squares, whole]
-    if len(local) == 2 == parts:  # by the law of cosines, without reading them again
-        columns.append((whole + squares - squares[::-1]) / 2)
-    elif local:
+    columns = [squares, tf.broadcast_to(dots(reduced, reduced), squares.shape)]
+    if local and parts > 2:
         columns.append(tf.stack([dots(part, reduced) for part in local]))
     return tf.stack(columns, axis=2)
 
 
-def products(local: Sequence[tf.Tensor], reduced: Sequence[tf.Tensor]) -> tf.Tensor:
-    """|local|^2, |reduced|^2 and local . reduced of each tensor: float32 [tensors, 3]."""
-    pairs = [((g, g), (whole, whole), (g, whole)) for g, whole in zip(local, reduced, strict=True)]
-    return tf.stack([tf.stack([tf.reduce_sum(a * b) for a, b in row]) for row in pairs])
-
-
 def dots(a: Sequence[tf.Tensor], b: Sequence[tf.Tensor]) -> tf.Tensor:
-    """The scalar product of each tensor of `a` with that of `b`: float32 [tensors]."""
-    return tf.stack([tf.cast(tf.reduce_sum(x * y), tf.float32) for x, y in zip(a, b, strict=True)])
+    """The scalar product of each tensor of `a` with that of `b`: float32 [tensors]. Where both are
+    the same list, TensorFlow does not write the squares to memory."""
+    pairs = [(tf.cast(x, tf.float32), tf.cast(y, tf.float32)) for x, y in zip(a, b, strict=True)]
+    if a is b:
+        return tf.stack([2.0 * tf.nn.l2_loss(x) for x, _ in pairs])
+    return tf.stack([tf.reduce_sum(x * y) for x, y in pairs])
 
 
 def scalars(products: tf.Tensor, bounds: Sequence[int], scale: float) -> tf.Tensor:
@@ -78,12 +74,15 @@ def scalars(products: tf.Tensor, bounds: Sequence[int], scale: float) -> tf.Tens
     steps (McCandlish et al., "An Empirical Model of Large-Batch Training", 2018, appendix A).
 
     Args:
-      products: float32 [parts, tensors, 3], from `products`; or [..., 2], for no cosines.
+      products: float32 [parts, tensors, 2 or 3], from `products`. Of more than two parts, the
+        cosines need the third column.
       bounds: part r has the examples bounds[r] to bounds[r + 1] of the batch.
       scale: what the sum of the losses was multiplied by.
     """
     products = tf.concat([products, tf.reduce_sum(products, axis=1, keepdims=True)], axis=1)
     local, reduced, *dots = tf.unstack(products, axis=2)  # each [parts, tensors + 1]
+    if len(bounds) == 3:  # of two parts, by the law of cosines
+        dots = [(reduced + local - local[::-1]) / 2]
     sizes = tf.constant([b - a for a, b in itertools.pairwise(bounds)], tf.float32)
     batch = float(bounds[-1])
     small = tf.reduce_mean(local / tf.square(scale * sizes)[:, None], axis=0)

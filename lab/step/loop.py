@@ -36,15 +36,15 @@ class TrainLoop:
       watch: what to record, see Watch.
       histogram_every: histograms are counted at the steps that this divides.
       steps_per_loop: the most steps that a call of `run` may do.
-      xla: whether the loop is one program of XLA's; by default where it can be, for one replica.
+      xla: whether XLA compiles: for one replica the whole loop, by default; for several each
+        replica's gradient and its update, with the reduction between.
       observe: return every tensor of the steps, too.
       traced: the model, if it was traced before on a whole batch.
 
     Attributes:
       watch: the rows and columns of the record.
-      function: the tf.function that `run` calls. Several replicas exchange their gradients between
-        programs.
-      one_program: whether that is one program of XLA's.
+      function: the tf.function that `run` calls.
+      xla: whether XLA compiles the steps.
       replicas: how many there are, on all workers.
 
     Raises:
@@ -80,17 +80,20 @@ class TrainLoop:
         self._parts = self.replicas * training.microbatches
         self._device = devices(strategy)[0]
         self.on_gpu = on_gpu(strategy)
-        self.one_program = one_program(strategy) if xla is None else xla
+        single = one_program(strategy)
+        self.xla = single if xla is None else xla
+        self._one_program = self.xla and single
+        self._cpu_program = self._one_program and not self.on_gpu
         self._kinds = watch
         self.watch = self._make_watch(traced)
         wanted = {*watch, *(["probes", "losses"] if observe else ())}
         wanted |= {"local"} if self.watch.keeps_local else set()
-        self._shares = Shares(training, self.replicas, self._batch, not self.on_gpu, wanted)
+        self._shares = Shares(training, self.replicas, self._batch, self._cpu_program, wanted)
         step, count = tf.TensorSpec([], tf.int64, "step"), tf.TensorSpec([], tf.int32)
         self.function = tf.function(
             self._run,
             input_signature=[self._rows_spec([steps_per_loop, training.batch_size]), count, step],
-            jit_compile=self.one_program or None,
+            jit_compile=self._one_program or None,
             autograph=False,
         )
         self._step = tf.function(
@@ -140,7 +143,7 @@ class TrainLoop:
         return self._like(self._kinds, steps_per_loop=1, observe=True)
 
     def _like(self, watch: Sequence[str], **options: Any) -> TrainLoop:
-        options |= {"xla": self.one_program}
+        options |= {"xla": self.xla}
         return TrainLoop(self._strategy, self._training, self._x, self._y, watch, **options)
 
     def largest_gradient(self, rows: Any) -> float:
@@ -188,7 +191,7 @@ class TrainLoop:
             arrays = tuple(padded)
         given = arrays if self._fed else arrays[0]
         # A program of XLA's sees the variables of the device that it runs on, and no others.
-        with tf.device(self._device if self.one_program else None):
+        with tf.device(self._device if self._one_program else None):
             recorded = self.function(given, tf.constant(steps), tf.constant(first_step, tf.int64))
         return {name: tensor[:steps] for name, tensor in recorded.items()}
 
@@ -220,8 +223,8 @@ class TrainLoop:
             if "products" in first:
                 products = first["products"], self._shares.bounds
                 noise = [gradient_noise.scalars(*products, training.scale)]
-            kernels = self.on_gpu, self.one_program
-            recorded = {"scalars": self.watch.scalars(batch, first["tensors"], noise, *kernels)}
+            scalars = self.watch.scalars(batch, first["tensors"], noise, self._cpu_program)
+            recorded = {"scalars": scalars}
             if self.watch.tags:
                 recorded |= self._histograms(first["tensors"], first.get("local"), number)
         return recorded | first.get("observed", {})
@@ -235,7 +238,13 @@ class TrainLoop:
         def reduce(tensors: list[tf.Tensor]) -> list[tf.Tensor]:
             return context.all_reduce(tf.distribute.ReduceOp.SUM, tensors)
 
-        done = replica.step(self._training, compute, number, reduce)
+        update = self._training.optimizer.update
+        if self.xla and not self._one_program:
+            # Variables that a model assigns are synchronized, which a function within cannot be.
+            if not self._training.model.state:
+                compute = tf.function(compute, jit_compile=True, autograph=False)
+            update = tf.function(update, jit_compile=True, autograph=False)
+        done = replica.step(self._training, compute, number, reduce, update)
         self._assign(done, context)
         outputs: dict[str, Any] = {"totals": done.totals}
         if self._parts > 1:

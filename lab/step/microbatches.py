@@ -14,7 +14,7 @@ from typing import Any
 
 import tensorflow as tf
 
-from lab.kernels import xla as compiled
+from lab.kernels import xla
 from lab.step import gradient_noise
 from lab.step.replica import Part, Step, Training, gradient
 
@@ -30,7 +30,7 @@ class Shares:
 
     Args:
       batch: (what chooses some examples, replica) -> their x and y.
-      xla: whether scalar products are XLA's.
+      cpu_program: whether the loop is a program of XLA's for a CPU.
       wanted: of `activations`, `probes`, `losses` and `local`, what is; the last is the gradient
         of each part, beside its norm.
 
@@ -47,7 +47,7 @@ class Shares:
         training: Training,
         replicas: int,
         batch: Callable[[Any, int], tuple[tf.Tensor, tf.Tensor]],
-        xla: bool,
+        cpu_program: bool,
         wanted: Collection[str],
     ) -> None:
         size, parts = training.batch_size, training.microbatches
@@ -56,7 +56,7 @@ class Shares:
         if size // replicas < parts:
             raise ValueError(f"a share of {size // replicas} examples cannot have {parts} parts")
         self._training, self._replicas, self._batch = training, replicas, batch
-        self._dots: gradient_noise.Dots = compiled.dots if xla else gradient_noise.dots
+        self._dots: gradient_noise.Dots = xla.dots if cpu_program else gradient_noise.dots
         self._wanted = wanted
         ends = [size * r // replicas for r in range(replicas + 1)]
         self._shares = list(itertools.starmap(slice, itertools.pairwise(ends)))
@@ -79,15 +79,13 @@ class Shares:
         return self._compute(rows, self._training.batch_size, number, 0, 1)()
 
     def products(self, done: Step) -> tf.Tensor:
-        """What gradient_noise.scalars needs of a replica's parts: float32 [parts, tensors, 2 or 3];
-        without the first axis where a share is one part."""
-        gradients = list(done.gradients.values())
-        if done.squares is None:
-            return gradient_noise.products(done.local[0], gradients)
-        parts = len(self.bounds) - 1
-        return gradient_noise.products_of_parts(
-            done.squares, done.local, gradients, self._dots, parts
-        )
+        """What gradient_noise.scalars needs of a replica's parts: float32 [parts, tensors, 2 or
+        3]."""
+        squares = done.squares
+        if squares is None:
+            squares = self._dots(done.local[0], done.local[0])[None]
+        reduced, parts = list(done.gradients.values()), len(self.bounds) - 1
+        return gradient_noise.products(squares, done.local, reduced, self._dots, parts)
 
     def _compute(
         self, rows: Any, size: int, number: tf.Tensor, replica: int, replicas: int

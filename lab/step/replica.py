@@ -168,6 +168,7 @@ def step(
     compute: Callable[[], Part],
     number: tf.Tensor,
     reduce: Callable[[list[tf.Tensor]], list[tf.Tensor]],
+    update: Callable[..., tuple],
 ) -> Step:
     """Forward, gradient, reduction and update of one replica.
 
@@ -175,6 +176,7 @@ def step(
       compute: gives the gradient of the replica's share of the batch.
       number: of this step, from 1, integer scalar.
       reduce: sums a list of tensors over the replicas.
+      update: the optimizer's, which may be compiled.
     """
     variables = training.variables
     weights = [tf.convert_to_tensor(variable) for variable in variables.values()]
@@ -183,9 +185,7 @@ def step(
     with tf.name_scope("reduce"):
         gradients = reduce(own.gradients)
     with tf.name_scope("update"):
-        new_weights, new_slots, updates = training.optimizer.update(
-            weights, slots, gradients, number
-        )
+        new_weights, new_slots, updates = update(weights, slots, gradients, number)
     lists = weights, gradients, updates, new_weights, new_slots
     by_tag: Any = (dict(zip(variables, values, strict=True)) for values in lists)
     local = [own.gradients] if own.squares is None else own.local

@@ -109,8 +109,7 @@ class Watch:
         batch: tf.Tensor,
         tensors: Tensors,
         noise: Sequence[tf.Tensor],
-        on_gpu: bool,
-        one_program: bool,
+        cpu_program: bool,
     ) -> tf.Tensor:
         """The scalars of a step: float32 [scalar_tags].
 
@@ -118,12 +117,13 @@ class Watch:
           batch: float32 [1 + metrics], the loss and the metrics of the whole batch.
           tensors: see `tensors`.
           noise: what gradient_noise.scalars gives, if there are several parts.
+          cpu_program: whether this is compiled for a CPU, with the whole loop.
         """
         parts = [batch]
         ends: list[Any] = []
         if self._norms:
             normed = [tf.cast(tensors[entry.tag], tf.float32) for entry in self._norms]
-            squares = _squares(normed) if on_gpu else xla.squares(normed)
+            squares = xla.squares(normed) if cpu_program else gradient_noise.dots(normed, normed)
             norms = tf.sqrt(squares)
             parts.append(norms)
             count = len(self._names)
@@ -132,9 +132,7 @@ class Watch:
             if self._ratios:
                 ends.append(tf.math.divide_no_nan(norms[count : 2 * count], norms[:count]))
         if self._probes:
-            ends.append(
-                _largest([tensors[name] for name in self._probes], one_program and not on_gpu)
-            )
+            ends.append(_largest([tensors[name] for name in self._probes], cpu_program))
         return tf.concat([*parts, *noise, *ends], 0)
 
 
@@ -151,10 +149,6 @@ def _entry(field: str) -> _OfName:
 
 def _applied(name: str, step: Step) -> tf.Tensor:
     return step.new_weights[name] - step.weights[name]
-
-
-def _squares(tensors: list[tf.Tensor]) -> tf.Tensor:
-    return tf.stack([tf.reduce_sum(x * x) for x in tensors])
 
 
 def _largest(tensors: list[tf.Tensor], cpu_program: bool) -> tf.Tensor:

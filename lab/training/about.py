@@ -38,6 +38,12 @@ def about(state: TrainingState, recorder: AnyRecorder) -> list[str]:
             f"each operation takes {threads} of {cores} cores; --threads={cores} takes them all, "
             "and gives other last bits"
         )
+    here = len(state.strategy.extended.worker_devices)
+    if here * threads > cores and here > 1 and threads > 1 and not state.loop.on_gpu:
+        lines.append(
+            f"{here} replicas with {threads} threads each share {cores} cores; --threads=1 is "
+            "faster, and gives other last bits"
+        )
     return lines
 
 

@@ -122,14 +122,8 @@ def make_training(
 
 
 def choose_xla(config: Config, strategy: tf.distribute.Strategy, traced: Traced) -> bool:
-    """Whether XLA compiles a run's loop: unless told otherwise where it can, but for networks with
-    operations of which XLA has only slow versions.
-
-    Raises:
-      LabError: it is told to, and cannot.
-    """
-    if config.xla == "on" and not one_program(strategy):
-        raise LabError("--xla=on: XLA compiles the loop only for one replica")
+    """Whether XLA compiles a run's steps: unless told otherwise those of one replica, but for
+    networks with operations of which XLA has only slow versions."""
     if config.xla == "auto":
         slow = SLOW_ON_A_GPU if on_gpu(strategy) else SLOW_UNDER_XLA
         return one_program(strategy) and not traced.operations & slow

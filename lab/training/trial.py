@@ -236,7 +236,7 @@ def _result(state: TrainingState, facts: dict[str, Any], startup: float) -> dict
         "nonfinite": dict(sorted(saved["nonfinite"].items())),
         "evaluations": saved["evaluations"],
         "seconds": round(saved["seconds"], 3),
-        "xla": state.loop.one_program,
+        "xla": state.loop.xla,
         "startup_seconds": round(startup, 3),
         "devices": sorted(state.strategy.extended.worker_devices),
         **facts,
