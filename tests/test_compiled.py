@@ -92,6 +92,10 @@ def test_tensors_of_about_one_size_are_beside_each_other():
             assert np.isnan(row[len(row) - more :]).all()
     rows = xla.in_order(groups, [tf.constant(group.places) for group in groups])
     assert rows.numpy().tolist() == list(range(6))
+    many = xla.grouped([tf.zeros([5000])] * 60)
+    assert [group.places for group in many] == [[*range(52)], [*range(52, 60)]]
+    large = xla.grouped([tf.zeros([40000])] * 2)
+    assert [group.places for group in large] == [[0], [1]]
 
 
 @pytest.mark.parametrize(

@@ -19,7 +19,8 @@ from tensorflow.python.framework.ops import gradient_registry as gradients
 
 _LANES = 32
 _LARGE = 4096  # entries from which on a table of pairs pays
-_COPIED = 32768  # entries up to which tensors of one size are put beside each other
+_COPIED = 32768  # entries below which tensors of one size are put beside each other
+_TOGETHER = 1 << 18  # entries of a group, or it would leave a core's cache between two operations
 _TABLES = 2  # that take turns: adding to an entry has to wait for the last addition to it
 
 _NARROW = 64  # columns, see `matmul`
@@ -92,15 +93,18 @@ class Group(NamedTuple):
 def grouped(tensors: Sequence[tf.Tensor], pad: bool = True) -> list[Group]:
     """Tensors float32 [n]: those of one size together and, with `pad`, small ones of about one;
     large ones alone."""
-    by_length: dict[tuple[int, int], list[int]] = {}
+    by_length: dict[int, list[int]] = {}
     for place, x in enumerate(tensors):
         n = x.shape[0]
         length = max(_LANES, 1 << (n - 1).bit_length()) if pad and n < _LARGE else n
-        # Beside each other they would have to be copied, which costs more where they are large.
-        alone = place if n >= _COPIED else -1
-        by_length.setdefault((length, alone), []).append(place)
+        by_length.setdefault(length, []).append(place)
+    chunks = []  # (length of a row, places)
+    for length, places in by_length.items():
+        # Beside each other they have to be copied, which costs more where they are large.
+        most = 1 if length >= _COPIED else _TOGETHER // length
+        chunks += [(length, places[i : i + most]) for i in range(0, len(places), most)]
     groups = []
-    for (length, _), places in by_length.items():
+    for length, places in chunks:
         own = [tensors[place] for place in places]
         lacking = [length - x.shape[0] if len(places) > 1 else 0 for x in own]
         rows = [
