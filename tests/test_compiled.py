@@ -62,7 +62,7 @@ def test_squares_of_nan_and_beyond_float32():
 @pytest.mark.parametrize(
     ("rows", "buckets", "size"),
     [
-        *((3, 64, 31), (3, 64, 99991), (1, 64, 4096), (1, 1, 385)),
+        *((3, 64, 31), (3, 64, 99991), (1, 64, 4096), (1, 1, 385), (1, 64, 800003)),
         *(
             pytest.param(*case, marks=pytest.mark.slow)
             for case in [

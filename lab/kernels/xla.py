@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import itertools
 from collections.abc import Callable, Iterator, Sequence
 from typing import NamedTuple
 
@@ -21,6 +22,8 @@ _LANES = 32
 _LARGE = 4096  # entries from which on a table of pairs pays
 _COPIED = 32768  # entries below which tensors of one size are put beside each other
 _TOGETHER = 1 << 18  # entries of a group, or it would leave a core's cache between two operations
+_SPLIT = 1 << 20  # entries from which on a tensor is counted in parts
+_PARTS = 16
 _TABLES = 2  # that take turns: adding to an entry has to wait for the last addition to it
 
 _NARROW = 64  # columns, see `matmul`
@@ -199,6 +202,15 @@ def bincounts(values: tf.Tensor, size: int) -> tf.Tensor:
       values: float32 [rows, n], whole numbers.
       size: at most 64, so that the tables stay in the cache.
     """
+    n = values.shape[1]
+    # Large tensors in parts: XLA gives operations to other threads only where many wait.
+    length = n // _PARTS // _LANES * _LANES if n >= _SPLIT else n
+    starts = range(0, n - length + 1, length)
+    slices = (values[:, start:end] for start, end in itertools.pairwise([*starts, n]))
+    return tf.add_n([_bincounts(one, size) for one in slices])
+
+
+def _bincounts(values: tf.Tensor, size: int) -> tf.Tensor:
     rows, n = values.shape
     offsets = np.arange(rows, dtype=np.float32)[:, None]
     if n < _LARGE:
