@@ -312,6 +312,14 @@ def test_a_number_of_threads_has_a_process(stand_in, tmp_path):
     assert found[0][1] == found[1][1] != found[2][1]
 
 
+def test_a_process_is_replaced_after_so_many_trials(stand_in, monkeypatch):
+    stand_in("process")
+    monkeypatch.setattr(pool, "_TRIALS", 2)
+    outcome = programs.train("--seeds=5", "--jobs=1")
+    found = [process for _, process in sorted(answers(outcome).items())]
+    assert found[0] == found[1] != found[2] == found[3] != found[4]
+
+
 def test_a_trial_for_each_core_as_far_as_memory_goes(monkeypatch):
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
     monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(6)))

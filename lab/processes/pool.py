@@ -28,6 +28,8 @@ from lab import machine
 from lab.processes.stop import Stop
 from lab.settings.config import Config, Settings
 
+_TRIALS = 100  # that a process runs: TensorFlow keeps 2 MB of each, whose histograms XLA counts
+
 
 def run(configs: Sequence[Config], settings: Settings, stop: Stop) -> dict[str, str]:
     """Runs trials, `settings.jobs` at a time; returns how each ended, by its run directory.
@@ -101,15 +103,17 @@ class _Worker:
 
     async def run(self, waiting: collections.deque[Config]) -> None:
         """Runs trials until no more are waiting."""
-        threads = 0  # of the trials that the process runs: TensorFlow sets them up once
+        threads, ran = 0, 0  # of the process: TensorFlow sets up its threads once
         with tempfile.TemporaryFile("w+", errors="replace") as errors:
             while waiting:
                 config = waiting.popleft()
-                if self._process and config.threads != threads:
+                if self._process and (config.threads != threads or ran == _TRIALS):
                     await self._process.communicate(b"")
                     self._process = None
                 if not self._process:
-                    self._process, threads = await self._start(errors), config.threads
+                    self._process = await self._start(errors)
+                    threads, ran = config.threads, 0
+                ran += 1
                 if not self._stop.signal:
                     self._board.begin(config)
                     await self._run_one(self._process, config, errors)
