@@ -114,7 +114,8 @@ def events(chain: Chain) -> list[Event]:
     path, last = course(chain), int(chain.steps[-1])
     rise = path.lowest if path and path.rise > _RISE else 0
     found = [_event(chain, group, rise) for group in groups]
-    if rise and not any(e.visible and e.departures[-1].step >= rise for e in found):
+    seen = [e.departures[-1].step for e in found if e.visible]
+    if path and rise and not any(step >= rise - path.length for step in seen):
         found.append(Event("divergence", rise, tuple(_large_updates(chain, rise)), True))
     found = _with_what_followed(found, rise)
     gravest = max((SEVERITY.index(e.kind) for e in found), default=0)

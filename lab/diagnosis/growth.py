@@ -28,12 +28,14 @@ class Course(NamedTuple):
       rise: of the end above it, in logarithms; 0 where it may be chance.
       since: the first step at whose level the loss was as low as at the end.
       share: of the run that lies behind `since`.
+      length: steps of a level, by which `lowest` and `since` may be off.
     """
 
     lowest: int
     rise: float
     since: int
     share: float
+    length: int
 
 
 class Growth(NamedTuple):
@@ -67,7 +69,7 @@ def course(chain: Chain) -> Course | None:
     loss = chain.loss
     if not (np.isfinite(loss) & (loss > 0)).all():
         return None
-    level, rows = _levels(np.log(loss), _BLOCK)
+    level, rows, length = _levels(np.log(loss), _BLOCK)
     count = len(level)
     if count < _FEWEST:
         return None
@@ -76,7 +78,7 @@ def course(chain: Chain) -> Course | None:
     low, end = int(level[:-_LAST].argmin()), float(np.median(level[-_LAST:]))
     rise, since = end - float(level[low]), int((level <= end).argmax())
     lowest, first = (int(chain.steps[rows[place]]) for place in (low + 1, since))
-    return Course(lowest, rise if rise > limit else 0.0, first, 1 - since / count)
+    return Course(lowest, rise if rise > limit else 0.0, first, 1 - since / count, length)
 
 
 def grown(chain: Chain, step: int) -> Growth | None:
@@ -108,7 +110,7 @@ def grown(chain: Chain, step: int) -> Growth | None:
 def _growth(
     steps: np.ndarray, name: str, what: str, values: np.ndarray, risk: float
 ) -> Growth | None:
-    level, rows = _levels(np.log(values), _BLOCK // 2)
+    level, rows, _ = _levels(np.log(values), _BLOCK // 2)
     count = len(level)
     if count < 2:
         return None
@@ -124,9 +126,9 @@ def _growth(
     return Growth(name, what, int(steps[rows[first]]), math.exp(total), math.expm1(rate))
 
 
-def _levels(logs: np.ndarray, least: int) -> tuple[np.ndarray, np.ndarray]:
+def _levels(logs: np.ndarray, least: int) -> tuple[np.ndarray, np.ndarray, int]:
     """The medians of blocks of `least` steps, or of as many as make _BLOCKS, that end with the last
-    one; and the row that each block begins at."""
+    one; the row that each block begins at; and how many steps it has."""
     length = max(least, -(-len(logs) // _BLOCKS))
     rows = np.arange(len(logs) % length, len(logs), length)
-    return np.median(logs[len(logs) % length :].reshape(-1, length), axis=1), rows
+    return np.median(logs[len(logs) % length :].reshape(-1, length), axis=1), rows, length
