@@ -235,6 +235,17 @@ def test_marks_are_the_events_and_their_links():
     assert {mark.kind for mark in found} == {"update", "loss", "spike"}
 
 
+def test_the_remedy_is_the_run_with_one_flag_more():
+    record = Record()
+    grown(record)
+    record.values["scores/largest"] = np.exp(0.03 * np.arange(STEPS))
+    flags = {"warmup_steps": 50, "learning_rate_decay": "none", "clip_norm": 0.0}
+    record.config |= {"model": "transformer", "model_arguments": ["width=32"], **flags}
+    words = diagnose(record, repeat=False).remedy.split()
+    assert {"--warmup_steps=50", "--learning_rate_decay=none", "--model.width=32"} <= {*words}
+    assert "--model.qk_norm=1" in words and not any("clip_norm" in word for word in words)
+
+
 def test_no_record_at_all():
     record = Record()
     record.values = {}

@@ -105,9 +105,9 @@ def growth(chain: Chain, event: Event) -> Finding | None:
     if not found:
         return None
     facts = {"times": found.times, "rate": found.rate, "what": found.what}
-    reason = f"the {found.what} grew {found.times:.3g} times "
-    reason += "while the loss fell no more" if plateau else "before the loss left its range"
-    reason += f", by {100 * found.rate:.2g}% a step"
+    reason = f"the {found.what} grew {found.times:.3g} times, by {100 * found.rate:.2g}% a step, "
+    reason += (f"and the loss ends no lower than it was at step {event.step}" if plateau
+               else "before the loss left its range")  # fmt: skip
     return Finding("growth", found.since, (found.name,), reason=reason, facts=facts)
 
 
