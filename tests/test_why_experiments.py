@@ -117,3 +117,31 @@ def test_half_of_an_update_that_is_still_too_large(tmp_path):
 def test_nothing_without_a_fault(tmp_path):
     run = plant.train("mlp", 1, None, str(tmp_path), devices="cpu:1")
     assert run.why(experiments=True).event is None
+
+
+@pytest.mark.parametrize("qk_norm", [False, True])
+def test_attention_scores_that_grow(tmp_path, qk_norm):
+    """Of a transformer without a LayerNorm of queries and keys, at a rate that is too high: the
+    loss falls no more. With one it does."""
+    run = lab.train(
+        model=lambda: lab.models.Transformer(width=32, seed=1, qk_norm=qk_norm, probe_scores=True),
+        data="mnist",
+        loss="softmax_cross_entropy",
+        reduction="mean",
+        optimizer=lab.Adam(0.1, warmup=50),
+        batch_size=64,
+        steps=600,
+        watch="norms,probes",
+        logdir=str(tmp_path),
+        verbose=False,
+    )
+    found, loss = run.why(repeat=False), run.scalar("loss").values
+    if qk_norm:
+        assert not (found.event and found.event.visible)
+        assert np.median(loss[-50:]) < np.median(loss[50:100]) / 1.5
+        return
+    assert found.event.visible and found.finding.kind == "growth"
+    assert found.finding.tensors[0].startswith("scores")
+    assert np.median(loss[-50:]) > np.median(loss[50:100]) / 1.2
+    largest = run.scalar(f"{found.finding.tensors[0]}/largest").values
+    assert largest[-1] > 100 * largest[0]

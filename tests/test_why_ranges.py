@@ -1,9 +1,12 @@
-"""Ranges and events of series that NumPy makes, without any run."""
+"""Ranges, levels and growth of series that NumPy makes, without any run."""
+
+import types
 
 import numpy as np
 import pytest
-from scipy import stats
+from scipy import signal, stats
 
+from lab.diagnosis.growth import course, grown
 from lab.diagnosis.ranges import CENTRE, FALSE_ALARMS, FIRST, WINDOW, ranges
 
 
@@ -64,3 +67,61 @@ def test_constant_zero_and_nonfinite_values_do_not_alarm():
 def test_no_steps_and_no_series():
     assert ranges(np.zeros((0, 3))).z.shape == (0, 3)
     assert ranges(np.zeros((5, 0))).z.shape == (5, 0)
+
+
+# ------------------------------------------------------------------ levels and growth
+
+
+def record(loss=None, probe=None):
+    """What a Chain has, of a loss and of a probe: float64 [steps]."""
+    steps = np.arange(1, len(probe if loss is None else loss) + 1)
+    probes = np.zeros((len(steps), 0)) if probe is None else probe[:, None]
+    return types.SimpleNamespace(
+        steps=steps, loss=np.full(len(steps), np.nan) if loss is None else loss, tensors=[],
+        probes=["scores"] * probes.shape[1], probe=probes, weight=np.zeros((len(steps), 0)),
+        began_at_0=np.zeros(0, bool),
+    )  # fmt: skip
+
+
+def wandering(seed, steps=600, carried=0.5):
+    """Noise of spread 0.3, half of which carries on to the next step."""
+    random = np.random.default_rng(seed)
+    return signal.lfilter([0.3 * np.sqrt(1 - carried**2)], [1, -carried], random.normal(size=steps))
+
+
+@pytest.mark.parametrize("steps", [150, 600])
+def test_noise_is_no_rise_and_no_growth(steps):
+    """Neither where it carries on from step to step, in at most the stated share of the runs."""
+    rises = sum(course(record(np.exp(wandering(s, steps)))).rise > 0 for s in range(100))
+    assert stats.binomtest(rises, 100, FALSE_ALARMS, "greater").pvalue > 0.001
+    large = (record(probe=np.exp(5 * wandering(s, steps))) for s in range(100))
+    grew = sum(grown(one, steps) is not None for one in large)
+    assert stats.binomtest(grew, 100, FALSE_ALARMS, "greater").pvalue > 0.001
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_a_rise_below_the_noise_of_single_steps(seed):
+    """By 0.7 in logarithms in the last 150 steps, where single steps are off by 0.3: three times as
+    much is 0.9."""
+    t = np.arange(600)
+    mean = np.where(t < 450, -t / 450, 0.7 * np.minimum((t - 450) / 50, 1) - 1)
+    found = course(record(np.exp(mean + wandering(seed, carried=0.0))))
+    assert found.rise == pytest.approx(0.7, abs=0.4)
+    assert found.lowest == pytest.approx(450, abs=64)
+    assert found.since == pytest.approx(450 * 0.3, abs=100)
+    assert found.share == pytest.approx(1 - found.since / 600, abs=0.05)
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_growth_that_single_steps_hide(seed):
+    """By 1.5% a step, where single steps are off by a third; until it ends."""
+    growth = 0.015 * np.minimum(np.arange(400), 360)
+    found = grown(record(probe=np.exp(growth + wandering(seed, 400))), 401)
+    assert found.times == pytest.approx(np.exp(growth[-1] - growth[200]), rel=0.5)
+    assert found.rate == pytest.approx(np.expm1(0.015), rel=0.4)
+
+
+def test_a_jump_is_no_growth():
+    values = np.exp(wandering(0))
+    values[500:] *= 1e6
+    assert grown(record(probe=values), 600) is None

@@ -99,16 +99,15 @@ def _creeping(chain: Chain, step: int) -> bool:
 
 
 def growth(chain: Chain, event: Event) -> Finding | None:
-    """What grew most before an event; None if nothing did."""
-    found = grown(chain, event.step)
+    """What grew most before an event, or since a plateau began; None if nothing did."""
+    plateau = event.kind == "plateau"
+    found = grown(chain, int(chain.steps[-1]) if plateau else event.step)
     if not found:
         return None
     facts = {"times": found.times, "rate": found.rate, "what": found.what}
-    reason = f"the {found.what} grew {found.times:.3g} times before the loss left its range, by "
-    reason += f"{100 * found.rate:.2g}% a step"
-    if found.due is not None:
-        reason += f"; up to step {found.known} it was due at step {found.due:.0f}"
-        facts["due"] = found.due
+    reason = f"the {found.what} grew {found.times:.3g} times, by {100 * found.rate:.2g}% a step, "
+    reason += (f"and the loss ends no lower than it was at step {event.step}" if plateau
+               else "before the loss left its range")  # fmt: skip
     return Finding("growth", found.since, (found.name,), reason=reason, facts=facts)
 
 

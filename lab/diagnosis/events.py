@@ -9,23 +9,22 @@ from typing import NamedTuple
 import numpy as np
 
 from lab.diagnosis.chain import LINKS, Chain
-from lab.diagnosis.growth import grown
+from lab.diagnosis.growth import course, grown
 from lab.diagnosis.ranges import FIRST
 from lab.record.run import RunReader
 
 GAP = 16  # steps without a departure that end an event
 _LASTING = 8  # steps that a gradient must be 0 for, up to the end of the record
 _EARLY = 3.0  # times the first loss: worse than an untrained network
-# Of the loss's level above its lowest, to be a divergence; and where something grew before.
-_RISE, _RISE_GROWN = math.log(1.5), math.log(1.2)
-_LEVEL = 16  # steps of a level
+_RISE = math.log(1.5)  # of the loss's level above its lowest, to be a divergence
+_STALL, _TENFOLD = 0.5, 10.0  # share of a run without progress, and what grew meanwhile
 LARGE = 0.1  # ratio of update to weight: a hundred times what is usual
 MANY = 0.5  # share of the tensors from which on a departure is of all
 _WORDS = {"": "out of its range", "nonfinite": "NaN or infinite", "zero": "0 from here on",
           "dead": "too small to change a weight from here on"}  # fmt: skip
 _EARLY_WORDS = {"update": "large compared with the weight", "loss": "far above the first"}
 # From the mildest on.
-SEVERITY = ("departure", "plateau", "spike", "corruption", "divergence", "freeze", "collapse",
+SEVERITY = ("departure", "spike", "corruption", "plateau", "divergence", "freeze", "collapse",
             "nonfinite")  # fmt: skip
 
 
@@ -112,16 +111,23 @@ def events(chain: Chain) -> list[Event]:
         if not groups or departure.step > groups[-1][-1].step + GAP:
             groups.append([])
         groups[-1].append(departure)
-    rise = _rise(chain)
+    path, last = course(chain), int(chain.steps[-1])
+    rise = path.lowest if path and path.rise > _RISE else 0
     found = [_event(chain, group, rise) for group in groups]
-    if rise and not any(e.visible and e.departures[-1].step >= rise for e in found):
+    seen = [e.departures[-1].step for e in found if e.visible]
+    if path and rise and not any(step >= rise - path.length for step in seen):
         found.append(Event("divergence", rise, tuple(_large_updates(chain, rise)), True))
     found = _with_what_followed(found, rise)
-    if not any(SEVERITY.index(e.kind) >= SEVERITY.index("spike") for e in found):
-        if chain.collapsed:
-            found.append(Event("collapse", int(chain.steps[-1]), (), True))
-        elif _never_fell(chain):
-            found.append(Event("plateau", int(chain.steps[0]), (), True))
+    gravest = max((SEVERITY.index(e.kind) for e in found), default=0)
+    if gravest == 0 and chain.collapsed:
+        found.append(Event("collapse", last, (), True))
+    elif gravest == 0 and path and _never_fell(chain):
+        found.append(Event("plateau", int(chain.steps[0]), (), True))
+    elif gravest < SEVERITY.index("plateau") and path and path.share >= _STALL:
+        # That may be all there is to learn, but not where something grows all the while.
+        inside = grown(chain, last)
+        if inside and inside.times >= _TENFOLD:
+            found.append(Event("plateau", path.since, (), True))
     return sorted(found, key=lambda event: event.step)
 
 
@@ -285,36 +291,6 @@ def _event(chain: Chain, group: list[Departure], rise: int) -> Event:
     return Event(kind, min(shown, default=start), tuple(group), visible)
 
 
-def _levels(chain: Chain) -> np.ndarray:
-    """The median of log(loss) over _LEVEL steps from each on: [steps - _LEVEL + 1], or []."""
-    loss = chain.loss
-    if len(loss) < 8 * _LEVEL or not (np.isfinite(loss) & (loss > 0)).all():
-        return np.zeros(0)
-    windows = np.lib.stride_tricks.sliding_window_view(np.log(loss), _LEVEL)
-    return np.median(windows, axis=1)
-
-
-def _rise(chain: Chain) -> int:
-    """The step from which on the loss's level has left its lowest for good; 0 if it has not. Where
-    a norm or a probe grew before, a smaller rise will do, if it lasts."""
-    level = _levels(chain)
-    if not len(level):
-        return 0
-    logs = np.log(chain.loss)
-    noise = 1.4826 * float(np.median(np.abs(logs[_LEVEL // 2 : len(level) + _LEVEL // 2] - level)))
-    after = int(level.argmin()) + _LEVEL
-    if after == len(chain.steps):
-        return 0
-    step, lowest = int(chain.steps[after]), level.min()
-    if level[-1] - lowest > max(_RISE, 3 * noise):
-        return step
-    lasting = np.median(level[-4 * _LEVEL :]) - lowest
-    return step if lasting > max(_RISE_GROWN, 3 * noise) and grown(chain, step) else 0
-
-
 def _never_fell(chain: Chain) -> bool:
-    level = _levels(chain)
-    if not len(level):
-        return False
     end = np.median(np.log(chain.loss[-len(chain.loss) // 4 :]))
     return bool(end > np.median(np.log(chain.loss[:4])) - 0.05)

@@ -1,18 +1,41 @@
-"""Growth from inside: norms and probes that grow for many steps before the loss feels it."""
+"""What happens slowly: the loss's level over a run, and norms and probes that grow before it."""
 
 from __future__ import annotations
 
+import math
+from statistics import NormalDist
 from typing import NamedTuple
 
 import numpy as np
 
 from lab.diagnosis.chain import Chain
+from lab.diagnosis.ranges import FALSE_ALARMS
 
-_TIMES = 3.0  # so many times a series has grown, at least
+_BLOCK, _BLOCKS = 16, 64  # steps of a level at least, and levels of a run at most
+_FEWEST = 8  # levels that say something of a run
+_LAST = 4  # levels that are the end of a run
+_TIMES = 3.0  # so many times a series has grown, at least, without its largest jump
 _SMALL = 0.1  # of the median norm: tensors below do not count, nor do those that began at 0
-_BACK = 200  # steps in which it may have grown, at most
-_LEAST = 32  # and at least
-_SLOPE = 16  # steps of a slope
+_BACK = 200  # steps in which it may have grown
+_BEGUN = 0.1  # share of a growth, in logarithms, at which it has begun
+
+
+class Course(NamedTuple):
+    """How the loss went, by its levels.
+
+    Attributes:
+      lowest: the step after the lowest level, those of the end apart.
+      rise: of the end above it, in logarithms; 0 where it may be chance.
+      since: the first step at whose level the loss was as low as at the end.
+      share: of the run that lies behind `since`.
+      length: steps of a level, by which `lowest` and `since` may be off.
+    """
+
+    lowest: int
+    rise: float
+    since: int
+    share: float
+    length: int
 
 
 class Growth(NamedTuple):
@@ -21,11 +44,9 @@ class Growth(NamedTuple):
     Attributes:
       name: of the tensor or probe.
       what: it was that grew, in words.
-      since: the step from which on it grows at half its rate or more.
-      times: as large at the end as half of the steps before.
-      rate: a step, as a share of the series.
-      known, due: from its growth up to step `known`, the step at which it was due to be as large as
-        it was at the end; due is None where it had not grown long by then.
+      since: the step at which a tenth of the growth, in logarithms, is done.
+      times: as large at the end as at the start.
+      rate: a step since then, as a share of the series.
     """
 
     name: str
@@ -33,41 +54,81 @@ class Growth(NamedTuple):
     since: int
     times: float
     rate: float
-    known: int
-    due: float | None
+
+
+def course(chain: Chain) -> Course | None:
+    """How the loss went; None if the record is too short, or has values that have no logarithm.
+
+    A level is the median of a block of steps (the method of batch means: noise of single steps, and
+    how it carries on from one to the next, is averaged out within a block). The levels' own noise
+    comes from their successive differences (von Neumann et al., Annals of Mathematical Statistics
+    12, 1941; here by their median), which a trend hardly touches. A rise is chance where it would
+    come about in FALSE_ALARMS of the runs whose levels are independent and normal: any of them may
+    be the lowest, so that the risk is divided among them (Bonferroni).
+    """
+    loss = chain.loss
+    if not (np.isfinite(loss) & (loss > 0)).all():
+        return None
+    level, rows, length = _levels(np.log(loss), _BLOCK)
+    count = len(level)
+    if count < _FEWEST:
+        return None
+    noise = 1.4826 * float(np.median(np.abs(np.diff(level))))  # of a difference of two
+    limit = noise * NormalDist().inv_cdf(1 - FALSE_ALARMS / count)
+    low, end = int(level[:-_LAST].argmin()), float(np.median(level[-_LAST:]))
+    rise, since = end - float(level[low]), int((level <= end).argmax())
+    lowest, first = (int(chain.steps[rows[place]]) for place in (low + 1, since))
+    return Course(lowest, rise if rise > limit else 0.0, first, 1 - since / count, length)
 
 
 def grown(chain: Chain, step: int) -> Growth | None:
-    """The norm or probe that grew most, and steadily, before a step; None if none did so."""
-    row = int(np.searchsorted(chain.steps, step))
-    start = max(row - _BACK, 0)
-    if row - start < _LEAST:
+    """The norm or probe that grew most, and steadily, before a step; None if none did so.
+
+    It is looked for in the _BACK steps before, or in all since the loss was as low as at the end.
+    It grew steadily if its levels have an upward trend by the test of Mann (Econometrica 13, 1945)
+    and Kendall, with FALSE_ALARMS shared by all series, and do not owe it to a single jump.
+    """
+    end = int(np.searchsorted(chain.steps, step))
+    start, path = max(end - _BACK, 0), course(chain)
+    if path:
+        start = min(start, int(np.searchsorted(chain.steps, path.since)))
+    values = np.hstack([chain.weight, chain.probe])[start:end]
+    if not len(values):
         return None
-    weights = chain.weight[row - 1][np.isfinite(chain.weight[row - 1])]
-    least = _SMALL * float(np.median(weights)) if len(weights) else 0.0
-    large = (chain.weight[row - 1] >= least) & ~chain.began_at_0
-    found = [_growth(chain.steps[start:row], chain.tensors[i], f"norm of {chain.tensors[i]}",
-                     chain.weight[start:row, i]) for i in np.flatnonzero(large)]  # fmt: skip
-    probes = zip(chain.probes, chain.probe[start:row].T, strict=True)
-    found += [_growth(chain.steps[start:row], name, name, column) for name, column in probes]
+    counted = (np.isfinite(values) & (values > 0)).all(axis=0)
+    weights = values[-1, : len(chain.tensors)]
+    if len(known := weights[np.isfinite(weights)]):
+        large = weights >= _SMALL * float(np.median(known))
+        counted[: len(weights)] &= large & ~chain.began_at_0
+    risk = FALSE_ALARMS / max(counted.sum(), 1)
+    names = [*((tag, f"norm of {tag}") for tag in chain.tensors), *((n, n) for n in chain.probes)]
+    found = [_growth(chain.steps[start:end], *names[column], values[:, column], risk)
+             for column in np.flatnonzero(counted)]  # fmt: skip
     return max((one for one in found if one), key=lambda one: one.times, default=None)
 
 
-def _growth(steps: np.ndarray, name: str, what: str, values: np.ndarray) -> Growth | None:
-    if not (np.isfinite(values) & (values > 0)).all():
+def _growth(
+    steps: np.ndarray, name: str, what: str, values: np.ndarray, risk: float
+) -> Growth | None:
+    level, rows, _ = _levels(np.log(values), _BLOCK // 2)
+    count = len(level)
+    if count < 2:
         return None
-    logs = np.log(values)
-    half = len(logs) // 2
-    rise = float(logs[-1] - logs[half])  # in the latter half alone
-    steady = np.mean(np.diff(logs[half:]) > 0)
-    if rise < np.log(_TIMES) or steady < 0.6:
+    total = float(level[-1] - level[0])
+    if total - np.diff(level).max() < math.log(_TIMES):
         return None
-    rate = rise / (len(logs) - 1 - half)
-    slopes = (logs[_SLOPE:] - logs[:-_SLOPE])[: half - _SLOPE] / _SLOPE
-    slow = np.flatnonzero(slopes < rate / 2)  # it grows since the last of these
-    back = half - (int(slow[-1]) + _SLOPE // 2 if len(slow) else 0)
-    due = None
-    if back > 2:  # steps of growth that foretell the rest
-        due = float(steps[half] + rise * back / (logs[half] - logs[half - back]))
-    return Growth(name, what, int(steps[half - back]), float(np.exp(rise)),
-                  float(np.expm1(rate)), int(steps[half]), due)  # fmt: skip
+    pairs = np.sign(level[None, :] - level[:, None])  # of an earlier and a later level
+    upward, spread = np.triu(pairs).sum(), math.sqrt(count * (count - 1) * (2 * count + 5) / 18)
+    if (upward - 1) / spread < NormalDist().inv_cdf(1 - risk):
+        return None
+    first = int(np.flatnonzero(level <= level[0] + _BEGUN * total)[-1])
+    rate = float(level[-1] - level[first]) / (rows[-1] - rows[first])
+    return Growth(name, what, int(steps[rows[first]]), math.exp(total), math.expm1(rate))
+
+
+def _levels(logs: np.ndarray, least: int) -> tuple[np.ndarray, np.ndarray, int]:
+    """The medians of blocks of `least` steps, or of as many as make _BLOCKS, that end with the last
+    one; the row that each block begins at; and how many steps it has."""
+    length = max(least, -(-len(logs) // _BLOCKS))
+    rows = np.arange(len(logs) % length, len(logs), length)
+    return np.median(logs[len(logs) % length :].reshape(-1, length), axis=1), rows, length

@@ -128,8 +128,10 @@ def _command(run: RunReader, **flags: float) -> str:
     config = run.config
     if getattr(run, "circumstances", {}).get("given"):
         return "lab.train(..., " + ", ".join(f"{n}={v:g}" for n, v in flags.items()) + ")"
-    shown = ["model", "optimizer", "learning_rate", "loss", "reduction", "data", "batch_size",
-             "training_steps", "seed"]  # fmt: skip
+    shown = ["model", "optimizer", "learning_rate", "learning_rate_decay", "loss", "reduction",
+             "data", "batch_size", "training_steps", "seed"]  # fmt: skip
+    unless_0 = ("warmup_steps", "weight_decay", "clip_norm", "sgd_momentum")
+    shown += [name for name in unless_0 if config.get(name)]
     if config.get("model") == "mlp":
         shown += ["activation", "n_hidden_1", "n_hidden_2"]
     words = [f"--{name}={shlex.quote(str(config[name]))}" for name in shown
