@@ -547,9 +547,11 @@ async function add({ runs: described, blobs, ...rows }) {
   change(atEnd ? { step: lastStep } : {});
 }
 
-/** At the first that happened, if anything did: one step later, with that one pinned. */
+/** Where a run died, or at the first else that happened: one step later, with that one pinned; or at the end. */
 function begin() {
-  const { step, tag } = runs.flatMap((run) => run.marks).find((mark) => !mark.routine) ?? { step: lastStep };
+  const dead = ({ status }) => ["collapsed", "nonfinite"].includes(status);
+  const marks = [...runs].sort((a, b) => dead(b) - dead(a)).flatMap((run) => run.marks);
+  const { step, tag } = marks.find((mark) => !mark.routine) ?? { step: lastStep };
   const known = [`${tag}/gradient`, tag, ...tensors()].find((one) => tensors().includes(one));
   const early = step <= 50 && step < lastStep;
   change({ tensor: known ?? "", step: step + 1, pin: step < lastStep ? step : null, log: early });
