@@ -51,16 +51,16 @@ class Moment:
 
     def __repr__(self) -> str:
         """The step, its loss and the shapes of the arrays, by tag."""
-        lines = [f"Moment of step {self.step}, mean loss {self.losses.mean():.4g}"]
-        batch = None if self.examples is None else {"examples": self.examples}
+        count, loss = len(self.scalars), self.losses.mean()
+        lines = [f"Moment of step {self.step}, mean loss {loss:.4g}, {count} scalars"]
+        batch = {} if self.examples is None else {"examples": self.examples}
         parts = {"weights, before, gradients, updates": self.weights, "slots": self.slots,
                  "state": self.state, "activations": self.activations,
-                 "batch": {**(batch or {}), "losses": self.losses}}  # fmt: skip
+                 "batch": batch | {"losses": self.losses}}  # fmt: skip
         for name, arrays in parts.items():
             if arrays:
                 shapes = (f"{tag} {list(array.shape)}" for tag, array in arrays.items())
                 lines.append(f"  {name}: {', '.join(shapes)}")
-        lines.append(f"  scalars: {', '.join(self.scalars)}")
         return "\n".join(lines)
 
 
