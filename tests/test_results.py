@@ -228,6 +228,16 @@ def test_a_field_that_an_older_result_lacks_is_the_recipes():
     assert [row.runs for row in table(record(0), old).rows] == [2]
 
 
+def test_a_run_of_another_model_may_lack_the_perceptrons_fields():
+    """Its result.json lists them where an older version wrote it."""
+    old, new = record(0, model="convnet"), record(1, 9710, model="convnet")
+    for one in dataclasses.fields(Config):
+        if one.metadata.get("of") == "mlp":
+            new["config"].pop(one.name, None)
+    assert "n_hidden_1" in old["config"] and "n_hidden_1" not in new["config"]
+    assert [row.runs for row in table(old, new).rows] == [2]
+
+
 def test_a_trial_counts_once_and_the_complete_copy_counts():
     shown = table(record(0, status="interrupted"), record(0, 9700), record(0, 9700))
     assert [(row.runs, row.correct) for row in shown.rows] == [(1, [9700])]
