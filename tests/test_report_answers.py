@@ -115,8 +115,9 @@ def test_intervals_of_shares_are_those_of_their_logits(values):
     found = across("", "", values, "%")
     np.testing.assert_allclose([found.low, found.high], expected, rtol=1e-5, atol=1e-12)
     assert found.value == pytest.approx(mean) and 0 < found.low < mean < found.high < 1
-    counts = [{"test_correct": round(1000 * v), "test_total": 1000} for v in values]
-    runs = [{"config": {"seed": i}, "status": "completed", **c} for i, c in enumerate(counts)]
+    done = {"status": "completed", "step": 1, "test_total": 1000}
+    runs = [done | {"config": {"seed": i}, "test_correct": round(1000 * v)}
+            for i, v in enumerate(values)]  # fmt: skip
     (row,) = results.make_table(parse_result(json.dumps(run), "run") for run in runs).rows
     assert (row.low, row.high) == pytest.approx((found.low, found.high), abs=1e-12)
     assert across("", "", [1.0, 1.0], "%").low == across("", "", [1.0, 1.0], "%").high == 1

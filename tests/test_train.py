@@ -131,7 +131,8 @@ def test_the_disk_that_small_runs_take(tmp_path, tiny, flags):
 
 
 def assert_told(out, directory):
-    """Within the three digits that are said, and 2%; and all that lies there within 5%."""
+    """The events within 2%; all that lies there within 5%, or 12 kB: config and result are not
+    told, and the checkpoints of a tiny network are mostly their list of evaluations."""
     (line,) = [line for line in out.splitlines() if line.startswith("on disk: ")]
     number, unit, count, saved, unit_saved = re.fullmatch(
         r"on disk: ([\d.]+) (\w+) of events.*, and (\d) checkpoints of ([\d.]+) (\w+)", line
@@ -142,7 +143,7 @@ def assert_told(out, directory):
     assert sum(n for name, n in sizes.items() if "tfevents" in name) == pytest.approx(told, 0.02)
     folders = {os.path.dirname(name) for name in sizes if name.startswith("checkpoints")}
     assert len(folders) == int(count)
-    assert sum(sizes.values()) == pytest.approx(told + int(count) * each, 0.05)
+    assert sum(sizes.values()) == pytest.approx(told + int(count) * each, 0.05, 12_000)
 
 
 @pytest.mark.numbers
