@@ -1,7 +1,11 @@
 """Everystep: a lab for looking inside a network while it trains."""
 
 import importlib
+import sys
+from types import ModuleType
 from typing import Any
+
+from lab.terminal import quiet_stderr
 
 __version__ = "0.1.0"
 _RULES = ("Rule", "SGD", "Adam", "RMSProp", "Adagrad", "Adadelta")
@@ -22,7 +26,14 @@ _MODULES = {"layers": "lab.models.layers", "models": "lab.models"}
 
 def __getattr__(name: str) -> Any:
     if name in _PLACES:
-        return getattr(importlib.import_module(_PLACES[name]), name)
+        return getattr(_module(_PLACES[name]), name)
     if name in _MODULES:
-        return importlib.import_module(_MODULES[name])
+        return _module(_MODULES[name])
     raise AttributeError(f"module 'lab' has no attribute {name!r}")
+
+
+def _module(name: str) -> ModuleType:
+    if name not in sys.modules:
+        with quiet_stderr():  # it may be the first that loads TensorFlow
+            importlib.import_module(name)
+    return sys.modules[name]

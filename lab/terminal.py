@@ -1,15 +1,18 @@
-"""What all programs need of a terminal: a quiet start of TensorFlow, the TensorBoard command."""
+"""What all programs need of a terminal: a quiet start of TensorFlow, a quiet end where nobody reads
+on, the TensorBoard command."""
 
 from __future__ import annotations
 
 import contextlib
+import functools
 import importlib
 import os
 import shlex
 import shutil
+import signal
 import sys
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import cast
 
 
@@ -42,6 +45,25 @@ def fail(program: str, error: Exception | str, status: int) -> int:
     return status
 
 
+def program(main: Callable[[], int]) -> Callable[[], int]:
+    """Ends a program without words where its standard output is a pipe that nobody reads any more,
+    as `| head` leaves it, with the status that a shell gives such programs."""
+
+    @functools.wraps(main)
+    def whole() -> int:
+        try:
+            try:
+                return main()
+            finally:
+                sys.stdout.flush()
+        except BrokenPipeError:
+            # What is left in the buffer is written once more when Python ends.
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            return 128 + signal.SIGPIPE
+
+    return whole
+
+
 @contextlib.contextmanager
 def loading_tensorflow() -> Iterator[None]:
     """For the first import of TensorFlow in a program: without its notices, and without Keras.
@@ -62,12 +84,12 @@ def loading_tensorflow() -> Iterator[None]:
 @contextlib.contextmanager
 def quiet_stderr() -> Iterator[None]:
     """Keeps back what native code prints while TensorFlow is loaded: notices about its build that
-    no setting turns off. They are shown if loading fails, or where TF_CPP_MIN_LOG_LEVEL is set.
+    no setting turns off. They are shown if loading fails, or where TF_CPP_MIN_LOG_LEVEL is set to
+    less than 3.
     """
-    if "TF_CPP_MIN_LOG_LEVEL" in os.environ:
+    if os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3") != "3":
         yield
         return
-    os.environ["TF_CPP_MIN_LOG_LEVEL"] = "3"
     sys.stderr.flush()
     stderr = os.dup(2)
     with tempfile.TemporaryFile() as notices:

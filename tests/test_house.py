@@ -23,7 +23,7 @@ ROOMS: dict[str, set[str]] = {
     "models": {"errors", "kernels"},
     "step": {"errors", "kernels", "machine", "processes"},
     "record": {"errors", "settings"},
-    "processes": {"errors", "machine", "settings"},
+    "processes": {"errors", "machine", "settings", "terminal"},
     "compare": {"errors", "record", "settings"},
     "analysis": {
         "kernels",

@@ -1,6 +1,8 @@
 """lab.train: programs that a user writes, and what they end with where something does not fit."""
 
+import dataclasses
 import gc
+import json
 import pathlib
 import re
 import shutil
@@ -111,7 +113,7 @@ def test_the_readmes_network(tmp_path):
     assert (counts.sum(axis=1) == 784 * 128).all()
 
 
-def test_a_network_of_ones_own(train, images):
+def test_a_network_of_ones_own(train, images, capsys):
     """Its tags are attribute paths; training, seed and step reach it; the record has its probe."""
     arguments = {"model": Net, "data": images, "optimizer": lab.Adam(0.01), "name": "net"}
     arguments |= {"watch": Config().watch, "xla": "auto"}
@@ -126,8 +128,14 @@ def test_a_network_of_ones_own(train, images):
     assert weights["calls"] == 12  # the step reached the call, and its state the checkpoint
     assert weights.keys() == {*tags, "calls", *(f"{t}/{slot}" for t in tags for slot in "mv")}
     assert run.path.endswith("net")
-    # The same call opens the run; another seed is another run.
-    assert train(**arguments, seed=3).result == run.result
+    perceptrons = {one.name for one in dataclasses.fields(Config) if one.metadata.get("of")}
+    for place in ("config.json", "result.json"):
+        written = json.loads(pathlib.Path(run.path, place).read_text())["config"]
+        assert written.keys() == Config().own.keys() - perceptrons, place
+    # The same call opens the run, and says what would train it again; another seed is another run.
+    capsys.readouterr()
+    assert train(**arguments, seed=3, verbose=True).result == run.result
+    assert capsys.readouterr().out.startswith(f"{run.path} is there already; overwrite=True ")
     with pytest.raises(LabError, match="seed was 3, is 4"):
         train(**arguments, seed=4)
 

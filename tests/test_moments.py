@@ -160,6 +160,9 @@ def test_a_step_in_parts_again(train, images, monkeypatch, microbatches):
     arguments |= {"loss": "softmax_cross_entropy", "checkpoint_every": 1}
     run = train(**arguments, name="parts", microbatches=microbatches)
     moment, bits = run.at(4), run.weights(4)
+    assert str(moment).startswith("Moment of step 4, ") and len(str(moment)) < 3000
+    for tag, array in {**bits, **moment.activations}.items():
+        assert f"{tag} {list(array.shape)}" in str(moment)
     found = moment.weights | moment.slots | moment.state
     assert all(found[name].tobytes() == bits[name].tobytes() for name in bits)
     assert moment.differing == () and moment.losses.shape == (16,)

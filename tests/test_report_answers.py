@@ -24,6 +24,7 @@ from lab.analysis.study import DRAWS, Evidence, measure
 from lab.analysis.weights import Weights
 from lab.analysis.workers import Workers
 from lab.compare import table as results
+from lab.compare.results import parse_result
 from lab.diagnosis.why import diagnose
 from lab.record.run import RunReader
 from lab.report import draft
@@ -43,8 +44,8 @@ from lab.report.questions.common import over_draws, seeds_halved
 from lab.report.questions.q1_layers import _RESETS, _judge, _lost, layers
 from lab.report.questions.q2_distribution import distribution
 from lab.report.questions.q3_zeros import zeros
+from lab.report.questions.q4_sameness import _errors, _shared
 from lab.report.questions.q4_sameness import _judge as _shared_errors
-from lab.report.questions.q4_sameness import _shared
 from lab.report.questions.q5_growth import growth
 from lab.report.section import Bars, Chart, Figure, Tiles
 from lab.report.story import make_story
@@ -114,6 +115,11 @@ def test_intervals_of_shares_are_those_of_their_logits(values):
     found = across("", "", values, "%")
     np.testing.assert_allclose([found.low, found.high], expected, rtol=1e-5, atol=1e-12)
     assert found.value == pytest.approx(mean) and 0 < found.low < mean < found.high < 1
+    done = {"status": "completed", "step": 1, "test_total": 1000}
+    runs = [done | {"config": {"seed": i}, "test_correct": round(1000 * v)}
+            for i, v in enumerate(values)]  # fmt: skip
+    (row,) = results.make_table(parse_result(json.dumps(run), "run") for run in runs).rows
+    assert (row.low, row.high) == pytest.approx((found.low, found.high), abs=1e-12)
     assert across("", "", [1.0, 1.0], "%").low == across("", "", [1.0, 1.0], "%").high == 1
     pairs = dict(zip([(0, 1), (0, 2), (1, 2)], [*values, 0.9][:3], strict=True))
     one, other = over_pairs("", "", pairs, "%"), over_pairs("", "", pairs, share=True)
@@ -208,6 +214,20 @@ def test_what_is_at_chance_cannot_fall(evidence):
     ):
         assert {c.passed for c in ask(changed).controls if c.key in keys} == {None}
     assert layers(changed).outcome == "at_chance"
+
+
+def test_that_two_seeds_are_too_few_is_said(evidence):
+    """Which is another reason than that of three whose interval holds both."""
+    labels = np.arange(40) % 4
+    wrong = [np.where(np.arange(40) % 10 == k, 9, labels) for k in range(3)]
+    answers = []
+    for seeds in (2, 3):
+        pairs = itertools.combinations(range(seeds), 2)
+        found = {pair: disagreement(*(wrong[k] for k in pair), labels, 10) for pair in pairs}
+        outcome, facts = _errors(sketch := draft.Draft("sameness", evidence), found)
+        assert outcome == ("cannot_tell" if seeds == 2 else "not_same")
+        answers.append(sketch._text(facts, "answer_cannot_tell"))
+    assert answers[0] != answers[1]
 
 
 def test_runs_without_errors_share_none():

@@ -286,6 +286,18 @@ def test_a_gap_is_left_where_there_is_no_value():
     assert strokes([1.0, 2, 3, None, 5, 4, INF, 2, 1]) == 3
 
 
+@pytest.mark.parametrize("scale", ["linear", "symlog"])
+def test_an_axis_of_what_is_never_negative_starts_at_0(scale):
+    def lowest(y):
+        chart = Chart("c", "C", "See.", "x", "y", [Series("", y, y)], (), scale, scale)
+        (axes,) = charts._chart(chart).axes
+        return axes.get_xlim()[0], axes.get_ylim()[0]
+
+    assert lowest([0.0, 1.0, 40.0]) == (0, 0)
+    assert max(lowest([-1.0, 0.0, 40.0])) <= -1
+    assert min(lowest([30.0, 40.0])) > 0
+
+
 def test_a_spike_of_one_step_is_drawn():
     """Long curves are thinned, but not of what stands out."""
     y = np.sin(np.arange(100_000) / 3000) + np.random.default_rng(0).normal(0, 0.001, 100_000)
@@ -552,7 +564,7 @@ def test_nothing_is_wider_than_the_screen(chromium, text, width):
 @pytest.mark.browser
 @pytest.mark.parametrize("width", [1000, pytest.param(360, marks=pytest.mark.slow)])
 def test_the_openings_pictures_can_be_read(chromium, width):
-    """Of a tall picture the top is shown, where no other one of its section is less tall."""
+    """A tall one is scaled down, where no other one of its section is less tall; none is cut."""
     names = [f"configuration {i}" for i in range(20)]
     tall = dataclasses.replace(LYING, slug="tall", series=[Series("a", names, [0.5] * 20)])
     alone = dataclasses.replace(tall, slug="alone")
@@ -560,12 +572,14 @@ def test_the_openings_pictures_can_be_read(chromium, width):
     text = page.as_html(Story("Tall", "Pictures.", [], sections))
     script = """page => [...page.querySelectorAll("nav svg")].map(svg => {
       const use = svg.firstElementChild, box = svg.getBoundingClientRect();
-      return [use.getAttribute("href"), use.getBoundingClientRect().width, box.width, box.height];
+      const drawn = use.getBoundingClientRect();
+      return [use.getAttribute("href"), drawn.width, drawn.height, box.width, box.height];
     })"""
     seen = found(chromium(framed(text, width, script), "--dump-dom"))
     assert [one[0] for one in seen] == ["#outlines-drawing", "#alone-drawing"]
-    for _, drawn, wide, high in seen:
-        assert 11 * drawn / 324 > 8 and drawn > 0.9 * wide and high < wide
+    for _, width, height, wide, high in seen:
+        assert width <= 1.01 * wide and height <= 1.01 * high < wide
+    assert 11 * seen[0][1] / 324 > 8 and seen[0][1] > 0.9 * seen[0][3]
 
 
 @pytest.mark.slow

@@ -159,8 +159,10 @@ def test_a_row_is_the_trials_that_differ_only_in_the_seed():
     values = [0.97, 0.972, 0.971]
     assert first.mean == pytest.approx(0.971)
     assert first.std == pytest.approx(statistics.stdev(values))
-    half = stats.t.ppf(0.975, 2) * stats.sem(values)
-    assert (first.low, first.high) == pytest.approx((0.971 - half, 0.971 + half))
+    logits = np.log(0.971 / 0.029) + np.array([-1, 1]) * (
+        stats.t.ppf(0.975, 2) * stats.sem(values) / (0.971 * 0.029)
+    )
+    assert (first.low, first.high) == pytest.approx(tuple(1 / (1 + np.exp(-logits))))
     assert (first.interval, first.seeds, first.correct) == ("t", [0, 1, 2], [9700, 9720, 9710])
     assert (first.total, first.seconds, first.status) == (10000, 5.0, "completed")
     assert first.spread == pytest.approx(statistics.stdev([0.96, 0.97] * 5))
@@ -226,6 +228,16 @@ def test_a_field_that_an_older_result_lacks_is_the_recipes():
     old = record(1, 9710)
     del old["config"]["activation"]
     assert [row.runs for row in table(record(0), old).rows] == [2]
+
+
+def test_a_run_of_another_model_may_lack_the_perceptrons_fields():
+    """Its result.json lists them where an older version wrote it."""
+    old, new = record(0, model="convnet"), record(1, 9710, model="convnet")
+    for one in dataclasses.fields(Config):
+        if one.metadata.get("of") == "mlp":
+            new["config"].pop(one.name, None)
+    assert "n_hidden_1" in old["config"] and "n_hidden_1" not in new["config"]
+    assert [row.runs for row in table(old, new).rows] == [2]
 
 
 def test_a_trial_counts_once_and_the_complete_copy_counts():

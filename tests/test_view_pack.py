@@ -190,6 +190,9 @@ def test_tensors_stand_in_the_order_of_the_forward_pass(run):
     strips = {strip["title"]: strip["lines"] for strip in rows["strips"]}
     assert strips["loss"] == [("loss", "loss"), ("test-loss", "test-loss")]
     assert ("gradient/norm", "gradient/norm") in strips["gradient/norm"]
+    summed = layout(reader.histograms, reader.scalars, reader.forward_order, summed=True)
+    titles = {strip["lines"][0][0]: strip["title"] for strip in summed["strips"]}
+    assert len({"loss", titles["loss"], titles["test-loss"]}) == 3  # each says of what it is
     assert ("h1/bias/gradient/norm", "h1/bias") in strips["gradient/norm"]
 
 

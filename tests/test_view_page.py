@@ -264,6 +264,25 @@ def test_two_runs_side_by_side_and_their_difference(page, logdir, recorded):
     assert page.locator("[data-tag='h1/weights/gradient'] .absent").count() == 1
 
 
+def test_of_several_runs_the_page_opens_where_one_died(page, tmp_path):
+    """Also where another one has marks, before it and earlier steps."""
+    for name, status, odd in (("well", "completed", 21), ("dead", "nonfinite", 90)):
+        folder = tmp_path / name
+        writer = tf.summary.create_file_writer(str(folder))
+        with writer.as_default():
+            for step in range(1, 121):
+                tf.summary.histogram("h/weights", np.arange(30.0), step, buckets=30)
+                tf.summary.scalar("loss", np.nan if step == odd else 1.0, step)
+        writer.close()
+        (folder / "config.json").write_text(json.dumps({"fingerprint": "x", "config": {}}))
+        (folder / "result.json").write_text(json.dumps({"status": status}))
+    paths = [tmp_path / name for name in ("well", "dead")]
+    for order in (paths, paths[::-1]):
+        assert programs.view(*order, f"--out={tmp_path / 'two.html'}").status == 0
+        visit(page, tmp_path / "two.html")
+        assert page.evaluate("[view.pin, view.step]") == [90, 91]
+
+
 @pytest.mark.parametrize("width", [1000, 1400])
 def test_nothing_of_two_runs_and_a_pinned_step_is_cut(page, logdir, width):
     page.set_viewport_size({"width": width, "height": 1000})

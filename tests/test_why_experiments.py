@@ -112,6 +112,7 @@ def test_half_of_an_update_that_is_still_too_large(tmp_path):
     assert found.finding.kind == "rate" and found.finding.tensors == ("logits/weights",)
     assert found.outcome.gone is False
     assert found.outcome.worst > 5
+    assert f"{found.outcome.worst:.3g} times" in str(found)
 
 
 def test_nothing_without_a_fault(tmp_path):

@@ -16,7 +16,6 @@ Job = tuple[Any, ...]  # function, arguments...
 Compute = Callable[[list[Job]], list[Any]]  # the results, in the order of the jobs
 Progress = Callable[[int, int], None]  # (done, total)
 
-_LEVEL = "TF_CPP_MIN_LOG_LEVEL"
 _THREADS = ("OPENBLAS_NUM_THREADS", "OMP_NUM_THREADS", "MKL_NUM_THREADS")
 FEW = 4  # jobs for which no process is started
 
@@ -81,8 +80,6 @@ class Workers:
 
 
 def _start() -> None:
-    if os.environ.get(_LEVEL) == "3":  # as `loading_tensorflow` left it in the parent
-        del os.environ[_LEVEL]
     with loading_tensorflow():
         import tensorflow as tf
     tf.config.threading.set_intra_op_parallelism_threads(1)

@@ -33,7 +33,8 @@ def of(rows: Sequence[Row], pairs: Sequence[Pair]) -> list[str]:
         f"No figure for {_places(i for i in others if not rows[i].metric)}: no test set.": any(
             not rows[i].metric for i in others
         ),
-        "95% interval: Student's t, for the mean over seeds.": "t" in kinds,
+        "95% interval: Student's t, for the mean over seeds; of accuracies on the logit scale"
+        ", which keeps it between 0 and 1.": "t" in kinds,
         "w: one run only: Wilson's 95% interval of its correct/total. It holds the chance in the"
         " choice of test images, not the spread over seeds.": "wilson" in kinds,
         "README: its figure, from one run. same rule: our mean by the README's rule, the"

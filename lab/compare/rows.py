@@ -47,7 +47,7 @@ class Row:
     std: float | None  # sample standard deviation over seeds
     low: float | None
     high: float | None
-    interval: str | None  # "t" (mean over seeds), "wilson" (one run's count) or None
+    interval: str | None  # "t" (mean over seeds; see notes), "wilson" (one run's count) or None
     groups: str  # letters
     seeds: list[int]  # of the averaged runs; `correct` in the same order
     correct: list[int]

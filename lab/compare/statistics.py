@@ -26,6 +26,19 @@ def t_interval(values: Sequence[float]) -> tuple[float, float]:
     return mean - half, mean + half
 
 
+def share_ends(mean: float, half: float) -> tuple[float, float]:
+    """The ends of an interval mean -+ half of shares; of a mean in (0, 1) on the logit scale, where
+    no end is beyond 0 or 1.
+
+    Source: logit(p) -+ half / (p (1 - p)), the delta method, as in Korn and Graubard, Survey
+    Methodology 24 (1998), and in Stata's `proportion`.
+    """
+    if not 0 < mean < 1:
+        return mean - half, mean + half
+    middle, reach = scipy.special.logit(mean), half / (mean * (1 - mean))
+    return float(scipy.special.expit(middle - reach)), float(scipy.special.expit(middle + reach))
+
+
 @functools.cache
 def t_quantile(p: float, df: float) -> float:
     """The t with P(T <= t) = p for Student's T with df degrees of freedom."""

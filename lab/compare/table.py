@@ -24,6 +24,7 @@ from lab.compare.statistics import (
     holm,
     letter_display,
     paired_p,
+    share_ends,
     t_interval,
     wilson_interval,
 )
@@ -108,8 +109,8 @@ def _row(
     low = high = interval = None
     if completed and len(values) > 1:
         (low, high), interval = t_interval(values), "t"
-        if metric == ACCURACY:  # a share ends at 0 and 1
-            low, high = max(low, 0.0), min(high, 1.0)
+        if metric == ACCURACY:
+            low, high = share_ends((low + high) / 2, (high - low) / 2)
     elif len(completed) == 1 and counts:
         (low, high), interval = wilson_interval(chosen[0].correct, chosen[0].total), "wilson"
     return Row(

@@ -29,9 +29,10 @@ class Outcome(NamedTuple):
 
     Attributes:
       change: in words, what was changed.
-      gone: whether the loss then stays in the range that it left; None where it was not out.
-      worst: the largest ratio of the loss to its range's centre over these steps, and `before` the
-        same as the run had it.
+      gone: whether the loss then rises less, by a quarter at least, or stays finite where it did
+        not; None where it was not out of its range.
+      worst: the median of the four largest ratios of the loss to its range's centre over these
+        steps, and `before` the same as the run had it; infinite where a loss is not finite.
     """
 
     change: str
@@ -250,7 +251,7 @@ def _since(run: Any, chain: Chain, step: int, wrong: dict[str, float]) -> Findin
     return Finding("gradient", high, (tag,), reason=reason, checked=True)
 
 
-def prove(run: Any, chain: Chain, event: Event, found: Finding) -> Outcome | None:
+def changed(run: Any, chain: Chain, event: Event, found: Finding) -> Outcome | None:
     """Repeats the run from before the culprit's step with that link changed; None where there is
     nothing to change, or no later step to look at."""
     step, lost = found.step, event.kind == "nonfinite"

@@ -11,7 +11,7 @@ from typing import NoReturn
 
 import lab
 from lab.errors import LabError
-from lab.terminal import fail, quiet_stderr
+from lab.terminal import fail, program, quiet_stderr
 
 
 class _Parser(argparse.ArgumentParser):
@@ -19,6 +19,7 @@ class _Parser(argparse.ArgumentParser):
         raise LabError(message)
 
 
+@program
 def main() -> int:
     """Prints the diagnosis; returns the exit status."""
     parser = _Parser(prog="bin/why", description=__doc__, allow_abbrev=False)

@@ -24,10 +24,12 @@ from typing import TextIO
 from lab.errors import LabError
 from lab.processes.stop import Stop
 from lab.settings import command_line
+from lab.terminal import program
 
 GRACE = 60.0  # seconds that the others have once a worker has failed, or a signal has come
 
 
+@program
 def main() -> int:
     """Starts the workers, and returns their exit status."""
     try:
@@ -117,7 +119,8 @@ def _signal(processes: Sequence[subprocess.Popen[str]], number: int) -> None:
 
 def _pass_on(index: int, lines: TextIO) -> None:
     for line in lines:
-        print(f"[worker {index}] {line.rstrip()}", flush=True)
+        with contextlib.suppress(BrokenPipeError):  # who trains goes on, if nobody reads
+            print(f"[worker {index}] {line.rstrip()}", flush=True)
 
 
 if __name__ == "__main__":

@@ -198,6 +198,8 @@ def _chart(chart: Chart) -> Figure:
     of_marks = {a: [m.value for m in chart.marks if m.axis == a] for a in "xy"}
     _scale(axes.xaxis, chart.x_scale, np.append(np.concatenate(all_x), of_marks["x"]))
     _scale(axes.yaxis, chart.y_scale, np.append(np.concatenate(all_y), of_marks["y"]))
+    for line in axes.lines:  # points at 0 are drawn in full; what a log axis leaves out is cut
+        line.set_clip_on(chart.y_scale == "log")
     axes.set_xlabel(_wrapped(chart.x_label))
     axes.set_title(_wrapped(chart.y_label), loc="left")
     if not np.isfinite(np.concatenate(all_y)).any():
@@ -212,7 +214,10 @@ def _bars(bars: Bars) -> Figure:
     names = list(dict.fromkeys(str(name) for series in bars.series for name in series.x))
     many = len(bars.series)
     thin = all(series.style == "points" for series in bars.series)
-    height = (0.25 + (0.08 if thin else 0.17) * many) * len(names) + 0.5
+    labels = [textwrap.fill(name, 24) for name in names]
+    lines = max((label.count("\n") + 1 for label in labels), default=1)
+    row = max(0.08 + 0.17 * lines, 0.1 * many) if thin else 0.25 + 0.17 * many
+    height = row * len(names) + 0.5
     figure, axes = _figure(height, [s.name for s in bars.series], bars.marks)
     lengths = [_numbers(series.y) for series in bars.series]
     intervals = [_interval(s, y) for s, y in zip(bars.series, lengths, strict=True)]
@@ -240,7 +245,7 @@ def _bars(bars: Bars) -> Figure:
             axes.errorbar(y, place, xerr=_errors(y, interval), fmt="none", **how)
     _marks(axes, [Mark(mark.label, mark.value, "x") for mark in bars.marks])
     _scale(axes.xaxis, bars.y_scale, values)
-    axes.yaxis.set_ticks(range(len(names)), [textwrap.fill(name, 24) for name in names])
+    axes.yaxis.set_ticks(range(len(names)), labels)
     axes.yaxis.set_tick_params(length=0)
     axes.yaxis.grid(False)
     axes.set_ylim(len(names) - 0.5, -0.5)
@@ -306,8 +311,10 @@ def _marks(axes: Any, marks: Sequence[Mark]) -> None:
 
 
 def _scale(axis: Any, scale: str, values: np.ndarray) -> None:
-    """Sets an axis's scale, and few ticks with plain numbers."""
-    values = np.abs(values[np.isfinite(values) & (values != 0)])
+    """Sets an axis's scale, and few ticks with plain numbers. Where nothing is negative it does not
+    go below 0."""
+    finite = values[np.isfinite(values)]
+    values = np.abs(finite[finite != 0])
     positive = len(values) > 0
     decades = np.log10(values.max() / values.min()) if positive else 0
     set_scale = axis.axes.set_xscale if axis.axis_name == "x" else axis.axes.set_yscale
@@ -322,6 +329,9 @@ def _scale(axis: Any, scale: str, values: np.ndarray) -> None:
         set_scale("symlog", linthresh=least)
         places = ticker.SymmetricalLogLocator(linthresh=least, base=10)
         places.numticks = 7
+    low, high = axis.get_view_interval()
+    if low < 0 < high and (finite >= 0).all():
+        axis.set_view_interval(0, high, ignore=True)
     axis.set_major_locator(places)
     axis.set_major_formatter(ticker.FuncFormatter(lambda value, _: number(value, 6)))
     axis.set_minor_locator(ticker.NullLocator())

@@ -12,9 +12,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
-import scipy  # its parts load when they are first used
 
-from lab.compare.statistics import LEVEL, t_interval, t_quantile
+from lab.compare.statistics import LEVEL, share_ends, t_interval, t_quantile
 from lab.errors import LabError
 from lab.report.section import Figure, Series
 from lab.settings.config import Config, default
@@ -23,17 +22,10 @@ from lab.settings.source import defaults
 
 
 def _ends(value: float, half: float | None, share: bool) -> tuple[float | None, float | None]:
-    """value -+ half; of a share in (0, 1) on the logit scale, where no end is beyond 0 or 1.
-
-    Source: logit(p) -+ half / (p (1 - p)), the delta method, as in Korn and Graubard, Survey
-    Methodology 24 (1998), and in Stata's `proportion`.
-    """
+    """value -+ half, of shares as `share_ends`."""
     if half is None:
         return None, None
-    if not share or not 0 < value < 1:
-        return value - half, value + half
-    middle, reach = scipy.special.logit(value), half / (value * (1 - value))
-    return float(scipy.special.expit(middle - reach)), float(scipy.special.expit(middle + reach))
+    return share_ends(value, half) if share else (value - half, value + half)
 
 
 def across(
@@ -46,8 +38,9 @@ def across(
 ) -> Figure:
     """The mean over runs with Student's t interval; values that are not finite are left out.
 
-    In the unit "%" they are shares in [0, 1], see `_ends`; differences of shares are "points", and
-    their interval ends at -100 and 100. least: no value can be lower, and the interval ends there.
+    In the unit "%" they are shares in [0, 1], see `share_ends`; differences of shares are
+    "points", and their interval ends at -100 and 100. least: no value can be lower, and the
+    interval ends there.
     """
     kept = [float(v) for v in values if math.isfinite(v)]
     if not kept:

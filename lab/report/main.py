@@ -19,9 +19,10 @@ from lab.compare import formats, results, table
 from lab.errors import LabError
 from lab.record.directory import write_file
 from lab.settings import command_line
-from lab.terminal import fail, loading_tensorflow, tensorboard_command
+from lab.terminal import fail, loading_tensorflow, program, tensorboard_command
 
 
+@program
 def main() -> int:
     """Prints the table of all runs, then writes the page; returns the exit status."""
     try:

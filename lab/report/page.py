@@ -51,11 +51,12 @@ def _environment(svgs: dict[str, str]) -> jinja2.Environment:
 
 def _small(svgs: dict[str, str], section: Section) -> tuple[str, float] | None:
     """The id and the height of the picture that the opening shows of a section: the first one that
-    a tile holds in a size that can be read, else the first one, of which it shows the top."""
+    a tile holds in full size, else the least tall, which is scaled down."""
     slugs = [picture.slug for picture in section.pictures if not isinstance(picture, Table)]
     sizes = {slug: re.search(r'viewBox="0 0 \S+ (\S+)"', svgs[slug]) for slug in slugs}
     found = [(f"{slug}-drawing", float(size[1])) for slug, size in sizes.items() if size]
-    return next((one for one in found if one[1] <= _TILE[1]), found[0] if found else None)
+    least = min(found, key=lambda one: one[1], default=None)
+    return next((one for one in found if one[1] <= _TILE[1]), least)
 
 
 def _text(text: str) -> markupsafe.Markup:

@@ -175,6 +175,16 @@ class Config(Checked):
             raise LabError(f"--{foreign[0]} is not for --model={' '.join(self.model.split())}")
 
     @property
+    def own(self) -> dict[str, Any]:
+        """The fields by name, without those that belong to another model."""
+        others = {
+            one.name
+            for one in dataclasses.fields(self)
+            if one.metadata.get("of", self.model) != self.model
+        }
+        return {k: v for k, v in dataclasses.asdict(self).items() if k not in others}
+
+    @property
     def _unlike(self) -> dict[str, Any]:
         """What is in every name, and what is not the model's default; not the model itself."""
         shown = {}

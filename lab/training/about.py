@@ -2,15 +2,27 @@
 
 from __future__ import annotations
 
+import os
+
 from lab import machine
 from lab.record.checkpoints import KEEP
+from lab.record.directory import checkpoint_paths, event_files
+from lab.record.event_bytes import Layout
+from lab.training.periodic import Checkpointing, Evaluation
 from lab.training.problem import sizes
 from lab.training.session import AnyRecorder
 from lab.training.state import TrainingState
 
 
-def about(state: TrainingState, recorder: AnyRecorder) -> list[str]:
-    """What is trained, how, and what it will take on disk, one line each."""
+def about(
+    path: str,
+    state: TrainingState,
+    recorder: AnyRecorder,
+    evaluate: Evaluation,
+    save: Checkpointing,
+) -> list[str]:
+    """What is trained, how, and what it will take on disk, one line each; path: the run directory,
+    where the first checkpoint is."""
     config, data, replicas = state.config, state.data, state.loop.replicas
     why = ""
     if config.reduction == "sum" and state.training.optimizer.rule.degree:
@@ -30,7 +42,7 @@ def about(state: TrainingState, recorder: AnyRecorder) -> list[str]:
         + (f", {replicas} replicas" if replicas > 1 else "")
         + (f", {config.microbatches} micro-batches" if config.microbatches > 1 else ""),
         f"effective learning rate on the mean loss: {state.effective_learning_rate:g}{why}",
-        _disk(state, recorder),
+        _disk(path, state, recorder, evaluate, save),
     ]
     cores, threads = len(machine.cores()), config.threads
     if cores > threads and not state.loop.on_gpu:
@@ -47,17 +59,26 @@ def about(state: TrainingState, recorder: AnyRecorder) -> list[str]:
     return lines
 
 
-def _disk(state: TrainingState, recorder: AnyRecorder) -> str:
-    """What is still to be written: events, but for the graph and evaluations, and checkpoints."""
-    config, left = state.config, state.config.training_steps - state.step
-    every = config.histogram_every
-    events = recorder.bytes_of(left, every)
-    fewer = recorder.bytes_of(left, 10 * every)
-    bytes_ = sum(v.shape.num_elements() * v.dtype.size for v in state.variables().values())
+def _disk(
+    path: str,
+    state: TrainingState,
+    recorder: AnyRecorder,
+    evaluate: Evaluation,
+    save: Checkpointing,
+) -> str:
+    """What the run takes at its end: what is there already, the graph of a step among it, and what
+    is to come."""
+    config, every = state.config, state.config.histogram_every
+    recorder.flush()
+    there = sum(map(os.path.getsize, event_files(path)))
+    there += evaluate.left(state.step) * sum(Layout([tag]).size for tag in evaluate.tags)
+    left = config.training_steps - state.step
+    events, fewer = (there + recorder.bytes_of(left, n) for n in (every, 10 * every))
     less = f" (with --histogram_every={10 * every} {_size(fewer)})" if fewer < events / 2 else ""
-    return (
-        f"on disk: {_size(events)} of events{less}, and {KEEP + 1} checkpoints of {_size(bytes_)}"
-    )
+    first = next(iter(checkpoint_paths(path).values()), path)
+    bytes_ = sum(entry.stat().st_size for entry in os.scandir(first))
+    kept = 1 + min(save.left(state.step), KEEP)
+    return f"on disk: {_size(events)} of events{less}, and {kept} checkpoints of {_size(bytes_)}"
 
 
 def _size(count: float) -> str:

@@ -95,7 +95,7 @@ def train(
             given.add("optimizer")
     problem = dataclasses.replace(problem, given=tuple(sorted(given)))
     with _stop() as stop:
-        reporter = Console() if verbose else Reporter()
+        reporter = Console("overwrite=True") if verbose else Reporter()
         path, result = trial.run(config, settings, problem, reporter, stop, started)
     if verbose:
         print(conclusion(result, path))

@@ -21,12 +21,13 @@ from lab.record.directory import FINISHED, RESULT
 from lab.settings import command_line
 from lab.settings.config import Config, Settings
 from lab.settings.fields import REFERENCE
-from lab.terminal import fail, loading_tensorflow
+from lab.terminal import fail, loading_tensorflow, program
 from lab.training.progress import Console, Reporter, conclusion
 
 _STARTED = time.monotonic()
 
 
+@program
 def train() -> int:
     """One run or a grid of them, from flags to result.json and the table."""
     try:

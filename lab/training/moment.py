@@ -16,7 +16,7 @@ from lab.settings.config import Config
 from lab.settings.fields import from_json
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, repr=False)
 class Moment:
     """Everything of one step, trained again. Arrays are NumPy's, by tag.
 
@@ -48,6 +48,20 @@ class Moment:
     activations: dict[str, np.ndarray]
     scalars: dict[str, float]
     differing: tuple[str, ...]
+
+    def __repr__(self) -> str:
+        """The step, its loss and the shapes of the arrays, by tag."""
+        count, loss = len(self.scalars), self.losses.mean()
+        lines = [f"Moment of step {self.step}, mean loss {loss:.4g}, {count} scalars"]
+        batch = {} if self.examples is None else {"examples": self.examples}
+        parts = {"weights, before, gradients, updates": self.weights, "slots": self.slots,
+                 "state": self.state, "activations": self.activations,
+                 "batch": batch | {"losses": self.losses}}  # fmt: skip
+        for name, arrays in parts.items():
+            if arrays:
+                shapes = (f"{tag} {list(array.shape)}" for tag, array in arrays.items())
+                lines.append(f"  {name}: {', '.join(shapes)}")
+        return "\n".join(lines)
 
 
 class StoredRun(RunReader):

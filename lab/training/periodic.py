@@ -81,6 +81,19 @@ class Evaluation:
         config = self._state.config
         return step == config.training_steps or step % config.display_step == 0
 
+    def left(self, step: int) -> int:
+        """How many are due after a step."""
+        return _left(step, self._state.config.training_steps, self._state.config.display_step)
+
+    @property
+    def tags(self) -> list[str]:
+        """Of the scalars that an evaluation records."""
+        state = self._state
+        names = ["loss", *state.training.metrics] if state.evaluator else []
+        moved = state.initial if "norms" in state.config.watch else ()
+        scales = [f"{prefix}gradient/noise/scale" for prefix in state.saved["noise"]]
+        return [*(f"test-{name}" for name in names), *(f"{n}/distance" for n in moved), *scales]
+
     def __call__(self, recorded: Recorded) -> None:
         """Evaluates; the loss and metrics of the last batch are reported with it."""
         state, config, saved = self._state, self._state.config, self._state.saved
@@ -147,6 +160,11 @@ class Evaluation:
         }
 
 
+def _left(step: int, last: int, every: int) -> int:
+    """How many multiples of `every` lie after a step, the last one counted as one."""
+    return -(-last // every) - step // every if step < last else 0
+
+
 def _mean(values: np.ndarray) -> float:
     return float(values.mean(dtype=np.float64))
 
@@ -203,6 +221,10 @@ class Checkpointing:
     def due(self, step: int) -> bool:
         """Every `checkpoint_every` steps, and after the last one."""
         return step == self._state.config.training_steps or step % self._every == 0
+
+    def left(self, step: int) -> int:
+        """How many are due after a step."""
+        return _left(step, self._state.config.training_steps, self._every)
 
     def __call__(self, recorded: Recorded | None = None) -> None:
         """Saves, after a check that all replicas hold the same values."""

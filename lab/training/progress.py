@@ -16,6 +16,9 @@ from lab.terminal import command, tensorboard_command
 class Reporter:
     """What a trial calls as it goes; this one reports nothing. Losses are in nats per example."""
 
+    def there(self, path: str) -> None:
+        """The trial was done before, and lies in `path`: nothing is trained."""
+
     def begin(self, about: list[str], steps: int, first: int) -> None:
         """The trial is about to run steps first + 1 to `steps`; `about` describes it."""
 
@@ -34,7 +37,17 @@ class Reporter:
 
 
 class Console(Reporter):
-    """Reports one trial on standard output."""
+    """Reports one trial on standard output.
+
+    Args:
+      overwrite: what the caller would give to have a trial trained again.
+    """
+
+    def __init__(self, overwrite: str = "--overwrite") -> None:
+        self._overwrite = overwrite
+
+    def there(self, path: str) -> None:
+        self.notify(f"{path} is there already; {self._overwrite} trains it again")
 
     def begin(self, about: list[str], steps: int, first: int) -> None:
         print("\n".join(about), flush=True)
@@ -47,7 +60,9 @@ class Console(Reporter):
 
     def evaluated(self, step: int, figures: dict[str, float]) -> None:
         if self._bar.disable:
-            words = (f"{name} {value:.4f}" for name, value in figures.items())
+            # On record the batch's loss is as it is minimized, which may be its sum.
+            shown = {"loss": "mean loss"}
+            words = (f"{shown.get(name, name)} {value:.4f}" for name, value in figures.items())
             print(f"step {step:>6}", *words, sep="  ", flush=True)
         else:
             name, value = list(figures.items())[-1]

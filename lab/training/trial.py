@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import dataclasses
 import hashlib
 import inspect
 import json
@@ -78,7 +77,7 @@ def run(
         if "model" in problem.given and problem.fresh:
             _check_start(path, training)
         if session.result:
-            reporter.notify(f"{path} is there already; --overwrite trains it again")
+            reporter.there(path)
             return path, session.result
         length = LoopLength(config, settings, problem.data)
         use_xla = build.choose_xla(config, strategy, traced)
@@ -90,7 +89,8 @@ def run(
             save = Checkpointing(state, session, recorder, group, settings.checkpoint_every)
             profile = Profile(path if settings.profile and group.chief else "", last)
             startup = time.monotonic() - started
-            reporter.begin(about(state, recorder), last, state.step)
+            lines = about(path, state, recorder, evaluate, save) if group.chief else []
+            reporter.begin(lines, last, state.step)
             while state.step < last:
                 signal, length.milliseconds = group.largest(stop.check(), length.milliseconds)
                 if signal:
@@ -150,7 +150,7 @@ def _opened(
     reporter: Reporter,
 ) -> closing[Session]:
     """The session of a run, to be closed, after all workers have agreed on what is run."""
-    fields = dataclasses.asdict(config)
+    fields = config.own
     alike = placeless(fields) | facts
     alike |= {name: getattr(settings, name) for name in ("steps_per_loop", "checkpoint_every")}
     group.check_alike(alike)
@@ -178,7 +178,7 @@ def _begin(
         config = state.config
         recorder.start(
             state.loop.step_graph,
-            dataclasses.asdict(config) | {"effective_learning_rate": state.effective_learning_rate},
+            config.own | {"effective_learning_rate": state.effective_learning_rate},
             config.hparams,
             f"test-{next(iter(state.training.metrics), 'loss')}",
             os.path.basename(path),
@@ -227,7 +227,7 @@ def _result(state: TrainingState, facts: dict[str, Any], startup: float) -> dict
     """What result.json holds."""
     config, saved = state.config, state.saved
     return {
-        "config": dataclasses.asdict(config),
+        "config": config.own,
         "fingerprint": config.fingerprint(**facts),
         "status": state.status,
         "step": state.step,
@@ -251,6 +251,8 @@ def _explained(path: str, cluster: Cluster | None) -> Iterator[None]:
     """Turns the errors that a user can do something about into a LabError."""
     try:
         yield
+    except BrokenPipeError:  # of standard output
+        raise
     except OSError as error:
         raise LabError(f"{error.filename or path}: {error.strerror}") from error
     except tf.errors.ResourceExhaustedError as error:

@@ -28,7 +28,8 @@ def layout(
 
     Args:
       order: tags of variables as the forward pass uses them, as far as that is known.
-      summed: whether the loss is a sum over the batch, which no test loss can be compared with.
+      summed: whether the loss is a sum over the batch, which no test loss can be compared with: a
+        mean.
     """
     rows: dict[str, list[str]] = {}
     for tag in histograms:
@@ -45,8 +46,8 @@ def layout(
     for tag in scalars:
         match = None if tag in ("gradient/norm",) else _SCALAR.fullmatch(tag)
         base, title = match.groups() if match else (tag, tag.removeprefix("test-"))
-        if base == "test-loss" and summed:
-            title = base
+        if summed and title == "loss":
+            title = {"loss": "loss, summed over the batch", "test-loss": "test-loss, mean"}[base]
         strips.setdefault(title, []).append((tag, base))
     return {
         "tensors": [

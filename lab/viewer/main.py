@@ -12,12 +12,13 @@ from lab.errors import LabError
 from lab.record.directory import write_file
 from lab.record.run import RunReader
 from lab.settings import command_line
-from lab.terminal import fail
+from lab.terminal import fail, program
 from lab.viewer import html_file
 from lab.viewer.pack import pack
 from lab.viewer.server import Server
 
 
+@program
 def main() -> int:
     """Writes the page, or serves it; returns the exit status."""
     try:

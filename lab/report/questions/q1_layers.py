@@ -130,7 +130,7 @@ def _resets(draft: Draft, group: Group, measured: dict[int, ImageMeasurements]) 
         [Mark("nothing reset", base.value or 0), Mark("most frequent class", floor)],
     )
     _first_layer(draft, group)
-    _every_configuration(draft)
+    elsewhere = _every_configuration(draft, found["both"])
     lost = {name: _lost(found, name, floor) for name in names}
     _reset_controls(draft, group, measured, floor, {name for name in names if lost[name]})
     for name in names[:-1]:
@@ -144,6 +144,7 @@ def _resets(draft: Draft, group: Group, measured: dict[int, ImageMeasurements]) 
     most = max((found[key][name] for key in _KINDS for name in names), key=lambda f: f.value or 0)
     facts = {
         "base": base,
+        "elsewhere": elsewhere,
         "most": most,
         "lost": [spoken(name) for name in names if lost[name]],
         "lowest": [(spoken(lowest[key]), _RESETS[key][2], found[key][lowest[key]])
@@ -252,8 +253,10 @@ def _first_layer(draft: Draft, group: Group) -> None:
     draft.tiles("units", images, captions, seed=run.seed, count=len(chosen), least=least)
 
 
-def _every_configuration(draft: Draft) -> None:
-    rows, lowest = [], set()
+def _every_configuration(draft: Draft, reference: dict[str, Figure]) -> dict[str, Any] | None:
+    """Adds the table of all configurations. Returns where another one keeps most without a layer,
+    if that is a point more than the reference keeps without any."""
+    rows, lowest, elsewhere = [], set(), []
     every = (group.runs[0].final.names for group in draft.evidence.featured)
     names = list(dict.fromkeys(itertools.chain.from_iterable(every)))
     for group in draft.evidence.featured:
@@ -264,8 +267,14 @@ def _every_configuration(draft: Draft) -> None:
             base = percent(float(np.mean([r.result["test_accuracy"] for r in group.completed])))
             cells = [with_interval(figures[n]) if n in figures else "" for n in names]
             rows.append((group.label, base, *cells))
+            name = max(figures, key=lambda name: figures[name].value or 0)
+            told = {"label": group.label, "layer": spoken(name), "base": base}
+            elsewhere.append((figures[name].value or 0, told | {"left": figures[name]}))
     columns = ("configuration", "nothing reset", *map(spoken, names))
     draft.table("resets-all", columns, rows, lowest=sorted(lowest))
+    most, facts = max(elsewhere, key=lambda one: one[0])
+    limit = max(one.value or 0 for one in reference.values()) + POINT
+    return facts if most > limit else None
 
 
 def _noise(draft: Draft, reference: Group) -> None:

@@ -203,7 +203,7 @@ def _never_lit(draft: Draft, group: Group) -> None:
     for other in evidence.featured:
         lighting = [evidence.of(run).lighting for run in other.completed]
         if lighting and lighting[0] and len(series) < _CURVES:
-            figures = [across("", "", [row.mean for row in rows])
+            figures = [across("", "", [row.mean for row in rows], least=0)
                        for rows in zip(*lighting, strict=True)]  # fmt: skip
             places = [
                 "never lit" if row.upto == 0 else f"{percent(row.above)} to {percent(row.upto)}"

@@ -61,6 +61,7 @@ def _errors(draft: Draft, found: Disagreements) -> tuple[str, dict]:
 
     chance = "the same, were their errors independent"
     facts = {
+        "seeds": len({seed for pair in found for seed in pair}),
         "share": mean("disagreement", "test images on which two seeds disagree",
                       lambda d: d.share),
         "independent": mean("independent", chance, lambda d: d.independent),

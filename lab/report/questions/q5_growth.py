@@ -287,7 +287,7 @@ def _shuffled(draft: Draft, group: Group) -> None:
 
     def total(group: Group) -> Figure:
         ends = [[_distances(run, name)[1][-1] for name in group.shown] for run in group.completed]
-        return across("", "", [float(np.linalg.norm(end)) for end in ends])
+        return across("", "", [float(np.linalg.norm(end)) for end in ends], least=0)
 
     rows, passed, rates = [], [], [group.config["learning_rate"]]
     for like in draft.evidence.runs.sweep(group, "learning_rate", "shuffle_labels"):
@@ -316,7 +316,7 @@ def _decayed(draft: Draft, group: Group) -> None:
     rows, verdicts = [], []
     for other in draft.evidence.runs.sweep(group, "learning_rate_decay"):
         if other.config.get("learning_rate_decay", "none") not in fixed and other.completed:
-            found = {n: across("", "", _drifts(other, n)) for n in other.shown}
+            found = {n: across("", "", _drifts(other, n), least=0) for n in other.shown}
             known = {name: f for name, f in found.items() if f.value is not None}
             verdicts += [above(figure, 1) for figure in known.values()]
             if known:

@@ -31,6 +31,8 @@ const clamp = (step, [first, last] = [1, lastStep]) => Math.max(first, Math.min(
 const rowAt = (shown, series, step) => (!series || step === null || step > until(shown) ? -1 : series.at(step));
 const inRange = (series) => series.extent(...series.rows(...range()));
 const around = (extents) => [Math.min(...extents.map((e) => e[0])), Math.max(...extents.map((e) => e[1]))];
+/** A text that breaks after commas, as those in the names of runs. */
+const parted = (text) => make("span", {}, ...text.split(/(?<=,)/).flatMap((part) => [make("wbr"), part]).slice(1));
 const numbered = (run) => (runs.length > 1 ? `run ${runs.indexOf(run) + 1}` : "");
 const minus = (shown) => shown.map(numbered).join(" − ");
 const until = (shown) => Math.min(...shown.map((run) => run.steps));
@@ -149,7 +151,7 @@ function cells(tag) {
   return compared().map((shown) => {
     const missing = shown.find((run) => !run.histograms.has(tag));
     const choose = button(tag, () => change({ tensor: tag }), "Show its histogram");
-    const none = missing && make("div", { class: "absent" }, `not on record in ${missing.name}`);
+    const none = missing && make("div", { class: "absent" }, parted(`not on record in ${missing.name}`));
     const picture = none ?? heatMap(tag, shown);
     const caption = make("figcaption", {}, choose, minus(shown), picture.plot?.extent ?? "");
     return make("figure", { "data-tag": tag }, caption, picture);
@@ -241,7 +243,7 @@ function fillPanel() {
     const rows = [view.step, view.pin].map((step) => rowAt([run], series, step));
     const pair = rows.map((row) => (row < 0 ? null : series.histogram(row)));
     const values = drawHistograms(canvas, pair, [styled("--c0"), styled("--c1")], view.symlog && series.linear);
-    caption.textContent = runs.length > 1 ? `${numbered(run)}: ${run.name}` : "";
+    caption.replaceChildren(runs.length > 1 ? parted(`${numbered(run)}: ${run.name}`) : "");
     [low.textContent, high.textContent] = pair[0] || pair[1] ? values.map(short) : ["", "no record at this step"];
     canvas.setAttribute("aria-label", `Histogram of ${view.tensor} at step ${view.step}`);
     const columns = rows.map((row, j) => ({ run, series, row, name: ["cursor", "pinned"][j] }));
@@ -429,7 +431,7 @@ function followLink() {
 function describe() {
   lastStep = Math.max(1, ...runs.map((run) => run.steps));
   const about = (run) => `${runs.length > 1 ? `${numbered(run)}: ${run.name}, ` : ""}${run.status}, step ${run.steps}`;
-  $("runs").replaceChildren(...runs.map((run) => make("li", {}, about(run))));
+  $("runs").replaceChildren(...runs.map((run) => make("li", {}, parted(about(run)))));
   const thin = runs.filter((run) => run.thinned).map((run) => `${run.name}: this page holds ${run.thinned}.`);
   $("thinned").hidden = !thin.length;
   $("thinned").textContent = `${thin.join(" ")} bin/view --steps=A..B keeps every step from A to B.`;
@@ -547,9 +549,11 @@ async function add({ runs: described, blobs, ...rows }) {
   change(atEnd ? { step: lastStep } : {});
 }
 
-/** At the first that happened, if anything did: one step later, with that one pinned. */
+/** Where a run died, or at the first else that happened: one step later, with that one pinned; or at the end. */
 function begin() {
-  const { step, tag } = runs.flatMap((run) => run.marks).find((mark) => !mark.routine) ?? { step: lastStep };
+  const dead = ({ status }) => ["collapsed", "nonfinite"].includes(status);
+  const marks = [...runs].sort((a, b) => dead(b) - dead(a)).flatMap((run) => run.marks);
+  const { step, tag } = marks.find((mark) => !mark.routine) ?? { step: lastStep };
   const known = [`${tag}/gradient`, tag, ...tensors()].find((one) => tensors().includes(one));
   const early = step <= 50 && step < lastStep;
   change({ tensor: known ?? "", step: step + 1, pin: step < lastStep ? step : null, log: early });
