@@ -89,7 +89,8 @@ def run(*command: str | pathlib.Path) -> tuple[float, float]:
         if process.returncode:
             output.seek(0)
             last = (output.read().splitlines() or ["no output"])[-1]
-            raise Failed(f"{pathlib.Path(command[0]).name}: {last}")
+            name, status = pathlib.Path(command[0]).name, process.returncode
+            raise Failed(f"{name} ended with status {status}: {last}")
     return seconds, usage.ru_maxrss / 1024
 
 
