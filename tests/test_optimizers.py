@@ -391,14 +391,6 @@ def test_the_schedule_by_its_formula():
             np.testing.assert_allclose(found, np.arange(1, steps + 1) / 10, rtol=1e-6)
 
 
-def test_a_decay_needs_a_name_and_the_number_of_steps():
-    variables = [tf.Variable(0.0)]
-    with pytest.raises(ValueError, match="cosin': must be one of none, linear, cosine"):
-        Optimizer(optimizers.SGD(decay="cosin"), variables, 10)
-    with pytest.raises(ValueError, match="number of steps"):
-        Optimizer(optimizers.SGD(decay="cosine"), variables)
-
-
 def test_the_norm_that_runs_are_clipped_by():
     """In float32, folded: within rounding of float64."""
     for g in tensors()[1][:3]:
