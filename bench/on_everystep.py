@@ -10,7 +10,6 @@ import tensorflow as tf
 from common import Runner, Task
 
 from lab.data import Data
-from lab.kernels import xla
 from lab.models.convnet import ConvNet
 from lab.models.layers import Dense
 from lab.models.mlp import MLP
@@ -20,7 +19,7 @@ from lab.settings.config import Config
 from lab.step import placement
 from lab.step.loop import TrainLoop
 from lab.training import build
-from lab.training.problem import problem_with
+from lab.training.problem import matmul_for, problem_with
 
 make_strategy = functools.cache(placement.make_strategy)
 # By the end of a contestant's name; the others record nothing.
@@ -70,7 +69,7 @@ def make(task: Task) -> Runner:
         learning_rate=task.rate,
         batch_size=task.batch,
     )
-    product = xla.matmul if placement.cpu_program(strategy) else tf.matmul
+    product = matmul_for(strategy)
     data = Data(task.images, task.labels)
     problem = problem_with(config, model=lambda: _network(task, product), data=data)
     training, traced = build.make_training(config, problem, strategy)

@@ -7,14 +7,12 @@ import json
 import os
 import pathlib
 import shutil
-import subprocess
-import sys
 import time
 from typing import Any
 
 import numpy as np
 
-from bench.workers import ROOT, Failed, environment
+from bench.workers import ROOT, Failed, run
 
 _OPENED = "typeof plots !== 'undefined' && plots.some((one) => one.tag && one.extent.textContent)"
 _DRAWN = (
@@ -48,16 +46,16 @@ def measure(scratch: str, quick: bool) -> list[dict[str, Any]]:
 
     steps = 100 if quick else 3000
     logdir = pathlib.Path(scratch, "pages")
-    _run("train", f"--training_steps={steps}", f"--logdir={logdir}", "--run_name=readme")
+    program = ROOT / "bin" / "train"
+    run(program, f"--training_steps={steps}", f"--logdir={logdir}", "--run_name=readme")
     _write(logdir / "tensors", 200, steps)
     _write(logdir / "steps", 12, 300 if quick else 100_000)
     rows = []
     with sync_playwright() as playwright:
         browser = playwright.chromium.launch(executable_path=chromium)
         for name in ("readme", "tensors", "steps"):
-            begun = time.monotonic()
-            _run("view", str(logdir / name))
-            made, path = time.monotonic() - begun, logdir / name / "view.html"
+            made, _ = run(ROOT / "bin" / "view", logdir / name)
+            path = logdir / name / "view.html"
             page = browser.new_page(viewport={"width": 1400, "height": 1000})
             begun = time.monotonic()
             page.goto(f"file://{path}", wait_until="commit")
@@ -71,15 +69,6 @@ def measure(scratch: str, quick: bool) -> list[dict[str, Any]]:
             page.close()
         browser.close()
     return rows
-
-
-def _run(program: str, *arguments: str) -> None:
-    own = environment("") | {"LAB_PYTHON": sys.executable}
-    done = subprocess.run(
-        [ROOT / "bin" / program, *arguments], env=own, capture_output=True, text=True
-    )
-    if done.returncode:
-        raise Failed(f"bin/{program}: {(done.stdout + done.stderr).splitlines()[-1:]}")
 
 
 def _write(folder: pathlib.Path, tensors: int, steps: int) -> None:

@@ -5,8 +5,6 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import itertools
-import subprocess
-import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from statistics import median
@@ -16,7 +14,7 @@ import numpy as np
 
 from bench import launch, page
 from bench.common import PERCEPTRON
-from bench.workers import ROOT, Failed, Worker, environment, log
+from bench.workers import ROOT, Failed, Worker, log, run
 
 SIZES, BATCH, CHUNK = [784, 128, 256, 10], 256, 100
 WIDTHS, BATCHES, LAYERS = (64, 128, 256, 512, 1024, 2048), (64, 256, 1024, 4096), (1, 2, 4, 8)
@@ -257,15 +255,13 @@ def grid(bench: Bench) -> dict[str, Any]:
       Failed: bin/train ends with another status than 0.
     """
     trials, steps = (3, 100) if bench.quick else (9, 3000)
-    command = [str(ROOT / "bin" / "train"), "--grid=readme", f"--training_steps={steps}"]
-    command += [f"--logdir={bench.scratch}/grid", f"--shard=0/{9 // trials}"]
-    own = environment("") | {"LAB_PYTHON": sys.executable}
-    begun = time.monotonic()
-    done = subprocess.run(command, env=own, capture_output=True, text=True)
-    if done.returncode:
-        lines = (done.stdout + done.stderr).splitlines() or ["no output"]
-        raise Failed(f"bin/train: {lines[-1]}")
-    return {"seconds": time.monotonic() - begun, "steps": trials * steps}
+    flags = (
+        f"--training_steps={steps}",
+        f"--logdir={bench.scratch}/grid",
+        f"--shard=0/{9 // trials}",
+    )
+    seconds, _ = run(ROOT / "bin" / "train", "--grid=readme", *flags)
+    return {"seconds": seconds, "steps": trials * steps}
 
 
 def view(bench: Bench) -> dict[str, Any]:

@@ -13,6 +13,7 @@ import signal
 import subprocess
 import sys
 import tempfile
+import time
 from typing import Any
 
 FOLDER = pathlib.Path(__file__).resolve().parent
@@ -68,6 +69,29 @@ def environment(name: str, gpu: bool = False) -> dict[str, str]:
         "TORCHINDUCTOR_CACHE_DIR": str(ENVIRONMENTS / inductor),
         **({} if name else {"PYTHONPATH": str(ROOT)}),
     }
+
+
+def run(*command: str | pathlib.Path) -> tuple[float, float]:
+    """Seconds, and the peak memory in MB, of a program in the environment of this one.
+
+    Raises:
+      Failed: it ends with another status than 0.
+    """
+    begun = time.monotonic()
+    own = environment("") | {"LAB_PYTHON": sys.executable}
+    with (
+        tempfile.TemporaryFile("w+", errors="replace") as output,
+        subprocess.Popen(command, env=own, stdout=output, stderr=output) as process,
+    ):
+        _, status, usage = os.wait4(process.pid, 0)
+        process.returncode = os.waitstatus_to_exitcode(status)
+        seconds = time.monotonic() - begun
+        if process.returncode:
+            output.seek(0)
+            last = (output.read().splitlines() or ["no output"])[-1]
+            name, status = pathlib.Path(command[0]).name, process.returncode
+            raise Failed(f"{name} ended with status {status}: {last}")
+    return seconds, usage.ru_maxrss / 1024
 
 
 class Worker:

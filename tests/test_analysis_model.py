@@ -7,18 +7,14 @@ import numpy as np
 import numpy_network
 import pytest
 import tensorflow as tf
-from scipy import special, stats
+from scipy import stats
 
-from lab.analysis.model import Model, fresh, model_of, variables_of
-from lab.analysis.near_zero import pruning_curve
-from lab.analysis.resets import reset_layers
-from lab.analysis.sameness import barrier, match, symmetry
+from lab.analysis.model import fresh, model_of
 from lab.analysis.sharpness import hessian_product, sharpness
-from lab.analysis.spectrum import low_rank_changes, shuffle_test
 from lab.analysis.study import plain_sgd
-from lab.analysis.weights import Weights, not_dense
+from lab.analysis.weights import Weights
 from lab.models.layers import ACTIVATIONS
-from lab.models.losses import clipped_cross_entropy, softmax_cross_entropy
+from lab.models.losses import softmax_cross_entropy
 from lab.settings.config import Config
 
 pytestmark = pytest.mark.numbers
@@ -122,35 +118,6 @@ def test_fresh_weights_follow_the_initial_law(initializer):
     assert not np.array_equal(first["h1/weights"], other["h1/weights"])
 
 
-@pytest.mark.parametrize("reduction", ["sum", "mean"])
-@pytest.mark.parametrize("activation", ACTIVATIONS)
-def test_gradients_of_the_clipped_loss(activation, reduction):
-    """Examples of the last class are on the clip, and one input is dark."""
-    rng = np.random.default_rng(3)
-    weights = make(rng)
-    weights = weights.replace({"logits/bias": np.array([0, 1, 0, -60], np.float32)})
-    x, labels = examples(rng, 64)
-    x[:, 2] = 0
-    z = numpy_network.forward(weights, activation, x)[-1]
-    p = special.softmax(z, axis=1)[np.arange(64), labels]
-    assert np.any(p < 1e-9) and np.any((p > 1e-3) & (p < 0.9))
-    expected = numpy_network.gradients(weights, activation, x, labels, clip=1e-9)
-    model = model_for(weights, activation)
-    found = model(_gradients, weights, x, labels.astype(np.int32), reduction)
-    for tag, g in expected.items():
-        g = g / (64 if reduction == "mean" else 1)
-        atol = 1e-5 * np.abs(g).max()
-        np.testing.assert_allclose(found[tag], g, rtol=1e-4, atol=atol, err_msg=tag)
-    np.testing.assert_array_equal(found["h1/weights"][2], 0)
-
-
-def _gradients(network, x, labels, reduction):
-    with tf.GradientTape() as tape:
-        losses = clipped_cross_entropy(labels, network(x))
-        total = {"sum": tf.reduce_sum, "mean": tf.reduce_mean}[reduction](losses)
-    return tape.gradient(total, variables_of(network))
-
-
 def hessian(weights, activation, x, labels):
     """In full and in float64, reverse over reverse, in the order of weights."""
     shapes = [w.shape for w in weights.values()]
@@ -201,55 +168,6 @@ def test_sharpness_where_nothing_is_curved():
     weights, (x, _) = make(rng), examples(rng, 30)
     sure = weights.replace({"logits/bias": np.array([0, 500, 0, 0], np.float32)})
     assert sharpness(model_for(sure), sure, x, np.ones(30, int), rng) == (0, 0)
-
-
-class Convolution(tf.Module):
-    """Not a chain of dense layers: a kernel of rank 4 and no bias."""
-
-    def __init__(self):
-        super().__init__()
-        self.kernel = tf.Variable(tf.zeros([2, 2, 1, 3]), name="c1/kernel")
-        self.weights = tf.Variable(tf.zeros([12, 3]), name="logits/weights")
-
-    def __call__(self, x):
-        return self.activations(x)["logits"]
-
-    def activations(self, x):
-        a = tf.nn.relu(tf.nn.conv2d(tf.reshape(x, [-1, 3, 3, 1]), self.kernel, 1, "VALID"))
-        return {"c1": a, "logits": tf.matmul(tf.reshape(a, [-1, 12]), self.weights)}
-
-
-def test_any_network_can_be_measured():
-    """What is of dense layers alone is not applicable, and says why."""
-    rng = np.random.default_rng(4)
-    start, end = (
-        Weights(
-            {
-                "c1/kernel": rng.normal(size=(2, 2, 1, 3)).astype(np.float32),
-                "logits/weights": rng.normal(size=(12, 3)).astype(np.float32),
-            }
-        )
-        for _ in range(2)
-    )
-    model, x = Model(Convolution()), rng.random((200, 9), np.float32)
-    labels = model.logits(end, x).argmax(axis=1)
-    assert "not weights and bias of one layer after another" in not_dense(end)
-    assert [reset[:2] for reset in reset_layers(model, end, start, [start], x, labels)] == [
-        *(("c1", "both"), ("c1", "kernel"), ("logits", "both"), ("logits", "weights"))
-    ]
-    assert all(test.same_counts for test in shuffle_test(model, end, x, labels, rng, 1))
-    ranks = low_rank_changes(model, end, start, x, labels, (1, 3))
-    assert ranks[0].accuracy < ranks[1].accuracy == 1
-    curve = pruning_curve(model, end, (x, labels), x, rng, 1, (0, 0.5), (0, 0.5))
-    assert curve.smallest[0] == curve.random[0, 0] == 1 > curve.random[0, 1]
-    assert np.isnan(curve.compensated).all()
-    assert np.isnan(symmetry(model, end, x, rng)).all() and match(end, start, rng) == []
-    path = barrier(model, start, end, x, labels, 5)
-    assert path.cross_entropy[-1] < path.cross_entropy[0] and path.accuracy[-1] == 1
-    full = np.stack([model(hessian_product, end, x, labels, v) for v in np.eye(48)])
-    np.testing.assert_allclose(full, full.T, atol=1e-5)
-    top = sharpness(model, end, x, labels, rng)
-    assert top.value == pytest.approx(np.linalg.eigvalsh(full)[-1], rel=1e-4)
 
 
 @pytest.mark.parametrize(

@@ -23,7 +23,7 @@ def trained():
     initial = final = make(rng, (20, 12, 16, 4), scale=0.4)
     for _ in range(400):
         batch = rng.choice(400, 64, replace=False)
-        gradients = numpy_network.gradients(final, "sigmoid", x[batch], labels[batch])
+        gradients = numpy_network.gradients(final, x[batch], labels[batch])
         steps = {tag: np.float32(0.02 * g) for tag, g in gradients.items()}
         final = Weights({tag: w - steps[tag] for tag, w in final.items()})
     assert accuracy(initial, x, labels) < 0.6 and accuracy(final, x, labels) > 0.98

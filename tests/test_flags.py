@@ -123,36 +123,23 @@ def test_a_list_says_a_value_only_once():
 
 
 @pytest.mark.parametrize(
-    ("text", "seeds"), [("3", [0, 1, 2]), ("3,", None), ("7,3", [7, 3]), ("1", [0]), ("", [9])]
+    ("text", "seeds"), [("3", [0, 1, 2]), ("7,3", [7, 3]), ("1", [0]), ("", [9])]
 )
 def test_seeds(text, seeds):
-    if seeds is None:
-        assert "--seeds=" in failure(f"--seeds={text}", "--seed=9")
-        return
     found = configs(f"--seeds={text}", "--seed=9", "--optimizer=sgd,adam")
     assert found == [Config(seed=s, optimizer=o) for s in seeds for o in ("sgd", "adam")]
 
 
-@pytest.mark.parametrize("text", ["0", "-1", "1,1", "a", "1.5", "1,-2", "1;2"])
+@pytest.mark.parametrize("text", ["0", "-1", "1,1", "a", "1.5", "1,-2", "1;2", "1,"])
 def test_wrong_seeds(text):
     assert f"--seeds={text}" in failure(f"--seeds={text}")
 
 
-def test_shards_are_a_partition():
-    line = ["--learning_rate=0.1,0.2,0.3,0.4,0.5,0.6,0.7"]
-    whole = configs(*line)
-    shards = [configs(*line, f"--shard={i}/3") for i in range(3)]
-    assert sorted(map(len, shards)) == [2, 2, 3]
-    assert {*whole} == {config for shard in shards for config in shard}
-
-
-@pytest.mark.parametrize("text", ["", "1", "3/3", "-1/3", "a/b", "0/0", "0/1/2", "1.0/2"])
+@pytest.mark.parametrize(
+    "text", ["", "0", "1/", "/2", "2/2", "-1/2", "a/b", "0/0", "0/1/2", "1.0/2"]
+)
 def test_wrong_shards(text):
     assert f"--shard={text}" in failure(f"--shard={text}")
-
-
-def test_one_name_is_for_one_run():
-    assert "--run_name=mine" in failure("--run_name=mine", "--seeds=2")
 
 
 def bad_values():

@@ -219,16 +219,6 @@ def test_attention_scores_are_probed():
     np.testing.assert_allclose(probes["scores"], expected, **CLOSE)
 
 
-def test_a_causal_position_sees_no_later_one():
-    attention = layers.MultiHeadAttention(8, 2, causal=True)
-    x = draw(1, 6, 8)
-    other = x.copy()
-    other[:, 4:] += 100
-    one, two = attention(tf.constant(x)).numpy(), attention(tf.constant(other)).numpy()
-    np.testing.assert_array_equal(one[:, :4], two[:, :4])
-    assert not np.allclose(one[:, 4:], two[:, 4:])
-
-
 def test_attention_with_query_key_norm():
     """Keras's own pieces put together: Dense, LayerNormalization and softmax."""
     attention = layers.MultiHeadAttention(8, 2, qk_norm=True)

@@ -56,7 +56,7 @@ def table(*records, **how):
     read = [
         results.parse_result(json.dumps(x), f"run{i:03}/result.json") for i, x in enumerate(records)
     ]
-    return r.make_table(read, RECIPE, **how)
+    return r.make_table(read, **how)
 
 
 def row_of_seeds(counts, **config):
@@ -195,7 +195,7 @@ def test_the_recipe_is_the_configs_defaults():
     for *values, figure in r.README_ROWS:
         config = Config(**dict(zip(r.README_FIELDS, values, strict=True)), seed=7, watch=())
         written = json.dumps({**record(), "config": dataclasses.asdict(config)})
-        assert r.make_table([results.parse_result(written, "x")], recipe).rows[0].readme == figure
+        assert r.make_table([results.parse_result(written, "x")]).rows[0].readme == figure
 
 
 @pytest.mark.parametrize(
@@ -355,7 +355,7 @@ def test_rows_of_one_distribution_are_rarely_told_apart():
     draw, grids, split = np.random.default_rng(0), 100, 0
     for _ in range(grids):
         accuracies = [dict(enumerate(row)) for row in draw.normal(0.976, 0.0015, (9, 5))]
-        split += any(pair.p_holm <= r.LEVEL for pair in r.compare(accuracies))
+        split += any(pair.p_holm <= r.LEVEL for pair in r.compare(accuracies, [""] * 9))
     assert split <= 10  # P(Binomial(100, 0.05) > 10) < 0.02, and the seed is fixed
 
 
@@ -425,7 +425,7 @@ def test_a_bad_file_is_named_and_hides_nothing(tmp_path, content, complaint):
     assert [result.seed for result in found] == [3]
     (problem,) = problems
     assert str(tmp_path / "a" / "result.json") in problem and complaint in problem
-    shown = r.make_table(found, RECIPE, problems=problems)
+    shown = r.make_table(found, problems=problems)
     assert any(problem in note for note in shown.notes)
 
 

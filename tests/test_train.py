@@ -374,17 +374,7 @@ def read_terminal(master):
     ("arguments", "words"),
     [
         (["--optimizer=sdg"], ["--optimizer=sdg", "sgd, adam, rmsprop, adagrad, adadelta"]),
-        (["--learning_rate=fast"], ["--learning_rate=fast", "a number"]),
-        (["--learning_rate=-1"], ["--learning_rate=-1", "at least 0"]),
-        (["--learning_rate=nan"], ["--learning_rate=nan", "a number"]),
-        (["--batch_size=0"], ["--batch_size=0", "at least 1"]),
-        (
-            ["--watch=weights,biases"],
-            ["--watch=", "gradients, norms, probes, updates, activations"],
-        ),
         (["--optimiser=sgd"], ["--optimiser", "--optimizer"]),
-        (["--n_hidden_3=4"], ["--n_hidden_3", "--n_hidden_1"]),
-        (["adam"], ["adam", "--help"]),
         (["--flagfile=absent"], ["absent"]),
     ],
     ids=lambda value: value[0],

@@ -9,7 +9,8 @@ import os
 from collections.abc import Collection, Sequence
 from typing import Any
 
-from lab.compare.table import README_FIELDS, RECORDING_FIELDS
+from lab.compare.rows import README_FIELDS
+from lab.compare.table import RECORDING_FIELDS
 from lab.settings.config import Config, default
 
 DEFAULTS: dict[str, Any] = json.loads(json.dumps(dataclasses.asdict(Config())))

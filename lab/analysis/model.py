@@ -1,4 +1,4 @@
-"""A network of `lab.models`, called with the weights of a run."""
+"""The perceptron, called with the weights of a run."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import tensorflow as tf
 from lab.analysis.weights import Weights
 from lab.kernels.metrics import predictions
 from lab.models import losses
-from lab.models.layers import ACTIVATIONS, INITIALIZERS, Dense
+from lab.models.layers import ACTIVATIONS, INITIALIZERS
 from lab.models.mlp import MLP
 
 
@@ -24,14 +24,9 @@ class Score(NamedTuple):
 
 
 class Model:
-    """Calls one network with many weights. x is float32 [n, inputs...], labels are integers [n].
+    """Calls one network with many weights. x is float32 [n, inputs], labels are integers [n]."""
 
-    Args:
-      network: x -> logits [n, classes], with named `variables`, and `activations`, x -> the output
-        of every layer by name, the logits last.
-    """
-
-    def __init__(self, network: Any) -> None:
+    def __init__(self, network: MLP) -> None:
         self.network = network
         self._variables = variables_of(network)
         self._held: dict[str, np.ndarray] = {}
@@ -53,11 +48,11 @@ class Model:
 
     def logits(self, weights: Weights, x: Any) -> np.ndarray:
         """float32 [n, classes]."""
-        return self(type(self.network).__call__, weights, x).numpy()
+        return self(MLP.__call__, weights, x).numpy()
 
     def hidden(self, weights: Weights, x: Any) -> dict[str, np.ndarray]:
         """The output of every layer but the last, by name, float32 [n, units]."""
-        *hidden, _ = self(type(self.network).activations, weights, x).items()
+        *hidden, _ = self(MLP.activations, weights, x).items()
         return {name: output.numpy() for name, output in hidden}
 
     def evaluate(self, weights: Weights, x: Any, labels: Any, product: Any = None) -> Score:
@@ -66,19 +61,14 @@ class Model:
         product: x W_1, where the caller knows it.
         """
         product = self.product(weights, x) if product is None else product
-        inputs = x if product is None else product
-        found = self(_evaluate, weights, inputs, labels, product is not None)
-        return Score(*map(float, found))
+        return Score(*map(float, self(_evaluate, weights, product, labels)))
 
-    def product(self, weights: Weights, x: Any) -> tf.Tensor | None:
-        """x W_1 [n, units], by far the largest product; None if the first layer is not `Dense`.
+    def product(self, weights: Weights, x: Any) -> tf.Tensor:
+        """x W_1 [n, units], by far the largest product.
 
         The last one is kept, for weights that share W_1.
         """
-        first = getattr(self.network, "layers", [None])[0]
-        if not isinstance(first, Dense):
-            return None
-        w = weights[f"{first.name}/weights"]
+        w = weights.weights[0]
         if self._product[0] is not x or self._product[1] is not w:
             self._product = x, w, tf.matmul(x, w)
         return self._product[2]
@@ -89,15 +79,10 @@ def variables_of(network: Any) -> dict[str, tf.Variable]:
     return {variable.name.split(":")[0]: variable for variable in network.variables}
 
 
-def _evaluate(
-    network: Any, x: tf.Tensor, labels: tf.Tensor, is_product: bool
-) -> tuple[tf.Tensor, tf.Tensor]:
+def _evaluate(network: MLP, product: tf.Tensor, labels: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
     labels = tf.cast(labels, tf.int32)
-    if is_product:
-        first, *rest = network.layers
-        z = functools.reduce(lambda a, layer: layer(a), rest, first.activation(x + first.bias))
-    else:
-        z = network(x)
+    first, *rest = network.layers
+    z = functools.reduce(lambda a, layer: layer(a), rest, first.activation(product + first.bias))
     right = tf.cast(predictions(z) == labels, tf.float64)
     loss = tf.cast(losses.softmax_cross_entropy(labels, z), tf.float64)
     return tf.reduce_mean(right), tf.reduce_mean(loss)

@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from lab.analysis.model import Model
-from lab.analysis.weights import Weights, not_dense
+from lab.analysis.weights import Weights
 
 LIMITS = (0.01, 0.05, 0.1)  # of |w|
 SHARES = tuple(k / 16 for k in range(17))  # of a pruning curve
@@ -39,9 +39,7 @@ class NaturalScale(NamedTuple):
 def natural_scale(
     weights: Weights, x: np.ndarray, rng: np.random.Generator, draws: int
 ) -> NaturalScale:
-    """Of a dense first layer on inputs [n, n_in]; nan of another."""
-    if not_dense(weights):
-        return NaturalScale(np.nan, np.nan, np.nan, np.full(draws, np.nan))
+    """Of the first layer on inputs [n, n_in]."""
 
     def rms(values: np.ndarray) -> float:
         return float(np.sqrt(np.mean(np.square(values, dtype=np.float64))))
@@ -104,8 +102,7 @@ class PruningCurve(NamedTuple):
     """Accuracies by share of every matrix's entries that is set to 0, biases kept.
 
     smallest: those of smallest magnitude. compensated: the same ones, their lost mean input added
-    to the biases; nan where a layer is not dense. random: as many at random, the control, of
-    several draws [draws, random_shares].
+    to the biases. random: as many at random, the control, of several draws [draws, random_shares].
     """
 
     shares: np.ndarray
@@ -130,9 +127,8 @@ def pruning_curve(
     train: images for the mean inputs. A sigmoid's mean is not 0: what is pruned was not only noise
     but also a constant, which the next bias can hold.
     """
-    dense = not not_dense(weights)
-    inputs = [np.asarray(train), *model.hidden(weights, train).values()] if dense else []
-    means = dict(zip(weights.names, (a.mean(axis=0) for a in inputs), strict=False))
+    inputs = [np.asarray(train), *model.hidden(weights, train).values()]
+    means = dict(zip(weights.names, (a.mean(axis=0) for a in inputs), strict=True))
     matrices = weights.matrices().items()
     by_size = {tag: np.argsort(np.abs(w), axis=None, kind="stable") for tag, w in matrices}
     by_chance = [{tag: rng.permutation(w.size) for tag, w in matrices} for _ in range(draws)]
@@ -142,7 +138,7 @@ def pruning_curve(
 
     smallest = [prune(weights, share, by_size) for share in shares]
     found = [accuracy(w) for w in smallest]
-    compensated = [accuracy(compensate(w, weights, means)) if dense else np.nan for w in smallest]
+    compensated = [accuracy(compensate(w, weights, means)) for w in smallest]
     ends = {s: found[i] for i, s in enumerate(shares) if s in (0, 1)}  # in whatever order
     random = [
         [ends[s] if s in ends else accuracy(prune(weights, s, order)) for s in random_shares]

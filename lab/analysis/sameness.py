@@ -13,7 +13,7 @@ from scipy.optimize import linear_sum_assignment
 from scipy.sparse.csgraph import connected_components
 
 from lab.analysis.model import Model
-from lab.analysis.weights import Weights, distance, not_dense
+from lab.analysis.weights import Weights, distance
 
 
 class Disagreement(NamedTuple):
@@ -41,9 +41,8 @@ def disagreement(a: np.ndarray, b: np.ndarray, labels: np.ndarray, classes: int)
 
 
 def _hidden(weights: Weights) -> list[tuple[str, str, str]]:
-    """Of every hidden layer the tags of its weights, its bias and the next layer's weights; none
-    if units cannot be permuted, since layers are not dense."""
-    pairs = [] if not_dense(weights) else itertools.pairwise(weights.names)
+    """Of every hidden layer the tags of its weights, its bias and the next layer's weights."""
+    pairs = itertools.pairwise(weights.names)
     return [(f"{name}/weights", f"{name}/bias", f"{after}/weights") for name, after in pairs]
 
 
@@ -72,9 +71,7 @@ class Symmetry(NamedTuple):
 
 
 def symmetry(model: Model, weights: Weights, x: Any, rng: np.random.Generator) -> Symmetry:
-    """What a random permutation of the hidden units changes; nan where there is none."""
-    if not_dense(weights):
-        return Symmetry(*[np.nan] * 3)
+    """What a random permutation of the hidden units changes."""
     other = permute_hidden(weights, random_permutations(weights, rng))
     z, permuted = (np.float64(model.logits(w, x)) for w in (weights, other))
     change = np.abs(z - permuted).max() / max(np.abs(z).max(), np.finfo(np.float32).tiny)
@@ -103,8 +100,7 @@ def barrier(model: Model, a: Weights, b: Weights, x: Any, labels: Any, points: i
     start, end = (model.product(w, x) for w in (a, b))
     for t in map(float, places):
         mixed = Weights({tag: np.float32((1 - t) * w + t * b[tag]) for tag, w in a.items()})
-        product = None if start is None or end is None else (1 - t) * start + t * end
-        found.append(model.evaluate(mixed, x, labels, product))
+        found.append(model.evaluate(mixed, x, labels, (1 - t) * start + t * end))
     accuracies, losses = np.array(found).T
 
     def rise(values: np.ndarray) -> float:

@@ -95,14 +95,15 @@ def low_rank_changes(
 ) -> list[LowRank]:
     """acc(W_0 + D_k) and acc(D_k), D_k the best rank-k approximation of W_T - W_0, all layers.
 
-    Of `Weights.matrices`; vectors, as biases are, stay final: they have no rank to cut.
+    Biases stay final: they have no rank to cut.
     """
-    ends, starts = final.matrices(), initial.matrices()
-    parts = {tag: np.linalg.svd(w - starts[tag], full_matrices=False) for tag, w in ends.items()}
+    parts = {
+        tag: np.linalg.svd(w - initial[tag], full_matrices=False)
+        for tag, w in final.matrices().items()
+    }
     found = []
     for k in ranks:
-        changes = {tag: (u[:, :k] * s[:k]) @ v[:k] for tag, (u, s, v) in parts.items()}
-        alone = {tag: change.reshape(final[tag].shape) for tag, change in changes.items()}
+        alone = {tag: (u[:, :k] * s[:k]) @ v[:k] for tag, (u, s, v) in parts.items()}
         kept = {tag: initial[tag] + change for tag, change in alone.items()}
         both = (model.evaluate(final.replace(w), x, labels).accuracy for w in (kept, alone))
         found.append(LowRank(k, *both))

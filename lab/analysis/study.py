@@ -15,7 +15,7 @@ from lab.analysis import near_zero, resets, sameness, sharpness, spectrum, worke
 from lab.analysis.model import fresh, model_of
 from lab.analysis.near_zero import LIMITS as LIMITS
 from lab.analysis.runs import Group, Run, Runs
-from lab.analysis.weights import Weights, not_dense
+from lab.analysis.weights import Weights
 from lab.analysis.workers import Compute
 from lab.kernels.inputs import prepare
 from lab.settings.config import Config
@@ -49,10 +49,9 @@ class RunMeasurements(NamedTuple):
     """Of one run. spectra, near_zero and near_zero_initial: by layer, of the weights.
 
     unmoved: h1's rows that hold their first bits. never_lit: inputs that are 0 in every training
-    image that the run was shown. not_applicable: why what is of dense layers alone (permutations,
-    pixels, natural scale) was not measured, or "". sharpness: at the end of completed runs of plain
-    sgd on the clipped loss alone. Of completed runs in featured groups alone: predictions, the
-    class of every test image, and rewound, the accuracy with a layer put back.
+    image that the run was shown. sharpness: at the end of completed runs of plain sgd on the
+    clipped loss alone. Of completed runs in featured groups alone: predictions, the class of every
+    test image, and rewound, the accuracy with a layer put back.
     """
 
     spectra: dict[str, spectrum.Spectrum]
@@ -60,7 +59,6 @@ class RunMeasurements(NamedTuple):
     near_zero_initial: dict[str, dict[float, float]]
     bias_near_zero: dict[float, float]
     unmoved: int
-    not_applicable: str
     never_lit: int | None = None
     lighting: list[near_zero.Movement] | tuple[()] = ()
     sharpness: sharpness.Eigenvalue | None = None
@@ -69,7 +67,7 @@ class RunMeasurements(NamedTuple):
     on_images: ImageMeasurements | None = None
 
 
-_NOTHING = RunMeasurements({}, {}, {}, {}, 0, "it was not measured")
+_NOTHING = RunMeasurements({}, {}, {}, {}, 0)
 
 
 class PairMeasurements(NamedTuple):
@@ -206,14 +204,12 @@ def _run(run: Run, folder: str | None, deep: bool, closely: bool) -> RunMeasurem
         near_zero_initial={name: shares(w) for name, w in start.items()},
         bias_near_zero=shares(np.concatenate(vectors)),
         unmoved=int(near_zero.unmoved_rows(first, initial).sum()),
-        not_applicable=not_dense(run.final),
     )
     if folder is None:
         return found
     dataset, _, lit = load_data(folder)
-    if not found.not_applicable:
-        moved = near_zero.movement_by_lighting(first, initial, lit)
-        found = found._replace(never_lit=_never_lit(run, dataset, lit), lighting=moved)
+    moved = near_zero.movement_by_lighting(first, initial, lit)
+    found = found._replace(never_lit=_never_lit(run, dataset, lit), lighting=moved)
     if run.completed and plain_sgd(run.config):
         found = found._replace(sharpness=_sharpness(run, dataset))
     if not (run.completed and deep):

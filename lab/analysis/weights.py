@@ -1,5 +1,5 @@
-"""A network's weights: arrays by tag, in the order of the layers. Of the perceptron, and of other
-chains of dense layers, tags are `LAYER/PART`."""
+"""A network's weights: arrays by tag, in the order of the layers. Of the perceptron tags are
+`LAYER/PART`."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ SHOWN = 8  # of the matrices of a network
 
 
 class Weights(dict[str, np.ndarray]):
-    """Every array by its tag. `weights` and `biases` are those of dense layers, see `not_dense`."""
+    """Every array by its tag. `weights` and `biases` are the perceptron's, layer by layer."""
 
     @classmethod
     def from_tensors(cls, tensors: Mapping[str, np.ndarray]) -> Weights:
@@ -28,8 +28,13 @@ class Weights(dict[str, np.ndarray]):
         if missing := [tag for tag in tags if tag not in tensors]:
             raise ValueError(f"no {', '.join(missing)} among the tensors {', '.join(tensors)}")
         found = cls({tag: np.asarray(tensors[tag]) for tag in tags})
-        if reason := not_dense(found):
-            raise ValueError(reason)
+        width = None
+        for name, w, b in zip(names, found.weights, found.biases, strict=True):
+            if w.ndim != 2 or b.shape != w.shape[1:] or width not in (None, len(w)):
+                raise ValueError(
+                    f"{name}: weights {w.shape}, bias {b.shape} do not fit {width or 'any'} inputs"
+                )
+            width = len(b)
         return found
 
     @property
@@ -61,20 +66,6 @@ class Weights(dict[str, np.ndarray]):
     def matrices(self) -> dict[str, np.ndarray]:
         """By tag, the arrays of rank 2 or more, with all axes but the last folded into one."""
         return {tag: w.reshape(-1, w.shape[-1]) for tag, w in self.items() if w.ndim > 1}
-
-
-def not_dense(weights: Weights) -> str:
-    """Why this is no chain of dense layers, `weights` [n_in, n_out] and `bias` [n_out] each; "" if
-    it is one."""
-    tags = [f"{name}/{part}" for name in weights.names for part in ("weights", "bias")]
-    if list(weights) != tags:
-        return f"{', '.join(weights)}: not weights and bias of one layer after another"
-    width = None
-    for name, w, b in zip(weights.names, weights.weights, weights.biases, strict=True):
-        if w.ndim != 2 or b.shape != w.shape[1:] or width not in (None, len(w)):
-            return f"{name}: weights {w.shape}, bias {b.shape} do not fit {width or 'any'} inputs"
-        width = len(b)
-    return ""
 
 
 def distance(a: Mapping[str, np.ndarray], b: Mapping[str, Any]) -> float:

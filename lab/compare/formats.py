@@ -99,7 +99,7 @@ def _align(rows: Sequence[Mapping[str, str]], headings: Sequence[str]) -> list[s
     return ["  ".join(cells).rstrip() for cells in zip(*columns, strict=True)]
 
 
-def to_text(table: Table, width: int = 120) -> str:
+def to_text(table: Table) -> str:
     """Two blocks with the same row numbers, figures and runs, then the notes; for a terminal."""
     rows, lines = _printed(table), []
     if rows:
@@ -107,7 +107,7 @@ def to_text(table: Table, width: int = 120) -> str:
         cut = headings.index("runs")
         lines = [*_align(rows, headings[:cut]), "", *_align(rows, ["#", *headings[cut:]]), ""]
     for note in table.notes:
-        lines += textwrap.wrap(note, width, subsequent_indent="  ", break_long_words=False)
+        lines += textwrap.wrap(note, 120, subsequent_indent="  ", break_long_words=False)
     return "\n".join(lines) + "\n"
 
 

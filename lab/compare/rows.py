@@ -11,6 +11,9 @@ from typing import Any
 from lab.compare.statistics import LEVEL
 from lab.settings.config import Config
 
+Trial = tuple[str, str, str]  # config as text, digests of network and data
+
+README_FIELDS = ("n_hidden_1", "n_hidden_2", "learning_rate", "optimizer")  # the README's columns
 LAST_EVALUATIONS = 10
 POINT = 0.01  # of accuracy: rows that share a letter do not differ by as much
 README_TOLERANCE = 0.004  # where seeds agree so closely that 3 standard deviations are less

@@ -9,15 +9,22 @@ import dataclasses
 import itertools
 import json
 import math
-import os
 import statistics
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-from lab.compare import notes
+from lab.compare import columns, notes
 from lab.compare.results import ACCURACY, LOSS, Result
-from lab.compare.rows import LAST_EVALUATIONS, README_TOLERANCE, Pair, Row, Table, reads
+from lab.compare.rows import (
+    LAST_EVALUATIONS,
+    README_FIELDS,
+    README_TOLERANCE,
+    Pair,
+    Row,
+    Table,
+    Trial,
+)
 from lab.compare.statistics import (
     LEVEL,
     detectable,
@@ -28,15 +35,10 @@ from lab.compare.statistics import (
     t_interval,
     wilson_interval,
 )
-from lab.errors import LabError
-from lab.settings import source
 from lab.settings.config import Config
 
-Trial = tuple[str, str, str]  # config as text, digests of network and data
-
-# The README that the lab repeats, "Model Investigation with Tensorboard": its columns, and its
-# nine rows in its order. Accuracy there is the unweighted mean of the test batches' means.
-README_FIELDS = ("n_hidden_1", "n_hidden_2", "learning_rate", "optimizer")
+# The README that the lab repeats, "Model Investigation with Tensorboard": its nine rows in its
+# order, by README_FIELDS. Accuracy there is the unweighted mean of the test batches' means.
 README_ROWS = (
     (128, 256, 0.1, "sgd", 0.0972),
     (128, 256, 0.01, "sgd", 0.9752),
@@ -147,9 +149,7 @@ def _ends(differences: Sequence[float]) -> tuple[float, float]:
     return max(low, -1.0), min(high, 1.0)
 
 
-def compare(
-    accuracies: Sequence[Mapping[int, float]], data: Sequence[str] | None = None
-) -> list[Pair]:
+def compare(accuracies: Sequence[Mapping[int, float]], data: Sequence[str]) -> list[Pair]:
     """All pairs of rows, each given as seed -> accuracy, that have two seeds or more in common and
     are on the same `data`.
 
@@ -158,7 +158,7 @@ def compare(
     """
     found = []
     for a, b in itertools.combinations(range(len(accuracies)), 2):
-        if data and data[a] != data[b]:
+        if data[a] != data[b]:
             continue
         common = sorted(accuracies[a].keys() & accuracies[b].keys())
         if len(common) >= 2:
@@ -201,20 +201,19 @@ def _letters(rows: Sequence[Row], pairs: Sequence[Pair]) -> list[str]:
 
 def make_table(
     results: Iterable[Result],
-    recipe: Mapping[str, Any] | None = None,
     *,
     problems: Iterable[str] = (),
     order: Iterable[Mapping[str, Any]] = (),
 ) -> Table:
     """Results -> rows, comparisons, notes.
 
-    recipe: The reference recipe's config, by default Config(): it decides which rows the README
-    has; a field that an older result.json lacks counts as having its value. problems: What
-    results.py could not use. order: Configs (a grid's trials) whose rows come first, in that order;
-    then follow the README's rows in its order, then the others by their hyperparameters.
+    The defaults of Config are the reference recipe, which decides which rows the README has; a
+    field that an older result.json lacks counts as having its value. problems: What results.py
+    could not use. order: Configs (a grid's trials) whose rows come first, in that order; then
+    follow the README's rows in its order, then the others by their hyperparameters.
     """
     # As JSON, like the results: tuples become lists.
-    values = json.loads(json.dumps(recipe or dataclasses.asdict(Config())))
+    values = json.loads(json.dumps(dataclasses.asdict(Config())))
     recipe = {name: value for name, value in values.items() if name != "seed"}
     places: dict[str, int] = {}
     for config in order:
@@ -222,18 +221,15 @@ def make_table(
     trials, repeated = _trials(results, recipe)
     configs = {key: recipe | next(iter(runs.values())).config for key, runs in trials.items()}
     readme = {key: None if key[1] else _readme_place(c, recipe) for key, c in configs.items()}
-    parameters = _parameters(configs, trials)
-    fields = _fields(list(configs.values()), list(parameters.values()))
+    parameters = columns.parameters(configs, trials)
+    fields = columns.fields(list(configs.values()), list(parameters.values()))
 
     def sort_key(key: Trial) -> tuple[Any, ...]:
-        config = configs[key]
-        told = config | {f"model.{k}": _number(text) for k, text in parameters[key].items()}
-        values = [told.get(k) if reads(config, k) else None for k in fields]
         place = readme[key]
         return (
             places.get(key[0], math.inf),
             math.inf if place is None else place,
-            [(0, v, "") if type(v) in (int, float) else (1, 0, str(v)) for v in values],
+            columns.sort_key(configs[key], parameters[key], fields),
             *key,
         )
 
@@ -256,66 +252,6 @@ def make_table(
     rows = [dataclasses.replace(row, groups=letters[i]) for i, row in enumerate(rows)]
     left_out = [f"Left out: {problem}" for problem in problems]
     return Table(rows, pairs, fields, notes.of(rows, pairs) + repeated + left_out)
-
-
-def _fields(
-    configs: Sequence[dict[str, Any]], parameters: Sequence[Mapping[str, str]]
-) -> list[str]:
-    """The fields that the table shows: the README's, the model's name, and those that differ; each
-    where a model reads it, and the name unless all are perceptrons. Of arguments of models, a
-    field model.KEY each."""
-    always = {name for name in README_FIELDS if any(reads(c, name) for c in configs)}
-    if any(not reads(config, "activation") for config in configs):
-        always.add("model")
-    names = dict.fromkeys(itertools.chain(README_FIELDS, *configs))
-    values = {k: {json.dumps(c.get(k)) for c in configs if reads(c, k)} for k in names}
-    found = [k for k in names if k in always or len(values[k]) > 1]
-    if "model_arguments" in found:
-        place, keys = found.index("model_arguments"), sorted(set().union(*parameters))
-        differ = [key for key in keys if len({one.get(key) for one in parameters}) > 1]
-        found[place : place + 1] = [f"model.{key}" for key in differ]
-    return found
-
-
-def _arguments(config: Mapping[str, Any]) -> dict[str, str]:
-    """What a model was given, by parameter."""
-    return dict(one.split("=", 1) for one in config.get("model_arguments", ()))
-
-
-def _number(text: str) -> float | str:
-    try:
-        return float(text)
-    except ValueError:
-        return text
-
-
-def _parameters(
-    configs: Mapping[Trial, Mapping[str, Any]], trials: Mapping[Trial, Mapping[int, Result]]
-) -> dict[Trial, dict[str, str]]:
-    """Of every trial's model, those that any trial of it was given."""
-    names: dict[str, set[str]] = {}
-    for config in configs.values():
-        names.setdefault(config.get("model", "mlp"), set()).update(_arguments(config))
-    usual = {model: _defaults(model) for model, own in names.items() if own}
-    found = {}
-    for key, config in configs.items():
-        model, files = config.get("model", "mlp"), next(iter(trials[key].values())).model_files
-        digest, known = usual.get(model, ("", {}))
-        told = {**(known if digest == files else {}), **_arguments(config)}
-        found[key] = {name: told.get(name, "default") for name in sorted(names[model])}
-    return found
-
-
-def _defaults(model: str) -> tuple[str, dict[str, str]]:
-    """Of a model's parameters, as flags have them; before them the digest of the runs that have
-    them. (Of a file that imports its neighbours the runs have another digest, and none is known.)
-    """
-    try:
-        found = source.read("model", model)
-    except LabError:
-        return "", {}
-    digest = source.digest_of({found.path: found.digest}, os.path.dirname(found.path))
-    return digest, {one.name: one.shown for one in found.parameters if not one.required}
 
 
 def _trials(

@@ -3,18 +3,14 @@
 from __future__ import annotations
 
 import dataclasses
-import os
 from collections.abc import Iterable
 from typing import Any
 
 import numpy as np
 
 from lab.errors import LabError
-from lab.record.checkpoints import Checkpoint, read_tensors
-from lab.record.directory import checkpoint_paths, read_object
 from lab.training.moment import StoredRun
-from lab.training.replay import state_of
-from lab.training.rerun import LOOP, ignore
+from lab.training.replay import restore, state_of, train_to
 from lab.training.state import TrainingState
 
 _kept: list[tuple[Any, TrainingState]] = []  # the last that was compiled, kept to the end
@@ -29,13 +25,10 @@ def weights_at(path: str, steps: Iterable[int]) -> dict[int, dict[str, np.ndarra
     try:
         run = StoredRun(path)
         state = _state_of(run)
-        first = checkpoint_paths(path)[0]
-        saved = read_object(os.path.join(first, "manifest.json"))["state"]
-        state.restore(Checkpoint(0, read_tensors(first), saved, {}), ignore)
+        restore(state, run, 1)
         found = {}
         for step in sorted(steps):
-            while state.step < step:
-                state.run(min(LOOP, step - state.step), ignore)
+            train_to(state, step)
             found[step] = state.weights()
         return found
     except LabError as error:

@@ -158,12 +158,13 @@ def _load(flag: str, reference: str) -> tuple[Any, str]:
 def _from_file(config: Config, kind: Any, strategy: tf.distribute.Strategy) -> Any:
     arguments = source.arguments(config)
     if config.model == "transformer":
-        arguments["matmul"] = _product(strategy)
+        arguments["matmul"] = matmul_for(strategy)
     with user_code.blamed(source.read("model", config.model)):
         return seeded(kind, config.seed)(**arguments)
 
 
-def _product(strategy: tf.distribute.Strategy) -> layers.Product:
+def matmul_for(strategy: tf.distribute.Strategy) -> layers.Product:
+    """The product of matrices that is fastest in a step of this strategy."""
     return xla.matmul if cpu_program(strategy) else tf.matmul
 
 
@@ -179,5 +180,5 @@ def _perceptron(config: Config, data: Data, strategy: tf.distribute.Strategy) ->
         layers.ACTIVATIONS[config.activation],
         layers.INITIALIZERS[config.initializer](config.init_stddev),
         config.seed,
-        _product(strategy),
+        matmul_for(strategy),
     )

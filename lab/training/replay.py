@@ -58,14 +58,28 @@ class Replay:
             raise LabError(f"{run.path} has no step {step}: it has the steps 1 to {self._steps}")
         untouched = state.tensors()
         try:
-            number, path = run.checkpoint_before(step)
-            manifest = read_object(os.path.join(path, "manifest.json"))
-            state.restore(Checkpoint(number, read_tensors(path), manifest["state"], {}), ignore)
-            while state.step < step - 1:
-                state.run(min(LOOP, step - 1 - state.step), ignore)
+            restore(state, run, step)
+            train_to(state, step - 1)
             yield state
         finally:  # the model may be the caller's
             state.assign(untouched)
+
+
+def restore(state: TrainingState, run: StoredRun, step: int) -> None:
+    """Gives a state what the run's newest checkpoint before a step holds.
+
+    Raises:
+      LabError: there is none, or it cannot be read.
+    """
+    number, path = run.checkpoint_before(step)
+    saved = read_object(os.path.join(path, "manifest.json"))["state"]
+    state.restore(Checkpoint(number, read_tensors(path), saved, {}), ignore)
+
+
+def train_to(state: TrainingState, step: int) -> None:
+    """Trains on to the end of a step."""
+    while state.step < step:
+        state.run(min(LOOP, step - state.step), ignore)
 
 
 def _moment(run: StoredRun, state: TrainingState, observing: TrainLoop, step: int) -> Moment:
