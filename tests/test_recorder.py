@@ -398,11 +398,13 @@ def test_a_directory_that_cannot_be_is_a_lab_error(tmp_path):
         Recorder(str(tmp_path / "file" / "run"), ("loss",), ["x"], [30])
 
 
-def test_record_if_directs_the_record(tmp_path):
+def test_record_if_and_another_writer_direct_the_record(tmp_path):
     """As tf.summary's own functions."""
-    recorder = Recorder(str(tmp_path), ("loss",), ["x"], [30])
+    writer = tf.summary.create_file_writer(str(tmp_path / "elsewhere"))
+    recorder = Recorder(str(tmp_path / "run"), ("loss",), ["x"], [30], writer)
     for step in range(1, 7):
         with tf.summary.record_if(step % 2 == 0):
             recorder.steps(step, empty())
     recorder.close()
-    assert events.read(tmp_path)["x"].steps == [2, 4, 6]
+    assert events.read(tmp_path / "elsewhere")["x"].steps == [2, 4, 6]
+    assert not list((tmp_path / "run").iterdir())

@@ -36,6 +36,7 @@ class Recorder:
       directory: of the event file.
       scalars: tags of the scalars of a step.
       tags, sizes: of the histograms of a step, and the number of entries of each tensor.
+      writer: takes the events; a file writer in `directory` unless given.
 
     Attributes:
       nonfinite: by tag, the first step whose tensor held NaN or infinity, and how many. Such
@@ -50,6 +51,7 @@ class Recorder:
         scalars: Sequence[str],
         tags: Sequence[str],
         sizes: Sequence[int],
+        writer: tf.summary.SummaryWriter | None = None,
     ) -> None:
         self.nonfinite: dict[str, dict[str, int]] = {}
         _wait_for_a_later_name(directory)
@@ -60,10 +62,10 @@ class Recorder:
         self._full = [Layout(scalars, tags, sizes, first) for first in (True, False)]
         with _readable_errors(), tf.device("/cpu:0"):
             tf.io.gfile.makedirs(directory)
-            self._writer = tf.summary.create_file_writer(
+            self._writer = writer or tf.summary.create_file_writer(
                 directory, max_queue=_QUEUE, filename_suffix=".v2"
             )
-        self._path = event_files(directory)[-1]
+        self._path = "" if writer else event_files(directory)[-1]
         self._write = tf.function(
             self._write_each,
             input_signature=[tf.TensorSpec([None], tf.string), tf.TensorSpec([None], tf.int64)],
@@ -126,7 +128,7 @@ class Recorder:
         """Returns when all that was recorded so far is in the file."""
         self._submit(self._writer.flush)
         self._wait(0)
-        if not os.path.exists(self._path):
+        if self._path and not os.path.exists(self._path):
             raise LabError(f"{self._path} was deleted while it was written: run again")
 
     def close(self) -> None:
