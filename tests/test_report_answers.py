@@ -101,7 +101,7 @@ def test_intervals_over_runs_are_scipys():
     assert across("", "", [0.0, 0.1]).low < 0
     ends = across("", "", [-90.0, 95.0], "points")  # of accuracies that are 0 and 1 at most
     assert (ends.low, ends.high) == (-100, 100)
-    (pair,) = results.compare([{0: 0.9, 1: 0.1}, {0: 0.1, 1: 0.9}])
+    (pair,) = results.compare([{0: 0.9, 1: 0.1}, {0: 0.1, 1: 0.9}], ["mnist", "mnist"])
     assert (pair.low, pair.high) == (-1, 1)
 
 
