@@ -1,5 +1,6 @@
 """Everystep: a lab for looking inside a network while it trains."""
 
+import contextlib
 import importlib
 import sys
 from types import ModuleType
@@ -33,7 +34,6 @@ def __getattr__(name: str) -> Any:
 
 
 def _module(name: str) -> ModuleType:
-    if name not in sys.modules:
-        with quiet_stderr():  # it may be the first that loads TensorFlow
-            importlib.import_module(name)
-    return sys.modules[name]
+    # It may be the first that loads TensorFlow.
+    with contextlib.nullcontext() if name in sys.modules else quiet_stderr():
+        return importlib.import_module(name)

@@ -1,5 +1,5 @@
-"""What all programs need of a terminal: a quiet start of TensorFlow, a quiet end where nobody reads
-on, the TensorBoard command."""
+"""What all programs need of a terminal: a quiet start of TensorFlow, a quiet end where the
+output pipe is closed, the TensorBoard command."""
 
 from __future__ import annotations
 
@@ -46,8 +46,8 @@ def fail(program: str, error: Exception | str, status: int) -> int:
 
 
 def program(main: Callable[[], int]) -> Callable[[], int]:
-    """Ends a program without words where its standard output is a pipe that nobody reads any more,
-    as `| head` leaves it, with the status that a shell gives such programs."""
+    """Ends a program silently where its standard output is a closed pipe, as `| head` leaves it,
+    with the status that a shell gives such programs."""
 
     @functools.wraps(main)
     def whole() -> int:
@@ -90,8 +90,13 @@ def quiet_stderr() -> Iterator[None]:
     if os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3") != "3":
         yield
         return
-    sys.stderr.flush()
-    stderr = os.dup(2)
+    try:
+        stderr = os.dup(2)
+    except OSError:  # a process without standard error
+        yield
+        return
+    if sys.stderr:
+        sys.stderr.flush()
     with tempfile.TemporaryFile() as notices:
         os.dup2(notices.fileno(), 2)
         try:

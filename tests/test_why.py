@@ -24,18 +24,18 @@ class Record:
 
     path = "made"
 
-    def __init__(self, seed=0, rate=0.01):
+    def __init__(self, seed=0, rate=0.01, steps=STEPS):
         random = np.random.default_rng(seed)
-        size = np.exp(-0.004 * np.arange(STEPS))
-        self.config = {"optimizer": "sgd", "learning_rate": rate, "training_steps": STEPS}
+        size = np.exp(-0.004 * STEPS / steps * np.arange(steps))
+        self.config = {"optimizer": "sgd", "learning_rate": rate, "training_steps": steps}
         self.result = None
-        self.values = {"loss": 2 * size * np.exp(random.normal(0, 0.15, STEPS))}
+        self.values = {"loss": 2 * size * np.exp(random.normal(0, 0.15, steps))}
         for name in TENSORS:
-            gradient = size * np.exp(random.normal(0, 0.2, STEPS))
+            gradient = size * np.exp(random.normal(0, 0.2, steps))
             self.values[f"{name}/gradient/norm"] = gradient
             self.values[f"{name}/update/norm"] = rate * gradient
             self.values[f"{name}/norm"] = 5 + 0.3 * np.cumsum(rate * gradient)
-        self.steps = np.arange(1, STEPS + 1)
+        self.steps = np.arange(1, steps + 1)
 
     @property
     def scalar_tags(self):
@@ -176,6 +176,19 @@ def test_a_slight_rise_of_the_loss_counts_where_something_grew(growing, found):
     assert (diagnosis.event.kind, said.kind, said.tensors) == found
     assert diagnosis.event.step == pytest.approx(75, abs=16)
     assert said.facts["rate"] == pytest.approx(np.expm1(rate), rel=0.2)
+
+
+@pytest.mark.parametrize("steps", [600, 10_000])
+def test_a_loss_that_jumps_for_good_is_a_divergence(steps):
+    """To 1.8 times its level, with a first step far out of its range; also in a long run, whose
+    levels are of more steps than lie between two events."""
+    record, jump = Record(steps=steps), round(0.534 * steps)
+    noise = np.exp(np.random.default_rng(1).normal(0, 0.15, steps - jump))
+    loss = record.values["loss"]
+    loss[jump:] = 1.8 * np.median(loss[jump - 16 : jump]) * noise
+    record.times(20, jump + 1, "loss")
+    found = diagnose(record, repeat=False)
+    assert (found.event.kind, found.event.step) == ("divergence", jump + 1)
 
 
 def test_a_layer_that_dies_early_after_large_updates():

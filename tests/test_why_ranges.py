@@ -107,7 +107,7 @@ def test_a_rise_below_the_noise_of_single_steps(seed):
     mean = np.where(t < 450, -t / 450, 0.7 * np.minimum((t - 450) / 50, 1) - 1)
     found = course(record(np.exp(mean + wandering(seed, carried=0.0))))
     assert found.rise == pytest.approx(0.7, abs=0.4)
-    assert found.lowest == pytest.approx(450, abs=64)
+    assert found.left == pytest.approx(450, abs=64)
     assert found.since == pytest.approx(450 * 0.3, abs=100)
     assert found.share == pytest.approx(1 - found.since / 600, abs=0.05)
 

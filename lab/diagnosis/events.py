@@ -112,10 +112,11 @@ def events(chain: Chain) -> list[Event]:
             groups.append([])
         groups[-1].append(departure)
     path, last = course(chain), int(chain.steps[-1])
-    rise = path.lowest if path and path.rise > _RISE else 0
-    found = [_event(chain, group, rise) for group in groups]
+    rise = path.left if path and path.rise > _RISE else 0
+    near = max(GAP, path.length) if path else GAP  # steps by which `rise` may be off
+    found = [_event(chain, group, rise, near) for group in groups]
     seen = [e.departures[-1].step for e in found if e.visible]
-    if path and rise and not any(step >= rise - path.length for step in seen):
+    if rise and not any(step >= rise - near for step in seen):
         found.append(Event("divergence", rise, tuple(_large_updates(chain, rise)), True))
     found = _with_what_followed(found, rise)
     gravest = max((SEVERITY.index(e.kind) for e in found), default=0)
@@ -263,7 +264,7 @@ def _large_updates(chain: Chain, step: int) -> Iterator[Departure]:
         yield Departure(int(chain.steps[row]), "update", tuple(tags), size, "early")
 
 
-def _event(chain: Chain, group: list[Departure], rise: int) -> Event:
+def _event(chain: Chain, group: list[Departure], rise: int, near: int) -> Event:
     shown = [d.step for d in group if d.link == "loss"]
     start, end = group[0].step, group[-1].step
     notes = {d.note for d in group}
@@ -277,7 +278,7 @@ def _event(chain: Chain, group: list[Departure], rise: int) -> Event:
         kind = "collapse"
     elif any(d.note == "dead" and len(d.tags) == len(chain.tensors) for d in group):
         kind = "freeze"
-    elif higher or (rise and start - GAP <= rise <= end + GAP) or "early" in notes:
+    elif higher or (rise and start - near <= rise <= end + near) or "early" in notes:
         kind = "divergence"
     elif shown:
         kind = "spike"

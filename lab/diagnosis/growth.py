@@ -24,14 +24,15 @@ class Course(NamedTuple):
     """How the loss went, by its levels.
 
     Attributes:
-      lowest: the step after the lowest level, those of the end apart.
-      rise: of the end above it, in logarithms; 0 where it may be chance.
+      left: the step after the last level that differs from the lowest by chance, those of the end
+        apart.
+      rise: of the end above the lowest level, in logarithms; 0 where it may be chance.
       since: the first step at whose level the loss was as low as at the end.
       share: of the run that lies behind `since`.
-      length: steps of a level, by which `lowest` and `since` may be off.
+      length: steps of a level, by which `left` and `since` may be off.
     """
 
-    lowest: int
+    left: int
     rise: float
     since: int
     share: float
@@ -75,10 +76,14 @@ def course(chain: Chain) -> Course | None:
         return None
     noise = 1.4826 * float(np.median(np.abs(np.diff(level))))  # of a difference of two
     limit = noise * NormalDist().inv_cdf(1 - FALSE_ALARMS / count)
-    low, end = int(level[:-_LAST].argmin()), float(np.median(level[-_LAST:]))
-    rise, since = end - float(level[low]), int((level <= end).argmax())
-    lowest, first = (int(chain.steps[rows[place]]) for place in (low + 1, since))
-    return Course(lowest, rise if rise > limit else 0.0, first, 1 - since / count, length)
+    low, end = float(level[:-_LAST].min()), float(np.median(level[-_LAST:]))
+    left, since = (
+        np.flatnonzero(level[:-_LAST] <= low + limit)[-1] + 1,
+        int((level <= end).argmax()),
+    )
+    rise = end - low if end - low > limit else 0.0
+    step, first = (int(chain.steps[rows[place]]) for place in (left, since))
+    return Course(step, rise, first, 1 - since / count, length)
 
 
 def grown(chain: Chain, step: int) -> Growth | None:

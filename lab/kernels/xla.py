@@ -104,7 +104,7 @@ def grouped(tensors: Sequence[tf.Tensor], pad: bool = True) -> list[Group]:
     chunks = []  # (length of a row, places)
     for length, places in by_length.items():
         # Beside each other they have to be copied, which costs more where they are large.
-        most = 1 if length >= _COPIED else _TOGETHER // length
+        most = 1 if length >= _COPIED else _TOGETHER // max(length, 1)
         chunks += [(length, places[i : i + most]) for i in range(0, len(places), most)]
     groups = []
     for length, places in chunks:
@@ -205,7 +205,7 @@ def bincounts(values: tf.Tensor, size: int) -> tf.Tensor:
     n = values.shape[1]
     # Large tensors in parts: XLA gives operations to other threads only where many wait.
     length = n // _PARTS // _LANES * _LANES if n >= _SPLIT else n
-    starts = range(0, n - length + 1, length)
+    starts = range(0, n - length + 1, max(length, 1))
     slices = (values[:, start:end] for start, end in itertools.pairwise([*starts, n]))
     return tf.add_n([_bincounts(one, size) for one in slices])
 

@@ -28,7 +28,7 @@ from lab import machine
 from lab.processes.stop import Stop
 from lab.settings.config import Config, Settings
 
-_TRIALS = 100  # that a process runs: TensorFlow keeps 2 MB of each, whose histograms XLA counts
+_TRIALS = 100  # that a process runs: TensorFlow keeps about 2 MB of each
 
 
 def run(configs: Sequence[Config], settings: Settings, stop: Stop) -> dict[str, str]:

@@ -78,8 +78,8 @@ def _made(evidence: Evidence) -> list[tuple[str, str]]:
         made += _about(reference, evidence)
     intervals = (
         "95%, Student's t over seeds, of shares on the logit scale; for pairs of seeds the"
-        " jackknife over seeds; none for a single run, but of its accuracy in the table Wilson's"
-        " over test images"
+        " jackknife over seeds; none for a single run, except for its accuracy in the"
+        " table: Wilson's, over test images"
     )
     return [*made, ("intervals", intervals)]
 

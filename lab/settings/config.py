@@ -136,7 +136,8 @@ class Config(Checked):
         True, "the same bits on the same devices; a GPU may be faster without", single=True
     )
     xla: str = choice(
-        "whether XLA compiles the step; auto: where that is faster", ("auto", "on", "off")
+        "whether XLA compiles the step; auto: of one replica, where that is faster",
+        ("auto", "on", "off"),
     )
 
     display_step: int = field(

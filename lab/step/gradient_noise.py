@@ -91,11 +91,16 @@ def scalars(products: tf.Tensor, bounds: Sequence[int], scale: float) -> tf.Tens
     columns = [
         tf.sqrt(reduced[:1]),
         tf.sqrt(local),
-        *(tf.math.divide_no_nan(dot, tf.sqrt(local) * tf.sqrt(reduced)) for dot in dots),
+        *(_cosine(dot, local, reduced) for dot in dots),
         variance[None],
         (large - variance / batch)[None],
     ]
     return tf.reshape(tf.transpose(tf.concat(columns, axis=0)), [-1])
+
+
+def _cosine(dot: tf.Tensor, a: tf.Tensor, b: tf.Tensor) -> tf.Tensor:
+    """Of two vectors, of which a and b are the squared norms."""
+    return tf.clip_by_value(tf.math.divide_no_nan(dot, tf.sqrt(a) * tf.sqrt(b)), -1.0, 1.0)
 
 
 def noise_columns(tags: Sequence[str]) -> list[tuple[str, list[int]]]:

@@ -45,17 +45,15 @@ def about(
         _disk(path, state, recorder, evaluate, save),
     ]
     cores, threads = len(machine.cores()), config.threads
-    if cores > threads and not state.loop.on_gpu:
-        lines.append(
-            f"each operation takes {threads} of {cores} cores; --threads={cores} takes them all, "
-            "and gives other last bits"
-        )
     here = len(state.strategy.extended.worker_devices)
-    if here * threads > cores and here > 1 and threads > 1 and not state.loop.on_gpu:
-        lines.append(
-            f"{here} replicas with {threads} threads each share {cores} cores; --threads=1 is "
-            "faster, and gives other last bits"
-        )
+    share, words = max(cores // here, 1), ""
+    if threads > share and here > 1:
+        words = f"{here} replicas of {threads} threads share {cores} cores; with --threads={share} "
+        words += "they do not wait for each other's"
+    elif threads < share:
+        words = f"each operation takes {threads} of {share} cores; --threads={share} takes them all"
+    if words and not state.loop.on_gpu:
+        lines.append(f"{words}; other last bits")
     return lines
 
 
@@ -75,9 +73,9 @@ def _disk(
     left = config.training_steps - state.step
     events, fewer = (there + recorder.bytes_of(left, n) for n in (every, 10 * every))
     less = f" (with --histogram_every={10 * every} {_size(fewer)})" if fewer < events / 2 else ""
-    first = next(iter(checkpoint_paths(path).values()), path)
-    bytes_ = sum(entry.stat().st_size for entry in os.scandir(first))
-    kept = 1 + min(save.left(state.step), KEEP)
+    saved = [*checkpoint_paths(path).values()] or [path]
+    bytes_ = sum(entry.stat().st_size for entry in os.scandir(saved[0]))
+    kept = 1 + min(len(saved) - 1 + save.left(state.step), KEEP)
     return f"on disk: {_size(events)} of events{less}, and {kept} checkpoints of {_size(bytes_)}"
 
 

@@ -28,8 +28,8 @@ def layout(
 
     Args:
       order: tags of variables as the forward pass uses them, as far as that is known.
-      summed: whether the loss is a sum over the batch, which no test loss can be compared with: a
-        mean.
+      summed: whether the loss is a sum over the batch, so that it cannot be
+        compared with the test loss, which is a mean.
     """
     rows: dict[str, list[str]] = {}
     for tag in histograms:

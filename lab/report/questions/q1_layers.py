@@ -272,7 +272,7 @@ def _every_configuration(draft: Draft, reference: dict[str, Figure]) -> dict[str
             elsewhere.append((figures[name].value or 0, told | {"left": figures[name]}))
     columns = ("configuration", "nothing reset", *map(spoken, names))
     draft.table("resets-all", columns, rows, lowest=sorted(lowest))
-    most, facts = max(elsewhere, key=lambda one: one[0])
+    most, facts = max(elsewhere, key=lambda one: one[0], default=(0.0, {}))
     limit = max(one.value or 0 for one in reference.values()) + POINT
     return facts if most > limit else None
 

@@ -549,7 +549,7 @@ async function add({ runs: described, blobs, ...rows }) {
   change(atEnd ? { step: lastStep } : {});
 }
 
-/** Where a run died, or at the first else that happened: one step later, with that one pinned; or at the end. */
+/** Where a run died, or at the first other mark: one step later, with that one pinned; or at the end. */
 function begin() {
   const dead = ({ status }) => ["collapsed", "nonfinite"].includes(status);
   const marks = [...runs].sort((a, b) => dead(b) - dead(a)).flatMap((run) => run.marks);
