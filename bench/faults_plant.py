@@ -143,11 +143,13 @@ def planted(fault: Fault | None) -> Iterator[None]:
         yield
 
 
-def _step(original: Any, change: Any, training: Any, compute: Any, number: Any, reduce: Any) -> Any:
+def _step(
+    original: Any, change: Any, training: Any, compute: Any, number: Any, reduce: Any, *rest: Any
+) -> Any:
     def changed(tensors: list[tf.Tensor]) -> list[tf.Tensor]:
         return change(number, reduce(tensors))
 
-    return original(training, compute, number, changed)
+    return original(training, compute, number, changed, *rest)
 
 
 def _scaled(fault: Fault, factor: float, number: tf.Tensor, gradients: list) -> list:
