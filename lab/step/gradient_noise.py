@@ -60,7 +60,7 @@ def dots(a: Sequence[tf.Tensor], b: Sequence[tf.Tensor]) -> tf.Tensor:
     the same list, TensorFlow does not write the squares to memory."""
     pairs = [(tf.cast(x, tf.float32), tf.cast(y, tf.float32)) for x, y in zip(a, b, strict=True)]
     if a is b:
-        return tf.stack([2.0 * tf.nn.l2_loss(x) for x, _ in pairs])
+        return 2.0 * tf.stack([tf.nn.l2_loss(x) for x, _ in pairs])
     return tf.stack([tf.reduce_sum(x * y) for x, y in pairs])
 
 

@@ -223,8 +223,8 @@ class TrainLoop:
             if "products" in first:
                 products = first["products"], self._shares.bounds
                 noise = [gradient_noise.scalars(*products, training.scale)]
-            scalars = self.watch.scalars(batch, first["tensors"], noise, self._cpu_program)
-            recorded = {"scalars": scalars}
+            kernels = self.on_gpu, self._cpu_program
+            recorded = {"scalars": self.watch.scalars(batch, first["tensors"], noise, *kernels)}
             if self.watch.tags:
                 recorded |= self._histograms(first["tensors"], first.get("local"), number)
         return recorded | first.get("observed", {})

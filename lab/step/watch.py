@@ -109,6 +109,7 @@ class Watch:
         batch: tf.Tensor,
         tensors: Tensors,
         noise: Sequence[tf.Tensor],
+        on_gpu: bool,
         cpu_program: bool,
     ) -> tf.Tensor:
         """The scalars of a step: float32 [scalar_tags].
@@ -123,7 +124,7 @@ class Watch:
         ends: list[Any] = []
         if self._norms:
             normed = [tf.cast(tensors[entry.tag], tf.float32) for entry in self._norms]
-            squares = xla.squares(normed) if cpu_program else gradient_noise.dots(normed, normed)
+            squares = gradient_noise.dots(normed, normed) if on_gpu else xla.squares(normed)
             norms = tf.sqrt(squares)
             parts.append(norms)
             count = len(self._names)
