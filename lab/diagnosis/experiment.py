@@ -251,7 +251,7 @@ def _since(run: Any, chain: Chain, step: int, wrong: dict[str, float]) -> Findin
     return Finding("gradient", high, (tag,), reason=reason, checked=True)
 
 
-def changed(run: Any, chain: Chain, event: Event, found: Finding) -> Outcome | None:
+def repeat_changed(run: Any, chain: Chain, event: Event, found: Finding) -> Outcome | None:
     """Repeats the run from before the culprit's step with that link changed; None where there is
     nothing to change, or no later step to look at."""
     step, lost = found.step, event.kind == "nonfinite"

@@ -77,10 +77,8 @@ def course(chain: Chain) -> Course | None:
     noise = 1.4826 * float(np.median(np.abs(np.diff(level))))  # of a difference of two
     limit = noise * NormalDist().inv_cdf(1 - FALSE_ALARMS / count)
     low, end = float(level[:-_LAST].min()), float(np.median(level[-_LAST:]))
-    left, since = (
-        np.flatnonzero(level[:-_LAST] <= low + limit)[-1] + 1,
-        int((level <= end).argmax()),
-    )
+    left = int(np.flatnonzero(level[:-_LAST] <= low + limit)[-1]) + 1
+    since = int((level <= end).argmax())
     rise = end - low if end - low > limit else 0.0
     step, first = (int(chain.steps[rows[place]]) for place in (left, since))
     return Course(step, rise, first, 1 - since / count, length)

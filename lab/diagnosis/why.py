@@ -87,7 +87,7 @@ def diagnose(run: Any, repeat: bool = True, experiments: bool = False) -> Diagno
             if event and finding:
                 finding = experiment.examine(run, chain, event, finding)
                 if experiments:
-                    outcome = experiment.changed(run, chain, event, finding)
+                    outcome = experiment.repeat_changed(run, chain, event, finding)
             elif experiments and len(chain.steps):
                 finding = experiment.unseen(run, chain)
                 if finding:

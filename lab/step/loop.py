@@ -240,7 +240,7 @@ class TrainLoop:
 
         update = self._training.optimizer.update
         if self.xla and not self._one_program:
-            # Variables that a model assigns are synchronized, which a function within cannot be.
+            # A nested function cannot synchronize the variables that a model assigns.
             if not self._training.model.state:
                 compute = tf.function(compute, jit_compile=True, autograph=False)
             update = tf.function(update, jit_compile=True, autograph=False)

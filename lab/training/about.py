@@ -48,12 +48,12 @@ def about(
     here = len(state.strategy.extended.worker_devices)
     share, words = max(cores // here, 1), ""
     if threads > share and here > 1:
-        words = f"{here} replicas of {threads} threads share {cores} cores; with --threads={share} "
-        words += "they do not wait for each other's"
+        words = f"{here} replicas of {threads} threads share {cores} cores; "
+        words += f"--threads={share} keeps them apart"
     elif threads < share:
         words = f"each operation takes {threads} of {share} cores; --threads={share} takes them all"
     if words and not state.loop.on_gpu:
-        lines.append(f"{words}; other last bits")
+        lines.append(f"{words}, and gives other last bits")
     return lines
 
 
