@@ -310,18 +310,30 @@ def test_a_trial_for_each_core_as_far_as_memory_goes(monkeypatch):
         assert pool.default_jobs() == jobs
 
 
-def test_trials_begin_in_the_grids_order_and_in_one_process(stand_in):
+def test_trials_that_differ_in_their_seed_follow_each_other_in_one_process(stand_in):
     stand_in("process", "optimizer")
     outcome = programs.train("--optimizer=sgd,adam", "--seeds=2", "--jobs=1")
     assert outcome.status == 1
     order = re.findall(r"seed=(\d): failed: (\w+) (\d+)", outcome.out)
-    assert [(s, o) for s, o, _ in order] == [
-        ("0", "sgd"),
-        ("0", "adam"),
-        ("1", "sgd"),
-        ("1", "adam"),
+    assert [(o, s) for s, o, _ in order] == [
+        ("sgd", "0"),
+        ("sgd", "1"),
+        ("adam", "0"),
+        ("adam", "1"),
     ]
     assert len({process for *_, process in order}) == 1
+
+
+def test_each_process_begins_with_another_config():
+    configs = [Config(optimizer=one, seed=seed) for seed in range(3) for one in ("sgd", "adam")]
+    waiting, last, taken = pool._Waiting(configs), [None, None], []
+    while waiting:
+        for process in range(2):
+            last[process] = waiting.take(last[process])
+            taken.append(last[process])
+    assert {c.optimizer for c in taken[::2]} == {"sgd"}
+    assert {c.optimizer for c in taken[1::2]} == {"adam"}
+    assert sorted(taken, key=configs.index) == configs
 
 
 def test_a_worker_that_will_not_start_fails_each_trial_with_its_last_words(stand_in):

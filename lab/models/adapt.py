@@ -29,6 +29,7 @@ class Network:
       variables: the trainable variables by tag, each once; those of integers are none.
       state: the other variables by tag, such as the moving averages of BatchNorm. The model assigns
         them in its call.
+      passed: which of `training`, `seed` and `step` the model's call is given.
 
     Raises:
       LabError: it is no such callable, has nothing to train, or holds texts.
@@ -46,7 +47,7 @@ class Network:
                 f"{type(model).__name__}.trainable_variables is a method: must be a list, or a "
                 "property"
             )
-        self._passed = _accepted(model)
+        self.passed = _accepted(model)
         reached = list(_walk(model, (), set()))
         trainable, rest = _sorted(model, [variable for _, variable in reached])
         named = _named([*trainable, *rest], _tags(reached))
@@ -84,7 +85,7 @@ class Network:
             network.
         """
         accepted = inspect.signature(self.model.activations).parameters
-        for name in self._passed:
+        for name in self.passed:
             if name not in accepted:
                 raise LabError(
                     f"{type(self.model).__name__}.activations must accept {name}, as its call does"
@@ -94,7 +95,7 @@ class Network:
     def _arguments(self, *values: Any) -> dict[str, Any]:
         """Of the values of `_PASSED`, those that the model's call accepts."""
         given = dict(zip(_PASSED, values, strict=True))
-        return {name: given[name] for name in self._passed}
+        return {name: given[name] for name in self.passed}
 
 
 def _accepted(model: Any) -> tuple[str, ...]:

@@ -44,7 +44,7 @@ def run(configs: Sequence[Config], settings: Settings, stop: Stop) -> dict[str, 
 
 
 async def _run(configs: Sequence[Config], settings: Settings, stop: Stop, board: _Board) -> None:
-    waiting = collections.deque(configs)
+    waiting = _Waiting(configs)
     jobs = min(settings.jobs or default_jobs(), len(configs))
     workers = [_Worker(number, jobs, settings, stop, board) for number in range(jobs)]
     tasks = {asyncio.create_task(worker.run(waiting)) for worker in workers}
@@ -79,6 +79,37 @@ def _gpus() -> list[str]:
     return [str(i) for i in range(len(glob.glob("/dev/nvidia[0-9]*")))]
 
 
+class _Waiting:
+    """The trials that have not begun."""
+
+    def __init__(self, configs: Sequence[Config]) -> None:
+        # By what they have in common but for the seed.
+        self._groups: dict[Config, collections.deque[Config]] = {}
+        for config in configs:
+            self._groups.setdefault(_seedless(config), collections.deque()).append(config)
+
+    def __bool__(self) -> bool:
+        return bool(self._groups)
+
+    def clear(self) -> None:
+        self._groups.clear()
+
+    def take(self, last: Config | None) -> Config:
+        """The trial that a process runs after its last one: of another seed, for which nothing has
+        to be compiled; or the first of those of which the most wait."""
+        group = _seedless(last) if last else None
+        if group not in self._groups:
+            group = max(self._groups, key=lambda one: len(self._groups[one]))
+        config = self._groups[group].popleft()
+        if not self._groups[group]:
+            del self._groups[group]
+        return config
+
+
+def _seedless(config: Config) -> Config:
+    return dataclasses.replace(config, seed=0)
+
+
 class _Worker:
     """Runs one trial after another in a process, and starts another process if that dies."""
 
@@ -101,12 +132,13 @@ class _Worker:
             if self._process:
                 self._process.send_signal(number)
 
-    async def run(self, waiting: collections.deque[Config]) -> None:
+    async def run(self, waiting: _Waiting) -> None:
         """Runs trials until no more are waiting."""
         threads, ran = 0, 0  # of the process: TensorFlow sets up its threads once
+        config = None
         with tempfile.TemporaryFile("w+", errors="replace") as errors:
             while waiting:
-                config = waiting.popleft()
+                config = waiting.take(config)
                 if self._process and (config.threads != threads or ran == _TRIALS):
                     await self._process.communicate(b"")
                     self._process = None

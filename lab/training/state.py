@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import hashlib
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -23,6 +23,7 @@ from lab.step.replica import Training
 from lab.step.trace import Traced
 from lab.step.watch import GRADIENT_NORM
 from lab.training.checks import explained
+from lab.training.programs import Compiled
 from lab.training.session import Notify
 
 # What result.json says of the last evaluation.
@@ -42,12 +43,15 @@ class TrainingState:
       traced: the training's model on a whole batch.
       use_xla: whether XLA compiles the loop. Where it cannot, TensorFlow's own kernels do it.
       max_steps: of a loop.
+      compiled: what an earlier run compiled, if it is of use here: its variables are given the
+        values of this run's.
 
     Attributes:
       step: the last step that is done.
       initial: the weights before the first step, by tag.
       broken: whether NaN or infinity has ended the run.
       evaluator: of the test set; None without one.
+      compiled: what a later run may need.
       saved: what a checkpoint holds beside the tensors, so that a run that is resumed ends with
         the same result.json: plain JSON values.
     """
@@ -61,6 +65,7 @@ class TrainingState:
         traced: Traced,
         use_xla: bool,
         max_steps: int,
+        compiled: Compiled | None = None,
     ) -> None:
         self.config, self.data, self.strategy, self.training = config, data, strategy, training
         x, y = data.x, data.y
@@ -68,22 +73,16 @@ class TrainingState:
             y = shuffled(y, config.seed)
         self._x, self._y = x, y
         self._fed = is_fed(data)
-        if self._fed:
-            x, y = (tf.TensorSpec(one.shape[1:], one.dtype) for one in (x, y))
-        kinds = (*config.watch, GRADIENT_NORM)
-        every = config.histogram_every
-        make = functools.partial(
-            TrainLoop, strategy, training, x, y, kinds, every, max_steps, traced=traced
-        )
         self.take_batches_of(config.seed)
-        self.loop = self._compiled(make, use_xla)
         self.classes = training.metrics.get("accuracy") is accuracy and data.y.ndim == 1
-        self.evaluator = None
-        if data.x_test is not None and data.y_test is not None:
-            test = data.x_test, data.y_test
-            self.evaluator = Evaluator(strategy, training, *test, self.classes)
-            with explained("the model cannot be called on the test examples"):
-                self.evaluator.compile()
+        if compiled:
+            own = self.tensors()
+            self.training, self.loop, self.evaluator = compiled
+            self.assign(own)
+        else:
+            self.loop = self._make_loop(traced, use_xla, max_steps)
+            self.evaluator = self._make_evaluator()
+        self.compiled = Compiled(self.training, self.loop, self.evaluator)
         self.initial = self.weights()
         self.step, self.broken = 0, False
         courses = ["step", "test_loss", *(f"test_{name}" for name in training.metrics)]
@@ -99,8 +98,15 @@ class TrainingState:
             "seconds": 0.0,
         }
 
-    def _compiled(self, make: Callable[..., TrainLoop], use_xla: bool) -> TrainLoop:
+    def _make_loop(self, traced: Traced, use_xla: bool, max_steps: int) -> TrainLoop:
         """The loop, compiled here so that a run's `seconds` are training alone."""
+        config, strategy, (x, y) = self.config, self.strategy, (self._x, self._y)
+        if self._fed:
+            x, y = (tf.TensorSpec(one.shape[1:], one.dtype) for one in (x, y))
+        kinds, every = (*config.watch, GRADIENT_NORM), config.histogram_every
+        make = functools.partial(
+            TrainLoop, strategy, self.training, x, y, kinds, every, max_steps, traced=traced
+        )
         loop = make(xla=use_xla)
         try:
             loop.run(self.rows(1, 0), 1)
@@ -113,6 +119,16 @@ class TrainingState:
             loop = make(xla=False)
             loop.run(self.rows(1, 0), 1)
         return loop
+
+    def _make_evaluator(self) -> Evaluator | None:
+        data = self.data
+        if data.x_test is None or data.y_test is None:
+            return None
+        test = data.x_test, data.y_test
+        evaluator = Evaluator(self.strategy, self.training, *test, self.classes)
+        with explained("the model cannot be called on the test examples"):
+            evaluator.compile()
+        return evaluator
 
     def take_batches_of(self, seed: int) -> None:
         """Chooses the examples of each step as a run with this seed does."""

@@ -33,6 +33,7 @@ from lab.training import build
 from lab.training.about import about
 from lab.training.periodic import Checkpointing, Evaluation, LoopLength, Profile
 from lab.training.problem import Problem
+from lab.training.programs import Programs
 from lab.training.progress import Reporter
 from lab.training.session import AnyRecorder, Session, open_session
 from lab.training.state import TrainingState
@@ -52,13 +53,14 @@ def run(
     stop: Stop,
     started: float,
     cluster: Cluster | None = None,
+    programs: Programs | None = None,
 ) -> tuple[str, dict[str, Any]]:
     """Trains, records and writes result.json, unless that was done before.
 
     A run that was interrupted is resumed from its newest checkpoint, to exactly the result that it
     would have had. `started` is the time of the program's start on time.monotonic's clock,
     `cluster` the workers that train together, after they have met: the first, the chief, alone
-    reads and writes the run directory.
+    reads and writes the run directory. `programs` are an earlier run's, which this one may share.
 
     Returns:
       The run directory, and what its result.json holds.
@@ -81,9 +83,13 @@ def run(
             return path, session.result
         length = LoopLength(config, settings, problem.data)
         use_xla = build.choose_xla(config, strategy, traced)
+        programs = programs or Programs()
+        alike = facts, settings.devices, length.most, use_xla
+        compiled = programs.find(config, training, alike)
         state = TrainingState(
-            config, problem.data, strategy, training, traced, use_xla, length.most
+            config, problem.data, strategy, training, traced, use_xla, length.most, compiled
         )
+        programs.keep(state.compiled)
         with closing(_begin(state, session, group, reporter, path)) as recorder:
             evaluate = Evaluation(state, recorder, reporter)
             save = Checkpointing(state, session, recorder, group, settings.checkpoint_every)

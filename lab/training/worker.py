@@ -61,8 +61,9 @@ def main() -> None:
         with loading_tensorflow():
             from lab.training import trial
             from lab.training.problem import load_data, problem_of
+            from lab.training.programs import Programs
 
-        load = functools.lru_cache(maxsize=2)(load_data)
+        load, programs = functools.lru_cache(maxsize=2)(load_data), Programs()
         orders: queue.Queue[str | None] = queue.Queue()
         threading.Thread(target=_read, args=(orders, stop), daemon=True).start()
         while not stop.signal and (order := orders.get()) is not None:
@@ -72,7 +73,9 @@ def main() -> None:
             try:
                 data, files = load(config.data)
                 problem, started = problem_of(config, data, files), time.monotonic()
-                _, result = trial.run(config, settings, problem, pipe, stop, started)
+                _, result = trial.run(
+                    config, settings, problem, pipe, stop, started, programs=programs
+                )
                 pipe.answer(result=result, ran=pipe.ran)
             except LabError as error:
                 pipe.answer(error=str(error))
