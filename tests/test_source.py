@@ -449,3 +449,11 @@ def test_a_moved_file_is_the_same_run_and_another_name_in_it_is_not(tmp_path):
         ("loss", "softmax_cross_entropy", "FILE.py:loss"),
         ("model", "FILE.py:Net", "FILE.py:Sub"),
     ]
+
+
+def test_of_another_run_only_the_fields_of_its_model_are_told(tmp_path):
+    """Runs of older versions have all fields, whatever the model."""
+    earlier, now = Config(model="convnet"), Config(model="convnet", batch_size=7)
+    RunDirectory(str(tmp_path / "run"), {"config": dataclasses.asdict(earlier)}, "e").close()
+    with pytest.raises(LabError, match=r"another run \(batch_size was 256, is 7\): "):
+        RunDirectory(str(tmp_path / "run"), {"config": now.own}, "n")

@@ -13,7 +13,7 @@ import shutil
 from typing import Any
 
 from lab.errors import LabError
-from lab.settings.config import placeless, renamed
+from lab.settings.config import own_fields, placeless, renamed
 
 CONFIG, RESULT, LOCK = "config.json", "result.json", "lock"
 EVENTS = "events.out.tfevents.*"
@@ -155,8 +155,8 @@ class RunDirectory:
 
 
 def _flat(config: dict[str, Any]) -> dict[str, Any]:
-    """The fields of the inner config beside the others, as JSON has them. `data` is their digest,
-    not their place; of files with models and losses, too, the place is left out."""
+    """The model's fields of the inner config beside the others, as JSON has them. `data` is their
+    digest, not their place; of files with models and losses, too, the place is left out."""
     plain = json.loads(json.dumps(config))
     inner = renamed(plain.pop("config", None))
-    return placeless(inner) | plain if isinstance(inner, dict) else plain
+    return placeless(own_fields(inner)) | plain if isinstance(inner, dict) else plain

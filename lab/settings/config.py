@@ -178,12 +178,7 @@ class Config(Checked):
     @property
     def own(self) -> dict[str, Any]:
         """The fields by name, without those that belong to another model."""
-        others = {
-            one.name
-            for one in dataclasses.fields(self)
-            if one.metadata.get("of", self.model) != self.model
-        }
-        return {k: v for k, v in dataclasses.asdict(self).items() if k not in others}
+        return own_fields(dataclasses.asdict(self))
 
     @property
     def _unlike(self) -> dict[str, Any]:
@@ -282,6 +277,12 @@ def default(one: dataclasses.Field, model: str) -> Any:
     """What a field of Config is in a run of that model unless something is said of it. Clipped
     loss and sum belong to the reference recipe, and so to mlp."""
     return one.default if model == "mlp" else _OF_OTHER_MODELS.get(one.name, one.default)
+
+
+def own_fields(fields: Mapping[str, Any]) -> dict[str, Any]:
+    """A config's fields without those that belong to another model than its own."""
+    of = {one.name: one.metadata.get("of") for one in dataclasses.fields(Config)}
+    return {k: v for k, v in fields.items() if of.get(k) in (None, fields.get("model"))}
 
 
 def placeless(fields: Mapping[str, Any]) -> dict[str, Any]:
