@@ -22,13 +22,12 @@ from bench.workers import FOLDER, ROOT, Failed, log
 from lab import data, machine
 
 RULES = ["sgd", "adam"]
-# What keeps all contestants to the instructions of an older CPU: XLA's programs; oneDNN's kernels,
-# which TensorFlow leaves aside there; PyTorch's kernels, and the products that it has of MKL.
+# What keeps all contestants to the instructions of an older CPU: XLA's programs; oneDNN's kernels;
+# PyTorch's kernels, and the products that it has of MKL.
 ISAS = {
     "avx2": {
         "XLA_FLAGS": "--xla_cpu_max_isa=AVX2",
         "ONEDNN_MAX_CPU_ISA": "AVX2",
-        "TF_ENABLE_ONEDNN_OPTS": "0",
         "ATEN_CPU_CAPABILITY": "avx2",
         "MKL_ENABLE_INSTRUCTIONS": "AVX2",
     }

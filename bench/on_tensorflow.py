@@ -5,6 +5,8 @@ from __future__ import annotations
 import os
 
 os.environ["KERAS_BACKEND"] = "tensorflow"
+if "ONEDNN_MAX_CPU_ISA" in os.environ:  # an older CPU, on which TensorFlow leaves oneDNN aside
+    os.environ["TF_ENABLE_ONEDNN_OPTS"] = "0"
 
 import keras
 import numpy as np

@@ -6,7 +6,10 @@ import sys
 from types import ModuleType
 from typing import Any
 
+from lab import machine
 from lab.terminal import quiet_stderr
+
+machine.take_onednn()
 
 __version__ = "0.1.0"
 _RULES = ("Rule", "SGD", "Adam", "RMSProp", "Adagrad", "Adadelta")

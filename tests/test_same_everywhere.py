@@ -75,13 +75,13 @@ def test_threads_and_cores_of_the_machine_change_no_bit(recipe):
 @pytest.mark.slow
 @pytest.mark.parametrize("recipe", ["cpu:1"], indirect=True)
 def test_a_grid_changes_no_bit(recipe, tmp_path):
-    """A trial on its share of the cores, beside another one."""
+    """A trial on its share of the cores, beside others; with the programs of an earlier one."""
     done = programs.finish(
         programs.start(
             *(
                 *RECIPE,
                 f"--devices={recipe.devices}",
-                "--seeds=2",
+                "--seeds=2,1,0",
                 "--jobs=2",
                 f"--logdir={tmp_path}",
             ),
@@ -162,6 +162,23 @@ def test_what_a_cpu_is_told_belongs_to_its_kind():
     )
     assert machine.cpu({"XLA_FLAGS": "--xla_dump_to=x"}) == plain
     assert plain and "\n" not in plain
+
+
+@pytest.mark.parametrize(
+    ("flags", "given", "wanted", "told"),
+    [
+        ("fma avx2", {}, "1", ", AVX2, with oneDNN"),
+        ("fma avx2", {"TF_ENABLE_ONEDNN_OPTS": "0"}, "0", ", AVX2, without oneDNN"),
+        ("avx2 avx512f avx512_vnni", {}, "1", ", AVX-512"),  # where TensorFlow takes it anyway
+        ("avx", {}, None, ", AVX"),
+    ],
+)
+def test_onednn_is_taken_on_every_cpu_with_avx2(monkeypatch, flags, given, wanted, told):
+    monkeypatch.setattr(machine, "_read", lambda _: f"model name\t: X\nflags\t\t: {flags}\n\n")
+    monkeypatch.setattr(os, "environ", dict(given))
+    machine.take_onednn()
+    assert os.environ.get("TF_ENABLE_ONEDNN_OPTS") == wanted
+    assert machine.cpu(os.environ) == f"X{told}"
 
 
 @pytest.mark.parametrize("cores", [6, pytest.param(2, marks=pytest.mark.slow)])
