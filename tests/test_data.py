@@ -81,6 +81,13 @@ class TestOtherData:
         np.testing.assert_array_equal(found.y_test, test_labels)
         assert found.image_shape == (4, 3) and found.num_classes == 5
 
+    def test_gzip_of_several_members_with_padding(self, idx_folder, tiny):
+        path = idx_folder / f"{TEST_LABELS}.gz"
+        raw = gzip.decompress(path.read_bytes())
+        path.write_bytes(gzip.compress(raw[:20]) + gzip.compress(raw[20:]) + bytes(5))
+        assert gzip.decompress(path.read_bytes()) == raw
+        np.testing.assert_array_equal(load(str(idx_folder)).y_test, tiny[3])
+
     def test_a_class_that_only_the_test_set_has(self, idx_folder):
         labels = np.arange(41, dtype=np.uint8) % 8
         path = idx_folder / f"{TEST_LABELS}.gz"

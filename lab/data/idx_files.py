@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import gzip
 import math
 import os
 import zlib
@@ -23,17 +22,31 @@ FILES = {
 def read_file(folder: str, name: str) -> tuple[str, bytes]:
     """The path and content of a file, or of its gzipped version."""
     plain = os.path.join(folder, name)
-    path, opener = (f"{plain}.gz", gzip.open) if os.path.exists(f"{plain}.gz") else (plain, open)
+    path = f"{plain}.gz" if os.path.exists(f"{plain}.gz") else plain
     if not os.path.exists(path):
         raise LabError(
             f"no {name}.gz and no {name} in {folder}: --data needs a folder with the four "
             f"files {', '.join(FILES)}"
         )
     try:
-        with opener(path, "rb") as file:
-            return path, file.read()
+        with open(path, "rb") as file:
+            raw = file.read()
+        return path, raw if path == plain else _unzipped(raw)
     except (OSError, EOFError, zlib.error) as error:
         raise LabError(f"{path} cannot be read ({error}): replace it") from error
+
+
+def _unzipped(raw: bytes) -> bytes:
+    """What `gzip` gives, in one call of zlib: that works a few kilobytes at a time, and where
+    another thread runs Python, which is TensorFlow's import here, it waits for it each time."""
+    parts = []
+    while raw := raw.lstrip(b"\0"):  # members, and padding behind the last
+        member = zlib.decompressobj(wbits=31)
+        parts.append(member.decompress(raw))
+        if not member.eof:
+            raise EOFError("it ends too early")
+        raw = member.unused_data
+    return b"".join(parts)
 
 
 def parse(path: str, raw: bytes, dimensions: int) -> np.ndarray:

@@ -17,7 +17,7 @@ from tensorboard.plugins.scalar import metadata as scalar_metadata
 
 _EXACT_IN_FLOAT32 = 2**24
 _MARKER = b"\xa5"  # in no text
-_AROUND = 16 + 9 + 3 + 4  # bytes of a record, and in it of time, step, and the summary's length
+AROUND = 16 + 9 + 3 + 4  # bytes of a record, and in it of time, step, and the summary's length
 
 
 class Layout:
@@ -49,7 +49,7 @@ class Layout:
             numbers = "<f4" if size <= _EXACT_IN_FLOAT32 else "<f8"
             dtypes.append(_add(summary, tag, np.dtype((numbers, (30, 3))), histogram))
         self._bytes = summary.SerializeToString()
-        self.size = len(self._bytes) + _AROUND
+        self.size = len(self._bytes) + AROUND
         places, end = [], 0
         for dtype in dtypes:
             places.append(self._bytes.index(_MARKER * dtype.itemsize, end))

@@ -24,7 +24,7 @@ from tensorboard.plugins.text.summary_v2 import text_pb
 
 from lab.errors import LabError
 from lab.record.directory import event_files
-from lab.record.event_bytes import Layout
+from lab.record.event_bytes import AROUND, Layout
 
 _QUEUE = 100  # events that the writer holds back at most
 
@@ -39,6 +39,7 @@ class Recorder:
       writer: takes the events; a file writer in `directory` unless given.
 
     Attributes:
+      size: about how many bytes the event files there take, with what `start` was given.
       nonfinite: by tag, the first step whose tensor held NaN or infinity, and how many. Such
         entries are in no bucket; the scalar `TAG/nonfinite` counts them at each step with any.
 
@@ -66,6 +67,7 @@ class Recorder:
                 directory, max_queue=_QUEUE, filename_suffix=".v2"
             )
         self._path = "" if writer else event_files(directory)[-1]
+        self.size = sum(map(os.path.getsize, event_files(directory)))
         self._write = tf.function(
             self._write_each,
             input_signature=[tf.TensorSpec([None], tf.string), tf.TensorSpec([None], tf.int64)],
@@ -114,8 +116,9 @@ class Recorder:
             hparams_api.hparams_config_pb(list(keys), metrics),
             hparams_api.hparams_pb(dict(hparams), trial_id=name),
         ]
-
-        self._submit(self._write_graph, graph)
+        graph_def = graph.as_graph_def()
+        self.size += sum(one.ByteSize() + AROUND for one in (graph_def, *summaries))
+        self._submit(self._write_graph, graph_def)
         self._submit(self._write_summaries, summaries)
 
     def finish(self, succeeded: bool) -> None:
@@ -167,9 +170,9 @@ class Recorder:
             start = (tf.constant(0),)
             tf.while_loop(lambda i: i < tf.size(steps), write, start, parallel_iterations=1)
 
-    def _write_graph(self, graph: tf.Graph) -> None:
+    def _write_graph(self, graph_def: Any) -> None:
         with self._writer.as_default():
-            tf.summary.graph(graph)
+            tf.summary.graph(graph_def)
 
     def _write_summaries(self, summaries: Sequence[Any], step: int = 0) -> None:
         content = [summary.SerializeToString() for summary in summaries]
@@ -213,6 +216,7 @@ class NullRecorder:
 
     def __init__(self) -> None:
         self.nonfinite: dict[str, dict[str, int]] = {}
+        self.size = 0
 
     def _nothing(self, *_: Any, **__: Any) -> None: ...
 

@@ -6,7 +6,7 @@ import os
 
 from lab import machine
 from lab.record.checkpoints import KEEP
-from lab.record.directory import checkpoint_paths, event_files
+from lab.record.directory import checkpoint_paths
 from lab.record.event_bytes import Layout
 from lab.training.periodic import Checkpointing, Evaluation
 from lab.training.problem import sizes
@@ -64,12 +64,10 @@ def _disk(
     evaluate: Evaluation,
     save: Checkpointing,
 ) -> str:
-    """What the run takes at its end: what is there already, the graph of a step among it, and what
-    is to come."""
+    """What the run takes at its end: what is there already, and what is to come."""
     config, every = state.config, state.config.histogram_every
-    recorder.flush()
-    there = sum(map(os.path.getsize, event_files(path)))
-    there += evaluate.left(state.step) * sum(Layout([tag]).size for tag in evaluate.tags)
+    evaluation = sum(Layout([tag]).size for tag in evaluate.tags)
+    there = recorder.size + evaluate.left(state.step) * evaluation
     left = config.training_steps - state.step
     events, fewer = (there + recorder.bytes_of(left, n) for n in (every, 10 * every))
     less = f" (with --histogram_every={10 * every} {_size(fewer)})" if fewer < events / 2 else ""
