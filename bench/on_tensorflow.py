@@ -5,7 +5,9 @@ from __future__ import annotations
 import os
 
 os.environ["KERAS_BACKEND"] = "tensorflow"
-if "ONEDNN_MAX_CPU_ISA" in os.environ:  # an older CPU, on which TensorFlow leaves oneDNN aside
+# As TensorFlow decides, and not the lab: it does not use oneDNN on an older CPU.
+os.environ.pop("TF_ENABLE_ONEDNN_OPTS", None)
+if os.environ.get("ONEDNN_MAX_CPU_ISA") == "AVX2":
     os.environ["TF_ENABLE_ONEDNN_OPTS"] = "0"
 
 import keras

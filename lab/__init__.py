@@ -9,7 +9,7 @@ from typing import Any
 from lab import machine
 from lab.terminal import quiet_stderr
 
-machine.take_onednn()
+machine.enable_onednn()
 
 __version__ = "0.1.0"
 _RULES = ("Rule", "SGD", "Adam", "RMSProp", "Adagrad", "Adadelta")

@@ -1,10 +1,12 @@
-"""What this machine has: cores, free memory, and the kind of its CPU. No TensorFlow."""
+"""What this machine has: cores, free memory, the kind of its CPU, and whether TensorFlow is to use
+oneDNN there. Does not load TensorFlow."""
 
 from __future__ import annotations
 
 import os
 import platform
 import re
+import sys
 from collections.abc import Mapping
 
 # By these a CPU can be told to work as an older kind.
@@ -18,8 +20,8 @@ _CONTROL_GROUP = (
     ("memory/memory.limit_in_bytes", "memory/memory.usage_in_bytes"),
 )
 _ONEDNN = "TF_ENABLE_ONEDNN_OPTS"
-# Where a CPU has one of these, TensorFlow takes oneDNN's kernels by itself.
-_TAKEN = {"avx512_vnni", "avx512_bf16", "avx_vnni", "amx_tile", "amx_int8", "amx_bf16"}
+# Where a CPU has one of these, TensorFlow uses oneDNN's kernels by itself.
+_BY_DEFAULT = {"avx512_vnni", "avx512_bf16", "avx_vnni", "amx_tile", "amx_int8", "amx_bf16"}
 _INSTRUCTIONS = {"avx512f": "AVX-512", "avx2": "AVX2", "avx": "AVX", "sse4_2": "SSE4.2"}
 
 
@@ -55,18 +57,19 @@ def cpu(environment: Mapping[str, str] = os.environ) -> str:
     for who, (variable, pattern) in _LIMITS.items():
         if limit := re.search(pattern, environment.get(variable, "")):
             words.append(f"{who} limited to {limit[1]}")
-    chosen = environment.get(_ONEDNN)
-    if chosen == "0":
+    chosen = environment.get(_ONEDNN, "").lower()
+    if chosen in ("0", "false"):
         words.append("without oneDNN")
-    elif chosen == "1" and flags and not flags & _TAKEN:
+    elif chosen in ("1", "true") and flags and not flags & _BY_DEFAULT:
         words.append("with oneDNN")
     return ", ".join(words)
 
 
-def take_onednn() -> None:
-    """Has TensorFlow take oneDNN's kernels on every CPU with AVX2, if it is loaded later on and
-    TF_ENABLE_ONEDNN_OPTS is not set: its own convolutions take three times as long there."""
-    if "avx2" in _cpuinfo()[1]:
+def enable_onednn() -> None:
+    """Has TensorFlow use oneDNN's kernels on every CPU with AVX2, where it is not loaded yet and
+    TF_ENABLE_ONEDNN_OPTS is not set: its own convolutions take three times as long there. Processes
+    that this one starts inherit that."""
+    if "tensorflow" not in sys.modules and "avx2" in _cpuinfo()[1]:
         os.environ.setdefault(_ONEDNN, "1")
 
 

@@ -333,6 +333,7 @@ def _nodes(graph: bytes) -> bytes:
 
     parsed = GraphDef.FromString(graph)
     nodes = [*parsed.node, *(node for f in parsed.library.function for node in f.node_def)]
+    assert any("_output_shapes" in node.attr for node in nodes)  # TensorBoard shows them
     lines = sorted(re.sub(r"\d+", "", f"{node.name} {node.op}") for node in nodes)
     assert len(lines) > 100
     return "\n".join(lines).encode()

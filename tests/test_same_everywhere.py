@@ -23,13 +23,9 @@ from lab.processes import stop
 pytestmark = pytest.mark.numbers
 
 RECIPE = ["--optimizer=rmsprop", "--training_steps=40", "--display_step=20", "--steps_per_loop=20"]
-# An older kind of CPU each, as far as a program can be told to take this one for it. Without
-# AVX-512 TensorFlow leaves its oneDNN kernels aside.
-AVX2 = {
-    "XLA_FLAGS": "--xla_cpu_max_isa=AVX2",
-    "ONEDNN_MAX_CPU_ISA": "AVX2",
-    "TF_ENABLE_ONEDNN_OPTS": "0",
-}
+# An older kind of CPU each, as far as a program can be told to take this one for it. On one without
+# AVX2 TensorFlow does not use oneDNN's kernels.
+AVX2 = {"XLA_FLAGS": "--xla_cpu_max_isa=AVX2", "ONEDNN_MAX_CPU_ISA": "AVX2"}
 SSE = {
     "XLA_FLAGS": "--xla_cpu_max_isa=SSE4_2",
     "ONEDNN_MAX_CPU_ISA": "SSE41",
@@ -157,9 +153,9 @@ def test_a_run_that_goes_on_on_another_kind_of_cpu_says_so(program, whole, kille
 
 def test_what_a_cpu_is_told_belongs_to_its_kind():
     plain = machine.cpu({})
-    assert (
-        machine.cpu(AVX2) == f"{plain}, XLA limited to AVX2, oneDNN limited to AVX2, without oneDNN"
-    )
+    assert machine.cpu(AVX2) == f"{plain}, XLA limited to AVX2, oneDNN limited to AVX2"
+    limited = "XLA limited to SSE4_2, oneDNN limited to SSE41, without oneDNN"
+    assert machine.cpu(SSE) == f"{plain}, {limited}"
     assert machine.cpu({"XLA_FLAGS": "--xla_dump_to=x"}) == plain
     assert plain and "\n" not in plain
 
@@ -173,10 +169,13 @@ def test_what_a_cpu_is_told_belongs_to_its_kind():
         ("avx", {}, None, ", AVX"),
     ],
 )
-def test_onednn_is_taken_on_every_cpu_with_avx2(monkeypatch, flags, given, wanted, told):
+def test_onednn_is_used_on_every_cpu_with_avx2(monkeypatch, flags, given, wanted, told):
     monkeypatch.setattr(machine, "_read", lambda _: f"model name\t: X\nflags\t\t: {flags}\n\n")
     monkeypatch.setattr(os, "environ", dict(given))
-    machine.take_onednn()
+    machine.enable_onednn()  # too late: TensorFlow is loaded
+    assert os.environ == given
+    monkeypatch.delitem(sys.modules, "tensorflow")
+    machine.enable_onednn()
     assert os.environ.get("TF_ENABLE_ONEDNN_OPTS") == wanted
     assert machine.cpu(os.environ) == f"X{told}"
 

@@ -1,12 +1,16 @@
 """What a run takes of the one before it in the same process."""
 
+import signal
+from unittest import mock
+
 import forks
+import numpy as np
 import pytest
 
 from lab.processes.stop import Stop
 from lab.settings.config import Config, Settings
 from lab.step.loop import TrainLoop
-from lab.training import trial
+from lab.training import programs, trial
 from lab.training.problem import problem_of
 from lab.training.programs import Programs
 from lab.training.progress import Reporter
@@ -38,11 +42,15 @@ class Net(tf.Module):
 def train(idx_folder, tmp_path):
     """Trains a config under a name, with the programs of earlier runs; returns the directory."""
 
-    def run(name, programs, **fields):
-        config = Config(data=str(idx_folder), **FIELDS | fields)
-        settings = Settings(logdir=str(tmp_path / name), run_name="run", checkpoint_every=3)
+    def run(name, shared, devices="auto", stopped=False, **fields):
+        config = Config(**{"data": str(idx_folder)} | FIELDS | fields)
+        where = {"logdir": str(tmp_path / name), "run_name": "run", "devices": devices}
+        settings, stop = Settings(**where, checkpoint_every=3), Stop()
+        reporter = mock.Mock(Reporter)
+        if stopped:
+            reporter.advance.side_effect = lambda step: setattr(stop, "signal", signal.SIGINT)
         problem = problem_of(config)
-        trial.run(config, settings, problem, Reporter(), Stop(), 0.0, programs=programs)
+        trial.run(config, settings, problem, reporter, stop, 0.0, programs=shared)
         return tmp_path / name / "run"
 
     return run
@@ -61,36 +69,70 @@ def compiled(monkeypatch):
     return made
 
 
-@pytest.mark.parametrize("fields", [{}, {"optimizer": "sgd", "learning_rate": 1e30}])
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {},
+        {"optimizer": "sgd", "learning_rate": 3e38},
+        {"watch": ("weights", "activations"), "xla": "off"},
+    ],
+)
 def test_another_seed_runs_the_same_programs_to_the_same_bits(train, compiled, fields):
     """Also after a run that NaN has ended."""
     shared = Programs()
     train("first", shared, seed=1, **fields)
     before = len(compiled)
     found = train("shared", shared, seed=2, **fields)
-    assert len(compiled) == before or "learning_rate" in fields  # NaN: a loop that looks for it
+    looks_for_nan = "learning_rate" in fields  # by a loop of its own
+    assert len(compiled) == before + looks_for_nan
     wanted = train("alone", Programs(), seed=2, **fields)
     forks.assert_same_record(forks.record(found), forks.record(wanted))
     assert forks.checkpoints(found).keys() == forks.checkpoints(wanted).keys()
     for step, path in forks.checkpoints(wanted).items():
         assert forks.tensors(forks.checkpoints(found)[step]) == forks.tensors(path), step
     assert forks.result(found) == forks.result(wanted)
+    assert (forks.result(found)["status"] == "nonfinite") == looks_for_nan
+
+
+@pytest.mark.slow
+def test_a_resumed_run_uses_the_programs_of_another(train, compiled):
+    """On two devices; stopped after its first loop."""
+    fields = {"xla": "off", "devices": "cpu:2", "training_steps": 9}
+    wanted = train("alone", Programs(), seed=2, **fields)
+    train("shared", Programs(), seed=2, stopped=True, **fields)
+    shared = Programs()
+    train("first", shared, seed=1, **fields)
+    before = len(compiled)
+    found = train("shared", shared, seed=2, **fields)
+    assert len(compiled) == before
+    forks.assert_same_run(found, wanted)
 
 
 @pytest.mark.parametrize(
-    ("first", "second"),
+    ("first", "second", "loops"),
     [
-        ({"learning_rate": 0.1}, {"learning_rate": 0.2}),
-        ({"shuffle_labels": True}, {"shuffle_labels": True, "seed": 1}),
-        ({"model": "dropout"}, {"model": "dropout", "seed": 1}),
-        ({"watch": ()}, {"watch": ("norms",)}),
+        ({}, {"seed": 1}, 1),
+        ({"learning_rate": 0.1}, {"learning_rate": 0.2}, 2),
+        ({"shuffle_labels": True}, {"shuffle_labels": True, "seed": 1}, 2),
+        ({"model": "dropout"}, {"model": "dropout", "seed": 1}, 2),
+        ({"watch": ()}, {"watch": ("norms",)}, 2),
+        ({}, {"data": "other", "seed": 1}, 2),
     ],
 )
-def test_what_a_program_depends_on_is_compiled_again(train, compiled, tmp_path, first, second):
+def test_what_decides_a_program(train, compiled, tmp_path, tiny, first, second, loops):
     (tmp_path / "net.py").write_text(DROPOUT)
+    np.savez(tmp_path / "other.npz", x=tiny[0].reshape(103, 12), y=tiny[1])
+    places = {"dropout": f"{tmp_path}/net.py:Net", "other": f"{tmp_path}/other.npz"}
     shared = Programs()
     for number, fields in enumerate((first, second)):
-        if "model" in fields:
-            fields = fields | {"model": f"{tmp_path}/net.py:Net"}
-        train(str(number), shared, xla="off", **fields)
+        given = {k: places.get(v, v) if k in ("model", "data") else v for k, v in fields.items()}
+        train(str(number), shared, xla="off", **given)
+    assert len(compiled) == loops
+
+
+def test_a_large_model_is_not_kept(train, compiled, monkeypatch):
+    monkeypatch.setattr(programs, "_LARGEST", 1000)
+    shared = Programs()
+    for seed in range(2):
+        train(str(seed), shared, seed=seed, xla="off")
     assert len(compiled) == 2

@@ -37,10 +37,10 @@ def read_file(folder: str, name: str) -> tuple[str, bytes]:
 
 
 def _unzipped(raw: bytes) -> bytes:
-    """What `gzip` gives, in one call of zlib: that works a few kilobytes at a time, and where
-    another thread runs Python, which is TensorFlow's import here, it waits for it each time."""
+    """As gzip.decompress, but each member in one call of zlib: `gzip` reads a few kilobytes at a
+    time, and waits before each for the interpreter's lock, which the import of TensorFlow holds."""
     parts = []
-    while raw := raw.lstrip(b"\0"):  # members, and padding behind the last
+    while raw := raw.lstrip(b"\0"):  # members, and zeros after the last
         member = zlib.decompressobj(wbits=31)
         parts.append(member.decompress(raw))
         if not member.eof:

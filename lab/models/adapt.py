@@ -29,7 +29,6 @@ class Network:
       variables: the trainable variables by tag, each once; those of integers are none.
       state: the other variables by tag, such as the moving averages of BatchNorm. The model assigns
         them in its call.
-      passed: which of `training`, `seed` and `step` the model's call is given.
 
     Raises:
       LabError: it is no such callable, has nothing to train, or holds texts.
@@ -47,7 +46,7 @@ class Network:
                 f"{type(model).__name__}.trainable_variables is a method: must be a list, or a "
                 "property"
             )
-        self.passed = _accepted(model)
+        self._passed = _accepted(model)
         reached = list(_walk(model, (), set()))
         trainable, rest = _sorted(model, [variable for _, variable in reached])
         named = _named([*trainable, *rest], _tags(reached))
@@ -85,7 +84,7 @@ class Network:
             network.
         """
         accepted = inspect.signature(self.model.activations).parameters
-        for name in self.passed:
+        for name in self._passed:
             if name not in accepted:
                 raise LabError(
                     f"{type(self.model).__name__}.activations must accept {name}, as its call does"
@@ -95,7 +94,7 @@ class Network:
     def _arguments(self, *values: Any) -> dict[str, Any]:
         """Of the values of `_PASSED`, those that the model's call accepts."""
         given = dict(zip(_PASSED, values, strict=True))
-        return {name: given[name] for name in self.passed}
+        return {name: given[name] for name in self._passed}
 
 
 def _accepted(model: Any) -> tuple[str, ...]:

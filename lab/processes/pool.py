@@ -83,10 +83,10 @@ class _Waiting:
     """The trials that have not begun."""
 
     def __init__(self, configs: Sequence[Config]) -> None:
-        # By what they have in common but for the seed.
+        # By what they are compiled from.
         self._groups: dict[Config, collections.deque[Config]] = {}
         for config in configs:
-            self._groups.setdefault(_seedless(config), collections.deque()).append(config)
+            self._groups.setdefault(config.seedless, collections.deque()).append(config)
 
     def __bool__(self) -> bool:
         return bool(self._groups)
@@ -95,19 +95,15 @@ class _Waiting:
         self._groups.clear()
 
     def take(self, last: Config | None) -> Config:
-        """The trial that a process runs after its last one: of another seed, for which nothing has
-        to be compiled; or the first of those of which the most wait."""
-        group = _seedless(last) if last else None
+        """The next trial for a process: one that is compiled as its last one, or else the first of
+        the largest group of such trials."""
+        group = last.seedless if last else None
         if group not in self._groups:
             group = max(self._groups, key=lambda one: len(self._groups[one]))
         config = self._groups[group].popleft()
         if not self._groups[group]:
             del self._groups[group]
         return config
-
-
-def _seedless(config: Config) -> Config:
-    return dataclasses.replace(config, seed=0)
 
 
 class _Worker:

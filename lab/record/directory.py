@@ -155,8 +155,9 @@ class RunDirectory:
 
 
 def _flat(config: dict[str, Any]) -> dict[str, Any]:
-    """The model's fields of the inner config beside the others, as JSON has them. `data` is their
-    digest, not their place; of files with models and losses, too, the place is left out."""
+    """The fields of the inner config, but for those of other models, beside the rest, as JSON has
+    them. `data` is their digest, not their place; of files with models and losses, too, the place
+    is left out."""
     plain = json.loads(json.dumps(config))
     inner = renamed(plain.pop("config", None))
     return placeless(own_fields(inner)) | plain if isinstance(inner, dict) else plain

@@ -116,7 +116,7 @@ class Recorder:
             hparams_api.hparams_config_pb(list(keys), metrics),
             hparams_api.hparams_pb(dict(hparams), trial_id=name),
         ]
-        graph_def = graph.as_graph_def()
+        graph_def = graph.as_graph_def(add_shapes=True)
         self.size += sum(one.ByteSize() + AROUND for one in (graph_def, *summaries))
         self._submit(self._write_graph, graph_def)
         self._submit(self._write_summaries, summaries)

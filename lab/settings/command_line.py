@@ -27,8 +27,9 @@ def parse(argv: Sequence[str]) -> tuple[list[Config], Settings]:
 
     A hyperparameter with several values, separated by commas, stands for as many trials, and
     several of them for their product. The lines of a grid file are read in the same way; a flag
-    on the command line overrides them all. Trials of one seed come before those of the next. What
-    is not given has the default of the trial's model.
+    on the command line overrides them all. Trials of one seed come before those of the next, here
+    and not where they run (see processes/pool.py). What is not given has the default of the trial's
+    model.
 
     Raises:
       LabError: a flag that does not exist, or a value that does not fit; says what is allowed.

@@ -176,6 +176,14 @@ class Config(Checked):
             raise LabError(f"--{foreign[0]} is not for --model={' '.join(self.model.split())}")
 
     @property
+    def seedless(self) -> Config:
+        """The config that all runs have which are compiled alike: of the reference network the seed
+        decides the initial values and the order of the examples, and nothing that is compiled. Of
+        others it may, as the seed of their dropout does, and this is the config itself."""
+        alike = self.model == "mlp" and not self.shuffle_labels
+        return dataclasses.replace(self, seed=0) if alike else self
+
+    @property
     def own(self) -> dict[str, Any]:
         """The fields by name, without those that belong to another model."""
         return own_fields(dataclasses.asdict(self))
@@ -282,7 +290,8 @@ def default(one: dataclasses.Field, model: str) -> Any:
 def own_fields(fields: Mapping[str, Any]) -> dict[str, Any]:
     """A config's fields without those that belong to another model than its own."""
     of = {one.name: one.metadata.get("of") for one in dataclasses.fields(Config)}
-    return {k: v for k, v in fields.items() if of.get(k) in (None, fields.get("model"))}
+    model = fields.get("model", "mlp")  # an old run's config has none
+    return {k: v for k, v in fields.items() if of.get(k) in (None, model)}
 
 
 def placeless(fields: Mapping[str, Any]) -> dict[str, Any]:

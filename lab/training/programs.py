@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-import dataclasses
 from typing import Any, NamedTuple
 
 from lab.settings.config import Config
 from lab.step.evaluate import Evaluator
 from lab.step.loop import TrainLoop
 from lab.step.replica import Training
+
+_LARGEST = 2**24  # weights of a model that is kept: another run may need the memory
 
 
 class Compiled(NamedTuple):
@@ -20,26 +21,26 @@ class Compiled(NamedTuple):
 
 
 class Programs:
-    """Keeps the compiled parts of the last run, for one that differs in nothing but its seed: that
-    decides the initial values and the order of the examples, neither of which is compiled."""
+    """Keeps the compiled parts of the last run, for a run that is compiled alike, see
+    Config.seedless."""
 
     def __init__(self) -> None:
         self._key: Any = None
         self._kept: Compiled | None = None
 
-    def find(self, config: Config, training: Training, circumstances: Any) -> Compiled | None:
-        """The parts that this run shares with the last one; all others are released.
+    def find(self, config: Config, *conditions: Any) -> Compiled | None:
+        """The parts that this run can use; releases what it cannot.
 
         Args:
-          circumstances: all that decides what is compiled beside the config.
+          conditions: what decides the programs beside the config.
         """
-        compiled_too = config.shuffle_labels or "seed" in training.model.passed
-        alike = config if compiled_too else dataclasses.replace(config, seed=0)
-        key = repr((alike, circumstances))
+        key = config.seedless, conditions
         if key != self._key:
             self._key, self._kept = key, None
         return self._kept
 
     def keep(self, compiled: Compiled) -> None:
         """Keeps the parts of the run that was last asked for."""
-        self._kept = compiled
+        variables = compiled.training.variables.values()
+        if sum(one.shape.num_elements() for one in variables) <= _LARGEST:
+            self._kept = compiled

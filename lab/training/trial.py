@@ -60,7 +60,8 @@ def run(
     A run that was interrupted is resumed from its newest checkpoint, to exactly the result that it
     would have had. `started` is the time of the program's start on time.monotonic's clock,
     `cluster` the workers that train together, after they have met: the first, the chief, alone
-    reads and writes the run directory. `programs` are an earlier run's, which this one may share.
+    reads and writes the run directory. `programs` are those of the process's last run; this one's
+    take their place.
 
     Returns:
       The run directory, and what its result.json holds.
@@ -69,6 +70,11 @@ def run(
       LabError: the run directory is another run's, is in use or cannot be written; or another
         worker was lost.
     """
+    length = LoopLength(config, settings, problem.data)
+    programs = programs or Programs()
+    # Before anything is made for this run: what it cannot use is released.
+    files = problem.data.digest, sorted(problem.files.items())
+    compiled = programs.find(config, files, settings.devices, length.most)
     strategy = build.make_strategy(config, settings.devices, problem, cluster)
     training, traced = build.make_training(config, problem, strategy)
     group, last = Group(strategy, cluster), config.training_steps
@@ -81,15 +87,12 @@ def run(
         if session.result:
             reporter.there(path)
             return path, session.result
-        length = LoopLength(config, settings, problem.data)
         use_xla = build.choose_xla(config, strategy, traced)
-        programs = programs or Programs()
-        alike = facts, settings.devices, length.most, use_xla
-        compiled = programs.find(config, training, alike)
         state = TrainingState(
             config, problem.data, strategy, training, traced, use_xla, length.most, compiled
         )
         programs.keep(state.compiled)
+        del training  # the state may have an earlier run's
         with closing(_begin(state, session, group, reporter, path)) as recorder:
             evaluate = Evaluation(state, recorder, reporter)
             save = Checkpointing(state, session, recorder, group, settings.checkpoint_every)
