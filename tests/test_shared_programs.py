@@ -21,6 +21,7 @@ FIELDS = {
     "training_steps": 7,
     "display_step": 3,
 }
+SLOW = pytest.mark.slow
 DROPOUT = """
 import tensorflow as tf
 
@@ -73,8 +74,8 @@ def compiled(monkeypatch):
     "fields",
     [
         {},
-        {"optimizer": "sgd", "learning_rate": 3e38},
-        {"watch": ("weights", "activations"), "xla": "off"},
+        {"optimizer": "sgd", "learning_rate": 3e38, "xla": "off"},
+        pytest.param({"watch": ("weights", "activations"), "xla": "off"}, marks=SLOW),
     ],
 )
 def test_another_seed_runs_the_same_programs_to_the_same_bits(train, compiled, fields):
@@ -94,7 +95,7 @@ def test_another_seed_runs_the_same_programs_to_the_same_bits(train, compiled, f
     assert (forks.result(found)["status"] == "nonfinite") == looks_for_nan
 
 
-@pytest.mark.slow
+@SLOW
 def test_a_resumed_run_uses_the_programs_of_another(train, compiled):
     """On two devices; stopped after its first loop."""
     fields = {"xla": "off", "devices": "cpu:2", "training_steps": 9}
@@ -114,9 +115,9 @@ def test_a_resumed_run_uses_the_programs_of_another(train, compiled):
         ({}, {"seed": 1}, 1),
         ({"learning_rate": 0.1}, {"learning_rate": 0.2}, 2),
         ({"shuffle_labels": True}, {"shuffle_labels": True, "seed": 1}, 2),
-        ({"model": "dropout"}, {"model": "dropout", "seed": 1}, 2),
-        ({"watch": ()}, {"watch": ("norms",)}, 2),
-        ({}, {"data": "other", "seed": 1}, 2),
+        pytest.param({"model": "dropout"}, {"model": "dropout", "seed": 1}, 2, marks=SLOW),
+        pytest.param({"watch": ()}, {"watch": ("norms",)}, 2, marks=SLOW),
+        pytest.param({}, {"data": "other", "seed": 1}, 2, marks=SLOW),
     ],
 )
 def test_what_decides_a_program(train, compiled, tmp_path, tiny, first, second, loops):
