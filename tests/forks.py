@@ -373,6 +373,17 @@ def assert_same_run(directory: str | os.PathLike, wanted: str | os.PathLike) -> 
     assert not [name for name in left if name.endswith(".tmp") or name.startswith("unfinished")]
 
 
+def assert_same_bits(directory: str | os.PathLike, wanted: str | os.PathLike) -> None:
+    """Asserts that all tensors of the same checkpoints, every event, and the result but for its
+    times are equal."""
+    assert_same_record(record(directory), record(wanted))
+    found, other = checkpoints(directory), checkpoints(wanted)
+    assert found.keys() == other.keys()
+    for step, path in other.items():
+        assert tensors(found[step]) == tensors(path), f"step {step}"
+    assert result(directory) == result(wanted)
+
+
 def assert_same_record(found: list[tuple[int, bytes]], wanted: list[tuple[int, bytes]]) -> None:
     """Asserts that two records are equal, and says where they first differ."""
     for i, (one, other) in enumerate(zip(found, wanted, strict=False)):

@@ -33,14 +33,6 @@ SSE = {
 }
 
 
-def assert_same_bits(run, wanted):
-    """All tensors of all checkpoints, every event, and the result but for its times."""
-    forks.assert_same_record(forks.record(run), forks.record(wanted))
-    for step, path in forks.checkpoints(wanted).items():
-        assert forks.tensors(forks.checkpoints(run)[step]) == forks.tensors(path), step
-    assert forks.result(run) == forks.result(wanted)
-
-
 @pytest.fixture(scope="module", params=["cpu:1", "cpu:2"])
 def recipe(request, tmp_path_factory, program):
     """Runs the recipe on MNIST, XLA limited to AVX2: there the cut shows in the last bits."""
@@ -65,7 +57,7 @@ def test_threads_and_cores_of_the_machine_change_no_bit(recipe):
     """As a trial of a grid has them, and fewer."""
     threads = {"TF_NUM_INTRAOP_THREADS": "1", "TF_NUM_INTEROP_THREADS": "1"}
     core = [min(os.sched_getaffinity(0))]
-    assert_same_bits(recipe("one", environment=threads, cores=core), recipe.whole)
+    forks.assert_same_bits(recipe("one", environment=threads, cores=core), recipe.whole)
 
 
 @pytest.mark.slow

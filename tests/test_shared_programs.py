@@ -87,11 +87,7 @@ def test_another_seed_runs_the_same_programs_to_the_same_bits(train, compiled, f
     looks_for_nan = "learning_rate" in fields  # by a loop of its own
     assert len(compiled) == before + looks_for_nan
     wanted = train("alone", Programs(), seed=2, **fields)
-    forks.assert_same_record(forks.record(found), forks.record(wanted))
-    assert forks.checkpoints(found).keys() == forks.checkpoints(wanted).keys()
-    for step, path in forks.checkpoints(wanted).items():
-        assert forks.tensors(forks.checkpoints(found)[step]) == forks.tensors(path), step
-    assert forks.result(found) == forks.result(wanted)
+    forks.assert_same_bits(found, wanted)
     assert (forks.result(found)["status"] == "nonfinite") == looks_for_nan
 
 

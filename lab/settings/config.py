@@ -177,9 +177,8 @@ class Config(Checked):
 
     @property
     def seedless(self) -> Config:
-        """The config that all runs have which are compiled alike: of the reference network the seed
-        decides the initial values and the order of the examples, and nothing that is compiled. Of
-        others it may, as the seed of their dropout does, and this is the config itself."""
+        """The same for all runs that are compiled alike: what is compiled of the reference network
+        does not depend on the seed. That of others may, as dropout does: theirs is the config."""
         alike = self.model == "mlp" and not self.shuffle_labels
         return dataclasses.replace(self, seed=0) if alike else self
 
@@ -191,16 +190,13 @@ class Config(Checked):
     @property
     def _unlike(self) -> dict[str, Any]:
         """What is in every name, and what is not the model's default; not the model itself."""
-        shown = {}
-        for one in dataclasses.fields(self):
-            value = getattr(self, one.name)
-            if one.name in ("model", "model_arguments") or one.metadata.get("of", self.model) != (
-                self.model
-            ):
-                continue
-            if one.name in _IN_EVERY_NAME or value != default(one, self.model):
-                shown[one.name] = value
-        return shown
+        usual = {one.name: default(one, self.model) for one in dataclasses.fields(self)}
+        return {
+            name: value
+            for name, value in self.own.items()
+            if name not in ("model", "model_arguments")
+            and (name in _IN_EVERY_NAME or value != usual[name])
+        }
 
     @property
     def hparams(self) -> dict[str, int | float | str]:

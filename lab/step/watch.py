@@ -118,6 +118,7 @@ class Watch:
           batch: float32 [1 + metrics], the loss and the metrics of the whole batch.
           tensors: see `tensors`.
           noise: what gradient_noise.scalars gives, if there are several parts.
+          on_gpu: whether the step runs on a GPU.
           cpu_program: whether this is compiled for a CPU, with the whole loop.
         """
         parts = [batch]

@@ -51,7 +51,6 @@ class TrainingState:
       initial: the weights before the first step, by tag.
       broken: whether NaN or infinity has ended the run.
       evaluator: of the test set; None without one.
-      compiled: what a later run may need.
       saved: what a checkpoint holds beside the tensors, so that a run that is resumed ends with
         the same result.json: plain JSON values.
     """
@@ -82,7 +81,6 @@ class TrainingState:
         else:
             self.loop = self._make_loop(traced, use_xla, max_steps)
             self.evaluator = self._make_evaluator()
-        self.compiled = Compiled(self.training, self.loop, self.evaluator)
         self.initial = self.weights()
         self.step, self.broken = 0, False
         courses = ["step", "test_loss", *(f"test_{name}" for name in training.metrics)]
@@ -133,6 +131,11 @@ class TrainingState:
     def take_batches_of(self, seed: int) -> None:
         """Chooses the examples of each step as a run with this seed does."""
         self._batches = Batches(seed, len(self.data.x), self.config.batch_size)
+
+    @property
+    def compiled(self) -> Compiled:
+        """What a later run may be given."""
+        return Compiled(self.training, self.loop, self.evaluator)
 
     @property
     def status(self) -> str:
