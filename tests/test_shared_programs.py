@@ -7,10 +7,10 @@ import forks
 import numpy as np
 import pytest
 
+from lab.kernels import xla
 from lab.processes.stop import Stop
 from lab.settings.config import Config, Settings
-from lab.step.loop import TrainLoop
-from lab.training import programs, trial
+from lab.training import trial
 from lab.training.problem import problem_of
 from lab.training.programs import Programs
 from lab.training.progress import Reporter
@@ -22,20 +22,75 @@ FIELDS = {
     "display_step": 3,
 }
 SLOW = pytest.mark.slow
-DROPOUT = """
+NETS = """
+import numpy as np
 import tensorflow as tf
 
 from lab import layers
 
 
-class Net(tf.Module):
+class Plain(tf.Module):
     def __init__(self, seed=0):
         super().__init__()
+        self.seed = seed
         self.dense = layers.Dense(12, 5, seed=(seed, 0))
-        self.dropout = layers.Dropout(0.5)
 
+    def __call__(self, x):
+        return self.dense(x)
+
+
+class Dropout(Plain):
     def __call__(self, x, training, seed):
-        return self.dense(self.dropout(x, training, seed))
+        return self.dense(layers.Dropout(0.5)(x, training, seed))
+
+
+class Scaled(Plain):
+    def __call__(self, x):
+        return self.dense(x) * (1.0 + self.seed)
+
+
+class Masked(Plain):
+    def __init__(self, seed=0):
+        super().__init__(seed)
+        self.mask = tf.constant(np.random.default_rng(seed).random(5), tf.float32)
+
+    def __call__(self, x):
+        return self.dense(x) * self.mask
+
+
+class AtTheEnd(Plain):
+    def __call__(self, x, training):
+        return self.dense(x) + (0.0 if training else self.seed)
+
+
+class Backwards(Plain):
+    def __call__(self, x):
+        @tf.custom_gradient
+        def scaled(x):
+            return tf.identity(x), lambda g: g * (1.0 + self.seed)
+
+        return scaled(self.dense(x))
+
+
+class Tabled(Plain):
+    def __init__(self, seed=0):
+        super().__init__(seed)
+        keys, values = tf.constant([0, 1]), tf.constant([1.0, 1.0 + seed])
+        table = tf.lookup.KeyValueTensorInitializer(keys, values)
+        self.table = tf.lookup.StaticHashTable(table, 0.0)
+
+    def __call__(self, x):
+        return self.dense(x) * self.table.lookup(tf.constant(1))
+
+
+class Compiled(Plain):
+    @tf.function
+    def __call__(self, x):
+        @tf.custom_gradient
+        def twice(x):
+            return tf.identity(x), lambda g: 2.0 * g
+
+        return twice(self.dense(x))
 """
 
 
@@ -59,15 +114,26 @@ def train(idx_folder, tmp_path):
 
 @pytest.fixture
 def compiled(monkeypatch):
-    """The loops that were made, in their order."""
-    made, make = [], TrainLoop.__init__
+    """The loops that were compiled, in their order."""
+    made, keep = [], Programs.keep
 
-    def noted(self, *arguments, **options):
-        made.append(self)
-        make(self, *arguments, **options)
+    def noted(self, compiled):
+        made.append(compiled.loop)
+        keep(self, compiled)
 
-    monkeypatch.setattr(TrainLoop, "__init__", noted)
+    monkeypatch.setattr(Programs, "keep", noted)
     return made
+
+
+@pytest.fixture
+def net(tmp_path):
+    """A model of NETS by its name, as --model takes it."""
+    (tmp_path / "net.py").write_text(NETS)
+    return lambda name: f"{tmp_path}/net.py:{name}"
+
+
+def shared():
+    return Programs(largest=10**6)
 
 
 @pytest.mark.parametrize(
@@ -75,32 +141,34 @@ def compiled(monkeypatch):
     [
         {},
         {"optimizer": "sgd", "learning_rate": 3e38, "xla": "off"},
+        {"model": "Dropout", "xla": "off"},
+        pytest.param({"model": "Dropout"}, marks=SLOW),
         pytest.param({"watch": ("weights", "activations"), "xla": "off"}, marks=SLOW),
     ],
 )
-def test_another_seed_runs_the_same_programs_to_the_same_bits(train, compiled, fields):
-    """Also after a run that NaN has ended."""
-    shared = Programs()
-    train("first", shared, seed=1, **fields)
-    before = len(compiled)
-    found = train("shared", shared, seed=2, **fields)
-    looks_for_nan = "learning_rate" in fields  # by a loop of its own
-    assert len(compiled) == before + looks_for_nan
-    wanted = train("alone", Programs(), seed=2, **fields)
+def test_another_seed_runs_the_same_programs_to_the_same_bits(train, compiled, net, fields):
+    """Also after a run that NaN has ended, and with a model that draws in each step."""
+    if "model" in fields:
+        fields = fields | {"model": net(fields["model"])}
+    programs = shared()
+    train("first", programs, seed=1, **fields)
+    found = train("shared", programs, seed=2, **fields)
+    assert len(compiled) == 1
+    wanted = train("alone", None, seed=2, **fields)
     forks.assert_same_bits(found, wanted)
-    assert (forks.result(found)["status"] == "nonfinite") == looks_for_nan
+    assert (forks.result(found)["status"] == "nonfinite") == ("learning_rate" in fields)
 
 
 @SLOW
 def test_a_resumed_run_uses_the_programs_of_another(train, compiled):
     """On two devices; stopped after its first loop."""
     fields = {"xla": "off", "devices": "cpu:2", "training_steps": 9}
-    wanted = train("alone", Programs(), seed=2, **fields)
-    train("shared", Programs(), seed=2, stopped=True, **fields)
-    shared = Programs()
-    train("first", shared, seed=1, **fields)
+    wanted = train("alone", None, seed=2, **fields)
+    train("shared", None, seed=2, stopped=True, **fields)
+    programs = shared()
+    train("first", programs, seed=1, **fields)
     before = len(compiled)
-    found = train("shared", shared, seed=2, **fields)
+    found = train("shared", programs, seed=2, **fields)
     assert len(compiled) == before
     forks.assert_same_run(found, wanted)
 
@@ -108,28 +176,54 @@ def test_a_resumed_run_uses_the_programs_of_another(train, compiled):
 @pytest.mark.parametrize(
     ("first", "second", "loops"),
     [
-        ({}, {"seed": 1}, 1),
         ({"learning_rate": 0.1}, {"learning_rate": 0.2}, 2),
         ({"shuffle_labels": True}, {"shuffle_labels": True, "seed": 1}, 2),
-        pytest.param({"model": "dropout"}, {"model": "dropout", "seed": 1}, 2, marks=SLOW),
         pytest.param({"watch": ()}, {"watch": ("norms",)}, 2, marks=SLOW),
         pytest.param({}, {"data": "other", "seed": 1}, 2, marks=SLOW),
+        pytest.param({}, {"devices": "cpu:2", "seed": 1}, 2, marks=SLOW),
     ],
 )
 def test_what_decides_a_program(train, compiled, tmp_path, tiny, first, second, loops):
-    (tmp_path / "net.py").write_text(DROPOUT)
     np.savez(tmp_path / "other.npz", x=tiny[0].reshape(103, 12), y=tiny[1])
-    places = {"dropout": f"{tmp_path}/net.py:Net", "other": f"{tmp_path}/other.npz"}
-    shared = Programs()
+    programs = shared()
     for number, fields in enumerate((first, second)):
-        given = {k: places.get(v, v) if k in ("model", "data") else v for k, v in fields.items()}
-        train(str(number), shared, xla="off", **given)
+        if "data" in fields:
+            fields = fields | {"data": f"{tmp_path}/other.npz"}
+        train(str(number), programs, xla="off", **fields)
     assert len(compiled) == loops
 
 
-def test_a_large_model_is_not_kept(train, compiled, monkeypatch):
-    monkeypatch.setattr(programs, "_LARGEST", 1000)
-    shared = Programs()
+@pytest.mark.parametrize(
+    ("name", "loops"),
+    [
+        ("Plain", 1),
+        ("Backwards", 2),
+        *(pytest.param(name, 2, marks=SLOW) for name in ("Scaled", "Masked", "AtTheEnd")),
+        pytest.param("Tabled", 2, marks=SLOW),
+    ],
+)
+def test_a_model_in_whose_program_its_seed_is_has_its_own(train, compiled, net, name, loops):
+    """Be it in the forward pass, in the gradient, in the evaluation or in a table."""
+    programs = shared()
     for seed in range(2):
-        train(str(seed), shared, seed=seed, xla="off")
+        train(str(seed), programs, seed=seed, xla="off", model=net(name))
+    assert len(compiled) == loops
+
+
+@pytest.mark.parametrize("name", [pytest.param("Compiled", marks=SLOW), "Backwards"])
+def test_custom_gradients_are_released_with_the_programs_that_need_them(train, net, name):
+    before, programs = xla.custom_gradients(), shared()
+    # The second run looks for NaN with the first one's model, or has a program of its own.
+    for seed in range(2):
+        train(str(seed), programs, seed=seed, learning_rate=3e38, xla="off", model=net(name))
+        needed = xla.custom_gradients() - before
+        assert needed
+    train("last", programs, xla="off", model=net("Plain"))
+    assert not needed & xla.custom_gradients()
+
+
+def test_a_large_model_is_not_kept(train, compiled):
+    programs = Programs(largest=100)
+    for seed in range(2):
+        train(str(seed), programs, seed=seed, xla="off")
     assert len(compiled) == 2

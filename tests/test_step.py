@@ -19,7 +19,7 @@ from lab.models.losses import LOSSES
 from lab.models.optimizers import RULES, Optimizer
 from lab.step.evaluate import Evaluator
 from lab.step.loop import TrainLoop
-from lab.step.replica import Training
+from lab.step.replica import Training, call_seed
 
 pytestmark = pytest.mark.numbers
 
@@ -432,10 +432,10 @@ def test_the_same_seed_gives_the_same_bits(tiny):
         np.testing.assert_array_equal(a, b)
 
 
-def test_every_call_of_a_model_has_a_seed_of_its_own(tiny):
+def test_every_call_of_a_model_has_a_seed_of_its_own():
     """At each step and on each replica; none that a layer begins with (see `call_seed`)."""
-    training = Under(tiny).training
-    seeds = [training.call_seed(tf.constant(step), r, 3) for step in range(1, 8) for r in range(3)]
+    run, steps = tf.constant(5, tf.int64), range(1, 8)
+    seeds = [call_seed(run, tf.constant(step), r, 3) for step in steps for r in range(3)]
     assert len({tuple(seed.numpy()) for seed in seeds}) == 21
     assert all(seed[1] < 0 for seed in seeds)
 

@@ -177,10 +177,8 @@ class Config(Checked):
 
     @property
     def seedless(self) -> Config:
-        """The same for all runs that are compiled alike: what is compiled of the reference network
-        does not depend on the seed. That of others may, as dropout does: theirs is the config."""
-        alike = self.model == "mlp" and not self.shuffle_labels
-        return dataclasses.replace(self, seed=0) if alike else self
+        """The same for all runs that differ in the seed alone."""
+        return dataclasses.replace(self, seed=0)
 
     @property
     def own(self) -> dict[str, Any]:

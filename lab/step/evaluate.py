@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import tensorflow as tf
 
 from lab.kernels.metrics import predictions
+from lab.step.digest import program_digest
 from lab.step.placement import devices
-from lab.step.replica import Training, per_example
+from lab.step.replica import Training, call_seed, per_example
 
 _BYTES = 2**26  # of examples at a time
 
@@ -31,6 +34,7 @@ class Evaluator:
         chunk: int = 1000,
     ) -> None:
         self._training, self._x, self._y, self._classes = training, x, y, classes
+        self._strategy, self._concrete = strategy, list[Any]()
         self._device = devices(strategy)[0]
         self._chunk = max(min(chunk, len(x), _BYTES // max(x[:1].nbytes, 1)), 1)
         self._function = tf.function(self._call, autograph=False)
@@ -39,22 +43,33 @@ class Evaluator:
         """Traces the model, which `run` does otherwise."""
         for size in sorted({self._chunk, len(self._x) % self._chunk or self._chunk}):
             part = (tf.TensorSpec([size, *a.shape[1:]], a.dtype) for a in (self._x, self._y))
-            self._function.get_concrete_function(*part)
+            given = *part, tf.TensorSpec([], tf.int64)
+            self._concrete.append(self._function.get_concrete_function(*given))
 
-    def run(self) -> dict[str, np.ndarray]:
+    def digests(self) -> list[str | None]:
+        """Of what `compile` has traced, as TrainLoop.digest."""
+        tags, made = self._training.all_variables, list(self._training.metrics)
+        return [program_digest(one, self._strategy, tags, made) for one in self._concrete]
+
+    def run(self, seed: int = 0) -> dict[str, np.ndarray]:
         """By name: `loss` and each metric, float32 [examples]; and for classes `predicted`, int32
-        [examples]."""
+        [examples].
+
+        Args:
+          seed: for a model with random operations also outside training.
+        """
         parts = []
         with tf.device(self._device):
             for first in range(0, len(self._x), self._chunk):
                 own = slice(first, first + self._chunk)
-                parts.append(self._function(*map(tf.constant, (self._x[own], self._y[own]))))
+                given = map(tf.constant, (self._x[own], self._y[own]))
+                parts.append(self._function(*given, tf.constant(seed, tf.int64)))
         return {name: np.concatenate([part[name].numpy() for part in parts]) for name in parts[0]}
 
-    def _call(self, x: tf.Tensor, y: tf.Tensor) -> dict[str, tf.Tensor]:
+    def _call(self, x: tf.Tensor, y: tf.Tensor, seed: tf.Tensor) -> dict[str, tf.Tensor]:
         training, number = self._training, tf.constant(0, tf.int64)
-        seed = training.call_seed(number, 0, 1)
-        output = training.model(training.prepare(x), False, seed, number)
+        own = call_seed(seed, number)
+        output = training.model(training.prepare(x), False, own, number)
         found = {"loss": training.loss(y, output)}
         found |= {name: metric(y, output) for name, metric in training.metrics.items()}
         found = {name: tf.cast(per_example(v), tf.float32) for name, v in found.items()}

@@ -15,6 +15,7 @@ import tensorflow as tf
 from lab.errors import LabError
 from lab.kernels import histograms
 from lab.step import gradient_noise, replica
+from lab.step.digest import program_digest
 from lab.step.microbatches import Shares
 from lab.step.placement import devices, on_gpu, one_program, resident
 from lab.step.replica import Step, Training
@@ -90,15 +91,21 @@ class TrainLoop:
         wanted |= {"local"} if self.watch.keeps_local else set()
         self._shares = Shares(training, self.replicas, self._batch, self._cpu_program, wanted)
         step, count = tf.TensorSpec([], tf.int64, "step"), tf.TensorSpec([], tf.int32)
+        seed = tf.TensorSpec([], tf.int64, "seed")
         self.function = tf.function(
             self._run,
-            input_signature=[self._rows_spec([steps_per_loop, training.batch_size]), count, step],
+            input_signature=[
+                self._rows_spec([steps_per_loop, training.batch_size]),
+                count,
+                step,
+                seed,
+            ],
             jit_compile=self._one_program or None,
             autograph=False,
         )
         self._step = tf.function(
             self._one_step,
-            input_signature=[self._rows_spec([training.batch_size]), step],
+            input_signature=[self._rows_spec([training.batch_size]), step, seed],
             autograph=False,
         )
 
@@ -146,22 +153,34 @@ class TrainLoop:
         options |= {"xla": self.xla}
         return TrainLoop(self._strategy, self._training, self._x, self._y, watch, **options)
 
-    def largest_gradient(self, rows: Any) -> float:
+    def largest_gradient(self, rows: Any, seed: int = 0) -> float:
         """The largest absolute value of the gradient on one batch, chosen as in `run` but without
         the axis of steps. Nothing is updated."""
         training, number = self._training, tf.constant(1, tf.int64)
         state = {name: variable.numpy() for name, variable in training.model.state.items()}
-        found = self._shares.whole(tf.nest.map_structure(tf.convert_to_tensor, rows), number)
+        rows = tf.nest.map_structure(tf.convert_to_tensor, rows)
+        found = self._shares.whole(rows, number, tf.constant(seed, tf.int64))
         for name, variable in training.model.state.items():
             variable.assign(state[name])
         return max(float(tf.reduce_max(tf.abs(g))) for g in found.gradients)
+
+    def digest(self) -> str | None:
+        """Equal for loops that differ at most in the values of their variables, and compile to the
+        same program; None where that is not known."""
+        tags = self._training.all_variables
+        if not self._fed:
+            data = {"x": self._x, "y": self._y}.items()
+            tags |= {f"{name} {i}": v for name, a in data for i, v in enumerate(a.variables)}
+        watch = self.watch
+        made = watch.scalar_tags, watch.tags, watch.sizes, self._most, devices(self._strategy)
+        return program_digest(self._step.get_concrete_function(), self._strategy, tags, made)
 
     @property
     def step_graph(self) -> tf.Graph:
         """The graph of one step, as the loop calls it."""
         return self._step.get_concrete_function().graph
 
-    def run(self, rows: Any, first_step: int) -> Recorded:
+    def run(self, rows: Any, first_step: int, seed: int = 0) -> Recorded:
         """Runs one step for each row.
 
         The first call compiles, also one of no steps; no other compiles the whole loop again.
@@ -170,6 +189,7 @@ class TrainLoop:
           rows: int32 [steps, batch_size], the numbers of the examples of each step; or the
             examples themselves, (x, y), each [steps, batch_size, ...].
           first_step: the number of the first of these steps, from 1.
+          seed: for the model's random operations.
 
         Returns:
           With the steps as first axis, `scalars` float32 [steps, scalar_tags] (loss and metrics
@@ -192,10 +212,11 @@ class TrainLoop:
         given = arrays if self._fed else arrays[0]
         # A program of XLA's sees the variables of the device that it runs on, and no others.
         with tf.device(self._device if self._one_program else None):
-            recorded = self.function(given, tf.constant(steps), tf.constant(first_step, tf.int64))
+            numbers = tf.constant(first_step, tf.int64), tf.constant(seed, tf.int64)
+            recorded = self.function(given, tf.constant(steps), *numbers)
         return {name: tensor[:steps] for name, tensor in recorded.items()}
 
-    def _run(self, rows: Any, steps: tf.Tensor, first_step: tf.Tensor) -> Recorded:
+    def _run(self, rows: Any, steps: tf.Tensor, first_step: tf.Tensor, seed: tf.Tensor) -> Recorded:
         arrays = {
             name: tf.TensorArray(spec.dtype, self._most, element_shape=spec.shape)
             for name, spec in self._step.get_concrete_function().structured_outputs.items()
@@ -203,15 +224,15 @@ class TrainLoop:
 
         def body(i: tf.Tensor, arrays: dict[str, tf.TensorArray]) -> tuple:
             own = tf.nest.map_structure(lambda array: array[i], rows)
-            recorded = self._step(own, first_step + tf.cast(i, tf.int64))
+            recorded = self._step(own, first_step + tf.cast(i, tf.int64), seed)
             return i + 1, {name: array.write(i, recorded[name]) for name, array in arrays.items()}
 
         # (With a maximum number of iterations XLA would compile for each number of steps anew.)
         _, arrays = tf.while_loop(lambda i, _: i < steps, body, (0, arrays))
         return {name: array.stack() for name, array in arrays.items()}
 
-    def _one_step(self, rows: Any, number: tf.Tensor) -> Recorded:
-        outputs = self._strategy.run(self._replica_step, args=(rows, number))
+    def _one_step(self, rows: Any, number: tf.Tensor, seed: tf.Tensor) -> Recorded:
+        outputs = self._strategy.run(self._replica_step, args=(rows, number, seed))
         # What comes out of the replicas was reduced or assigned: it is the same on all of them.
         first = tf.nest.map_structure(
             lambda value: self._strategy.experimental_local_results(value)[0], outputs
@@ -229,11 +250,11 @@ class TrainLoop:
                 recorded |= self._histograms(first["tensors"], first.get("local"), number)
         return recorded | first.get("observed", {})
 
-    def _replica_step(self, rows: Any, number: tf.Tensor) -> dict[str, Any]:
+    def _replica_step(self, rows: Any, number: tf.Tensor, seed: tf.Tensor) -> dict[str, Any]:
         context = tf.distribute.get_replica_context()
         index = int(tf.get_static_value(context.replica_id_in_sync_group))
         with tf.name_scope("batch"):
-            compute = self._shares.compute(rows, number, index)
+            compute = self._shares.compute(rows, number, seed, index)
 
         def reduce(tensors: list[tf.Tensor]) -> list[tf.Tensor]:
             return context.all_reduce(tf.distribute.ReduceOp.SUM, tensors)

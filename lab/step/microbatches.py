@@ -16,7 +16,7 @@ import tensorflow as tf
 
 from lab.kernels import xla
 from lab.step import gradient_noise
-from lab.step.replica import Part, Step, Training, gradient
+from lab.step.replica import Part, Step, Training, call_seed, gradient
 
 # So many parts have operations of their own. More are the body of a loop, which takes no longer to
 # compile for many; but it copies each gradient, and within it replicas cannot synchronize, as
@@ -63,20 +63,24 @@ class Shares:
         sizes = (_sizes(share.stop - share.start, parts) for share in self._shares)
         self.bounds = [0, *itertools.accumulate(itertools.chain.from_iterable(sizes))]
 
-    def compute(self, rows: Any, number: tf.Tensor, replica: int) -> Callable[[], Part]:
+    def compute(
+        self, rows: Any, number: tf.Tensor, seed: tf.Tensor, replica: int
+    ) -> Callable[[], Part]:
         """What computes the gradient of a replica's share.
 
         Args:
           rows: what chooses the examples of the batch: tensors [batch, ...].
           number: of the step, from 1, integer scalar.
+          seed: the run's, int64 scalar.
         """
         share = self._shares[replica]
         own = tf.nest.map_structure(lambda one: one[share], rows)
-        return self._compute(own, share.stop - share.start, number, replica, self._replicas)
+        size = share.stop - share.start
+        return self._compute(own, size, number, seed, replica, self._replicas)
 
-    def whole(self, rows: Any, number: tf.Tensor) -> Part:
+    def whole(self, rows: Any, number: tf.Tensor, seed: tf.Tensor) -> Part:
         """The gradient of a whole batch, of as many parts as a share has."""
-        return self._compute(rows, self._training.batch_size, number, 0, 1)()
+        return self._compute(rows, self._training.batch_size, number, seed, 0, 1)()
 
     def products(self, done: Step) -> tf.Tensor:
         """What gradient_noise.scalars needs of a replica's parts: float32 [parts, tensors, 2 or
@@ -88,19 +92,25 @@ class Shares:
         return gradient_noise.products(squares, done.local, reduced, self._dots, parts)
 
     def _compute(
-        self, rows: Any, size: int, number: tf.Tensor, replica: int, replicas: int
+        self,
+        rows: Any,
+        size: int,
+        number: tf.Tensor,
+        seed: tf.Tensor,
+        replica: int,
+        replicas: int,
     ) -> Callable[[], Part]:
         training, count = self._training, self._training.microbatches
         layers = "activations" in self._wanted
         if count == 1:
             x, y = self._batch(rows, replica)
-            seed = training.call_seed(number, replica, replicas)
-            return functools.partial(gradient, training, x, y, number, seed, layers)
+            own = call_seed(seed, number, replica, replicas)
+            return functools.partial(gradient, training, x, y, number, own, layers)
 
         def of_part(own: Any, part: tf.Tensor) -> Part:
             x, y = self._batch(own, replica)
-            seed = training.call_seed(number, replica * count + part, replicas * count)
-            found = gradient(training, x, y, number, seed, layers)
+            of_call = call_seed(seed, number, replica * count + part, replicas * count)
+            found = gradient(training, x, y, number, of_call, layers)
             losses = found.losses if "losses" in self._wanted else {}
             probes = found.probes if "probes" in self._wanted else {}
             return found._replace(losses=losses, probes=probes)

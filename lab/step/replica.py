@@ -38,7 +38,6 @@ class Training:
       scale: what multiplies the sum of the losses over the global batch.
       metrics: by name, what is recorded beside the loss; as `loss`.
       prepare: a batch of x -> what the model is given.
-      seed: the run's, for the model's random operations.
       microbatches: the parts in which a replica computes its share of the batch, one after the
         other.
     """
@@ -50,7 +49,6 @@ class Training:
     scale: float = 1.0
     metrics: Mapping[str, PerExample] = dataclasses.field(default_factory=dict)
     prepare: Callable[[tf.Tensor], tf.Tensor] = prepare
-    seed: int = 0
     microbatches: int = 1
 
     @property
@@ -58,16 +56,28 @@ class Training:
         """The trainable variables by tag."""
         return self.model.variables
 
-    def call_seed(self, number: tf.Tensor, part: tf.Tensor | int, parts: int) -> tf.Tensor:
-        """The seed of a model's call: int64 [2]. The second entry is negative, since layers begin
-        with seeds whose second entry is not.
+    @property
+    def all_variables(self) -> dict[str, tf.Variable]:
+        """All that training changes, by the names that checkpoints give it."""
+        named, names = dict(self.variables), self.optimizer.rule.slots
+        for tag, slots in zip(self.variables, self.optimizer.slots, strict=True):
+            named |= {f"{tag}/{name}": slot for name, slot in zip(names, slots, strict=True)}
+        return named | self.model.state
 
-        Args:
-          number: of the step, from 1, integer scalar; 0 for a call outside training.
-          part: which part of the batch it is called on, of so many.
-        """
-        of_step = -1 - tf.cast(number, tf.int64) * parts - tf.cast(part, tf.int64)
-        return tf.stack([tf.constant(self.seed, tf.int64), of_step])
+
+def call_seed(
+    seed: tf.Tensor, number: tf.Tensor, part: tf.Tensor | int = 0, parts: int = 1
+) -> tf.Tensor:
+    """The seed of a model's call: int64 [2]. The second entry is negative, since layers begin with
+    seeds whose second entry is not.
+
+    Args:
+      seed: the run's, int64 scalar.
+      number: of the step, from 1, integer scalar; 0 for a call outside training.
+      part: which part of the batch it is called on, of so many.
+    """
+    of_step = -1 - tf.cast(number, tf.int64) * parts - tf.cast(part, tf.int64)
+    return tf.stack([seed, of_step])
 
 
 class Part(NamedTuple):

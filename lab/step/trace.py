@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
-import hashlib
-from collections.abc import Sequence
 from typing import Any
 
-import numpy as np
 import tensorflow as tf
 
 from lab.errors import LabError
 from lab.kernels.probes import collected
+from lab.step.digest import graph_digest
 from lab.step.replica import Training
 
 # XLA's own versions of these are several times slower on a CPU, in a loop ten times, and those of
@@ -26,14 +24,6 @@ SLOW_UNDER_XLA = frozenset(
 
 # And these on a GPU, where their gradients must add up in a fixed order.
 SLOW_ON_A_GPU = SLOW_UNDER_XLA | {"GatherV2", "GatherNd", "ResourceGather", "ResourceGatherNd"}
-
-# Attributes of operations that say where or how they run.
-_NOT_OF_A_NETWORK = frozenset(
-    {
-        *("container", "shared_name", "allowed_devices"),
-        *("config", "config_proto", "executor_type"),
-    }
-)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -114,7 +104,7 @@ def trace(
         operations=frozenset(node.op for node in nodes),
         order=tuple(tag for tag in order if tag in training.variables),
         strays=tuple(v.name for v in concrete.graph.variables if id(v.handle) not in known),
-        digest=_Digest(concrete).digits,
+        digest=graph_digest(concrete),
     )
 
 
@@ -126,55 +116,3 @@ def _check_reachable(probes: dict[str, tf.Tensor]) -> None:
                 f"lab.probe({name!r}, ...) is called inside a tf.function, tf.cond or "
                 "tf.while_loop of the model's: call it outside, on what that returns"
             )
-
-
-class _Digest:
-    """64 hex digits over a graph: its operations in their order with their inputs and attributes,
-    those of the functions that they call, and the values that it captures, but for variables. Names
-    are left out: they depend on what else a process has traced."""
-
-    def __init__(self, concrete: Any) -> None:
-        graph = concrete.graph.as_graph_def()
-        self._functions = {f.signature.name: f for f in graph.library.function}
-        self._known: dict[str, str] = {}
-        found = hashlib.sha256(self._nodes(graph.node, [], []).encode())
-        for tensor, _ in concrete.graph.captures:
-            if tensor.dtype not in (tf.resource, tf.variant) and hasattr(tensor, "numpy"):
-                found.update(np.ascontiguousarray(tensor.numpy()).tobytes())
-        self.digits = found.hexdigest()
-
-    def _nodes(self, nodes: Sequence[Any], arguments: list[str], results: list[str]) -> str:
-        places = {name: f"argument {i}" for i, name in enumerate(arguments)}
-        places |= {node.name: str(i) for i, node in enumerate(nodes)}
-        found = hashlib.sha256()
-        for node in nodes:
-            inputs = [_place(name, places) for name in node.input]
-            attributes = [
-                (key, self._attribute(node.attr[key]))
-                for key in sorted(node.attr)
-                if not key.startswith("_") and key not in _NOT_OF_A_NETWORK
-            ]
-            found.update(repr((node.op, inputs, attributes)).encode())
-        found.update(repr([_place(name, places) for name in results]).encode())
-        return found.hexdigest()
-
-    def _attribute(self, value: Any) -> Any:
-        kind = value.WhichOneof("value")
-        called = [value.func] if kind == "func" else value.list.func if kind == "list" else []
-        if called:
-            return [self._function(one.name) for one in called]
-        return value.SerializeToString(deterministic=True)
-
-    def _function(self, name: str) -> str:
-        if name not in self._known:
-            function = self._functions[name]
-            arguments = [one.name for one in function.signature.input_arg]
-            results = [function.ret[one.name] for one in function.signature.output_arg]
-            self._known[name] = self._nodes(function.node_def, arguments, results)
-        return self._known[name]
-
-
-def _place(name: str, places: dict[str, str]) -> str:
-    """An input by the place of the operation that makes it, and which of its outputs it is."""
-    base, *rest = name.removeprefix("^").split(":")
-    return ":".join([places.get(base, "elsewhere"), *rest])

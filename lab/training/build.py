@@ -115,7 +115,6 @@ def make_training(
         size,
         scale,
         prepare=problem.prepare,
-        seed=config.seed,
         microbatches=config.microbatches,
     )
     return checked(strategy, training, data, problem.metrics)

@@ -97,7 +97,7 @@ class Evaluation:
     def __call__(self, recorded: Recorded) -> None:
         """Evaluates; the loss and metrics of the last batch are reported with it."""
         state, config, saved = self._state, self._state.config, self._state.saved
-        found = state.evaluator.run() if state.evaluator else {}
+        found = state.evaluator.run(config.seed) if state.evaluator else {}
         weights = state.weights()
         means = {n: _mean(values) for n, values in found.items() if n != "predicted"}
         figures = dict.fromkeys(FIGURES) | _figures(found, means, state.data.y_test)
@@ -230,7 +230,7 @@ class Checkpointing:
         """Saves, after a check that all replicas hold the same values."""
         state = self._state
         self._flush()
-        self._group.check_identical(state.variables())
+        self._group.check_identical(state.training.all_variables)
         self._session.save(state.step, state.tensors(), state.saved)
         self.saved = state.step
 

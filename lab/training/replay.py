@@ -86,7 +86,7 @@ def _moment(run: StoredRun, state: TrainingState, observing: TrainLoop, step: in
     """Observes the step that the state is before."""
     before = state.tensors()
     names = list(state.training.variables)
-    observed = observing.run(state.rows(step, 1), step)
+    observed = observing.run(state.rows(step, 1), step, state.config.seed)
     state.assign(before)
     recorded = state.run(1, ignore)
     after = {name: tensor.numpy() for name, tensor in state.tensors().items()}

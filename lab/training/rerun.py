@@ -66,7 +66,7 @@ class Rerun:
 
     def _observed(self, changed: Mapping[str, np.ndarray], of: int) -> dict[str, tf.Tensor]:
         self._state.assign({**self._before, **changed})
-        return self._observing.run(self._state.rows(of, 1), self.step)
+        return self._observing.run(self._state.rows(of, 1), self.step, self._state.config.seed)
 
     def outputs(self, changed: Mapping[str, np.ndarray] | None = None) -> np.ndarray:
         """What the model makes of the batch at the weights before the step: [batch, ...].

@@ -23,7 +23,7 @@ from lab.step.replica import Training
 from lab.step.trace import Traced
 from lab.step.watch import GRADIENT_NORM
 from lab.training.checks import explained
-from lab.training.programs import Compiled
+from lab.training.programs import Compiled, Programs
 from lab.training.session import Notify
 
 # What result.json says of the last evaluation.
@@ -43,8 +43,8 @@ class TrainingState:
       traced: the training's model on a whole batch.
       use_xla: whether XLA compiles the loop. Where it cannot, TensorFlow's own kernels do it.
       max_steps: of a loop.
-      compiled: what an earlier run compiled, if it is of use here: its variables are given the
-        values of this run's.
+      programs: of the process's last run. Where this run's are the same, it uses those, and their
+        variables are given the values of this run's.
 
     Attributes:
       step: the last step that is done.
@@ -64,7 +64,7 @@ class TrainingState:
         traced: Traced,
         use_xla: bool,
         max_steps: int,
-        compiled: Compiled | None = None,
+        programs: Programs | None = None,
     ) -> None:
         self.config, self.data, self.strategy, self.training = config, data, strategy, training
         x, y = data.x, data.y
@@ -74,13 +74,8 @@ class TrainingState:
         self._fed = is_fed(data)
         self.take_batches_of(config.seed)
         self.classes = training.metrics.get("accuracy") is accuracy and data.y.ndim == 1
-        if compiled:
-            own = self.tensors()
-            self.training, self.loop, self.evaluator = compiled
-            self.assign(own)
-        else:
-            self.loop = self._make_loop(traced, use_xla, max_steps)
-            self.evaluator = self._make_evaluator()
+        self.evaluator = self._make_evaluator()
+        self._compile(traced, use_xla, max_steps, programs or Programs())
         self.initial = self.weights()
         self.step, self.broken = 0, False
         courses = ["step", "test_loss", *(f"test_{name}" for name in training.metrics)]
@@ -96,8 +91,8 @@ class TrainingState:
             "seconds": 0.0,
         }
 
-    def _make_loop(self, traced: Traced, use_xla: bool, max_steps: int) -> TrainLoop:
-        """The loop, compiled here so that a run's `seconds` are training alone."""
+    def _compile(self, traced: Traced, use_xla: bool, max_steps: int, programs: Programs) -> None:
+        """Makes the loop, compiled here so that a run's `seconds` are training alone."""
         config, strategy, (x, y) = self.config, self.strategy, (self._x, self._y)
         if self._fed:
             x, y = (tf.TensorSpec(one.shape[1:], one.dtype) for one in (x, y))
@@ -105,18 +100,27 @@ class TrainingState:
         make = functools.partial(
             TrainLoop, strategy, self.training, x, y, kinds, every, max_steps, traced=traced
         )
-        loop = make(xla=use_xla)
+        self.loop = make(xla=use_xla)
+        if kept := programs.find(self._compiled):
+            values = self.tensors()
+            self.training, self.loop, self.evaluator = kept.training, kept.loop, kept.evaluator
+            self.assign(values)
+            return
         try:
-            loop.run(self.rows(1, 0), 1)
+            self.loop.run(self.rows(1, 0), 1)
         except (tf.errors.InvalidArgumentError, tf.errors.UnimplementedError, ValueError) as error:
             if not use_xla:
                 raise
             if self.config.xla == "on":
                 why = " ".join(str(error).split())[:200]
                 raise LabError(f"--xla=on: XLA cannot compile this network: {why}") from error
-            loop = make(xla=False)
-            loop.run(self.rows(1, 0), 1)
-        return loop
+            self.loop = make(xla=False)
+            self.loop.run(self.rows(1, 0), 1)
+        programs.keep(self._compiled)
+
+    @property
+    def _compiled(self) -> Compiled:
+        return Compiled(self.training, self.loop, self.evaluator)
 
     def _make_evaluator(self) -> Evaluator | None:
         data = self.data
@@ -131,11 +135,6 @@ class TrainingState:
     def take_batches_of(self, seed: int) -> None:
         """Chooses the examples of each step as a run with this seed does."""
         self._batches = Batches(seed, len(self.data.x), self.config.batch_size)
-
-    @property
-    def compiled(self) -> Compiled:
-        """What a later run may be given."""
-        return Compiled(self.training, self.loop, self.evaluator)
 
     @property
     def status(self) -> str:
@@ -163,21 +162,14 @@ class TrainingState:
         weights = self.weights().items()
         return {tag: hashlib.sha256(value.tobytes()).hexdigest() for tag, value in weights}
 
-    def variables(self) -> dict[str, tf.Variable]:
-        """All that training changes, by the names that checkpoints give it."""
-        optimizer = self.training.optimizer
-        named = dict(self.training.variables)
-        for tag, slots in zip(list(named), optimizer.slots, strict=True):
-            named |= {f"{tag}/{n}": s for n, s in zip(optimizer.rule.slots, slots, strict=True)}
-        return named | self.training.model.state
-
     def tensors(self) -> dict[str, tf.Tensor]:
-        """The values of `variables`, which later steps leave as they are."""
-        return {name: tf.identity(variable) for name, variable in self.variables().items()}
+        """The values of all variables, which later steps leave as they are."""
+        variables = self.training.all_variables
+        return {name: tf.identity(variable) for name, variable in variables.items()}
 
     def assign(self, values: Mapping[str, Any]) -> None:
         """Gives every variable its value."""
-        for name, variable in self.variables().items():
+        for name, variable in self.training.all_variables.items():
             variable.assign(values[name])
 
     def restore(self, checkpoint: Checkpoint, notify: Notify) -> None:
@@ -199,7 +191,7 @@ class TrainingState:
           notify: is called with a message at the first NaN or infinity.
         """
         first = self.step + 1
-        arguments = self.rows(first, steps), first
+        arguments = self.rows(first, steps), first, self.config.seed
         before = self.tensors()
         recorded = self.loop.run(*arguments)
         loss, notes = recorded["scalars"][:, 0].numpy(), self.saved["nonfinite"]
@@ -223,7 +215,7 @@ class TrainingState:
         return recorded
 
     def _first_nonfinite(
-        self, before: dict[str, tf.Tensor], arguments: tuple[Any, int], loss: np.ndarray
+        self, before: dict[str, tf.Tensor], arguments: tuple[Any, int, int], loss: np.ndarray
     ) -> tuple[int, dict[str, int]]:
         """Runs the same steps once more and watches everything.
 
@@ -246,7 +238,7 @@ class TrainingState:
     def largest_gradient(self) -> float:
         """The largest absolute value of the gradient on the last batch."""
         rows = tf.nest.map_structure(lambda array: array[0], self.rows(self.step, 1))
-        return self.loop.largest_gradient(rows)
+        return self.loop.largest_gradient(rows, self.config.seed)
 
     def examples(self, step: int) -> np.ndarray | None:
         """Which training examples make up a step: int32 [batch_size]; None where a function gives

@@ -63,7 +63,7 @@ def main() -> None:
             from lab.training.problem import load_data, problem_of
             from lab.training.programs import Programs
 
-        load, programs = functools.lru_cache(maxsize=2)(load_data), Programs()
+        load, programs = functools.lru_cache(maxsize=2)(load_data), Programs(largest=2**24)
         orders: queue.Queue[str | None] = queue.Queue()
         threading.Thread(target=_read, args=(orders, stop), daemon=True).start()
         while not stop.signal and (order := orders.get()) is not None:
