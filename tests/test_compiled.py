@@ -90,7 +90,8 @@ def test_tensors_of_about_one_size_are_beside_each_other():
         for place, row, more in zip(places, x.numpy(), lacking, strict=True):
             np.testing.assert_array_equal(row[: len(row) - more], tensors[place])
             assert np.isnan(row[len(row) - more :]).all()
-    rows = xla.in_order(groups, [tf.constant(group.places) for group in groups])
+    places = [place for group in groups for place in group.places]
+    rows = xla.in_order(groups, tf.constant(places))
     assert rows.numpy().tolist() == list(range(6))
     many = xla.grouped([tf.zeros([5000])] * 60)
     assert [group.places for group in many] == [[*range(52)], [*range(52, 60)]]

@@ -78,20 +78,20 @@ def _by_xla(flat: list[tf.Tensor], gpu: bool) -> tuple[tf.Tensor, ...]:
     factor = tf.where(largest > 1e37, 2.0**-4, tf.where(largest < 1e-18, 2.0**64, 1.0))
     start = low * factor
     scale = tf.math.divide_no_nan(float(BUCKETS), high * factor - start)
+    rows = [len(group.places) for group in groups]
+    of_groups = (tf.split(part[:, None], rows) for part in (factor, start, scale))
     tables = []
-    for places, x, lacking in groups:
-        f, s, c = (
-            tf.stack([part[place] for place in places])[:, None] for part in (factor, start, scale)
-        )
+    for (places, x, lacking), f, s, c in zip(groups, *of_groups, strict=True):
         # From 1; the largest entry's is BUCKETS + 1, that of NaN and infinity 0.
         bucket = tf.floor((x * f - s) * c) + 1.0
         bucket = tf.where(tf.math.is_finite(x), bucket, 0.0)
         padding = np.zeros([len(places), BUCKETS + 2], np.int32)
         padding[:, 0] = lacking
         tables.append(kernels.bincounts(bucket, BUCKETS + 2) - padding)
-    table = compiled.in_order(groups, tables)
+    table = tf.concat(tables, 0)
     last = table[:, BUCKETS : BUCKETS + 1] + table[:, BUCKETS + 1 :]
-    return tf.concat([table[:, 1:BUCKETS], last], 1), low, high, table[:, 0]
+    fields = tf.concat([table[:, 1:BUCKETS], last], 1), low, high, table[:, 0]
+    return tuple(compiled.in_order(groups, one) for one in fields)
 
 
 def _count(shares: Sequence[tf.Tensor]) -> tf.Tensor:

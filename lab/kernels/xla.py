@@ -115,29 +115,28 @@ def grouped(tensors: Sequence[tf.Tensor], pad: bool = True) -> list[Group]:
     return groups
 
 
-def in_order(groups: Sequence[Group], rows: Sequence[tf.Tensor]) -> tf.Tensor:
-    """What was made of the rows of each group, [len(places), ...], in the order of the list."""
+def in_order(groups: Sequence[Group], rows: tf.Tensor) -> tf.Tensor:
+    """What was made of each row of the groups, [T, ...], in the order of the list."""
     places = [place for group in groups for place in group.places]
-    whole = tf.concat(rows, 0)
-    return whole if places == sorted(places) else tf.gather(whole, np.argsort(places))
+    return rows if places == sorted(places) else tf.gather(rows, np.argsort(places))
 
 
 def smallest(groups: Sequence[Group]) -> tf.Tensor:
-    """The smallest finite entry of each tensor, infinity of none: float32 [T]."""
+    """The smallest finite entry of each row of the groups, infinity of none: float32 [T]."""
     rows = [
         _lanes(tf.minimum, [group.x], np.inf, lambda x: tf.where(x > -np.inf, x, np.inf))
         for group in groups
     ]
-    return tf.reduce_min(in_order(groups, rows), axis=1)
+    return tf.reduce_min(tf.concat(rows, 0), axis=1)
 
 
 def largest(groups: Sequence[Group]) -> tf.Tensor:
-    """The largest finite entry of each tensor, -infinity of none: float32 [T]."""
+    """The largest finite entry of each row of the groups, -infinity of none: float32 [T]."""
     rows = [
         _lanes(tf.maximum, [group.x], -np.inf, lambda x: tf.where(x < np.inf, x, -np.inf))
         for group in groups
     ]
-    return tf.reduce_max(in_order(groups, rows), axis=1)
+    return tf.reduce_max(tf.concat(rows, 0), axis=1)
 
 
 @tf.function(jit_compile=True, autograph=False)
@@ -145,7 +144,7 @@ def squares(tensors: Sequence[tf.Tensor]) -> tf.Tensor:
     """The sum of the squares of each tensor's entries, float32, any shapes: float32 [T]."""
     groups = grouped([tf.reshape(x, [-1]) for x in tensors], pad=False)
     rows = [_lanes(tf.add, [group.x], 0.0, tf.square) for group in groups]
-    return tf.reduce_sum(in_order(groups, rows), axis=1)
+    return in_order(groups, tf.reduce_sum(tf.concat(rows, 0), axis=1))
 
 
 @tf.function(jit_compile=True, autograph=False)
@@ -157,7 +156,7 @@ def dots(a: Sequence[tf.Tensor], b: Sequence[tf.Tensor]) -> tf.Tensor:
         _lanes(tf.add, (one.x, other.x), 0.0, tf.multiply)
         for one, other in zip(*pairs, strict=True)
     ]
-    return tf.reduce_sum(in_order(pairs[0], rows), axis=1)
+    return in_order(pairs[0], tf.reduce_sum(tf.concat(rows, 0), axis=1))
 
 
 def _lanes(

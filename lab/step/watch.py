@@ -157,5 +157,6 @@ def _largest(tensors: list[tf.Tensor], cpu_program: bool) -> tf.Tensor:
     """The largest finite absolute value of each tensor, 0 of none: float32 [T]."""
     flat = [tf.abs(tf.cast(tf.reshape(x, [-1]), tf.float32)) for x in tensors]
     if cpu_program:
-        return tf.maximum(xla.largest(xla.grouped(flat)), 0.0)
+        groups = xla.grouped(flat)
+        return tf.maximum(xla.in_order(groups, xla.largest(groups)), 0.0)
     return tf.stack([tf.reduce_max(tf.where(tf.math.is_finite(x), x, 0.0)) for x in flat])
