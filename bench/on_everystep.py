@@ -95,7 +95,7 @@ def make(task: Task) -> Runner:
         nonlocal step
         losses = []
         for rows in task.chunks(indices):
-            recorded = loop.run(rows, step)
+            recorded = loop.run(rows, step, seed=0)
             if recorder:
                 recorder.steps(step, recorded)
             losses.append(recorded["scalars"][:, 0])

@@ -80,7 +80,7 @@ class Bench:
 
     def run(self, first, steps):
         rows = self.indices[first - 1 : first - 1 + steps]
-        return self.loop.run(rows, first)
+        return self.loop.run(rows, first, seed=0)
 
     def record(self, recorder, loops, every=1):
         """Runs all steps in loops of these lengths; returns the scalars as the loop gave them."""

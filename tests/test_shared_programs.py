@@ -1,13 +1,14 @@
 """What a run takes of the one before it in the same process."""
 
+import gc
 import signal
+import weakref
 from unittest import mock
 
 import forks
 import numpy as np
 import pytest
 
-from lab.kernels import xla
 from lab.processes.stop import Stop
 from lab.settings.config import Config, Settings
 from lab.training import trial
@@ -22,6 +23,7 @@ FIELDS = {
     "display_step": 3,
 }
 SLOW = pytest.mark.slow
+SMALL = ("depth=1", "dropout=0.5", "heads=2", "width=8")
 NETS = """
 import numpy as np
 import tensorflow as tf
@@ -83,6 +85,15 @@ class Tabled(Plain):
         return self.dense(x) * self.table.lookup(tf.constant(1))
 
 
+class Looped(Plain):
+    def __call__(self, x):
+        def body(i, x):
+            return i + 1, x - 0.1 * tf.square(x)
+
+        _, y = tf.while_loop(lambda i, x: i < 3, body, (0, self.dense(x)), maximum_iterations=3)
+        return tf.slice(y, [0, 0], [-1, 5])
+
+
 class Compiled(Plain):
     @tf.function
     def __call__(self, x):
@@ -132,6 +143,14 @@ def net(tmp_path):
     return lambda name: f"{tmp_path}/net.py:{name}"
 
 
+def images(folder):
+    """28 x 28 pixels, as --data takes them."""
+    random = np.random.default_rng(0)
+    x, y = random.integers(0, 256, (120, 784), np.uint8), random.integers(0, 10, 120)
+    np.savez(folder / "images.npz", x=x[:100], y=y[:100], x_test=x[100:], y_test=y[100:])
+    return f"{folder}/images.npz"
+
+
 def shared():
     return Programs(largest=10**6)
 
@@ -142,14 +161,23 @@ def shared():
         {},
         {"optimizer": "sgd", "learning_rate": 3e38, "xla": "off"},
         {"model": "Dropout", "xla": "off"},
+        pytest.param({"model": "Compiled", "learning_rate": 3e38, "xla": "off"}, marks=SLOW),
+        pytest.param({"model": "Dropout", "microbatches": 2}, marks=SLOW),
+        pytest.param({"model": "Looped"}, marks=SLOW),
+        pytest.param({"model": "transformer", "model_arguments": SMALL, "data": ""}, marks=SLOW),
+        pytest.param({"model": "convnet", "data": ""}, marks=SLOW),
         pytest.param({"model": "Dropout"}, marks=SLOW),
         pytest.param({"watch": ("weights", "activations"), "xla": "off"}, marks=SLOW),
     ],
 )
-def test_another_seed_runs_the_same_programs_to_the_same_bits(train, compiled, net, fields):
-    """Also after a run that NaN has ended, and with a model that draws in each step."""
-    if "model" in fields:
+def test_another_seed_runs_the_same_programs_to_the_same_bits(
+    train, compiled, net, fields, tmp_path
+):
+    """Also after a run that NaN has ended, and with models that draw in each step."""
+    if fields.get("model", "")[:1].isupper():
         fields = fields | {"model": net(fields["model"])}
+    if "data" in fields:
+        fields = fields | {"data": images(tmp_path)}
     programs = shared()
     train("first", programs, seed=1, **fields)
     found = train("shared", programs, seed=2, **fields)
@@ -194,32 +222,24 @@ def test_what_decides_a_program(train, compiled, tmp_path, tiny, first, second, 
 
 
 @pytest.mark.parametrize(
-    ("name", "loops"),
+    "name",
     [
-        ("Plain", 1),
-        ("Backwards", 2),
-        *(pytest.param(name, 2, marks=SLOW) for name in ("Scaled", "Masked", "AtTheEnd")),
-        pytest.param("Tabled", 2, marks=SLOW),
+        "Backwards",
+        *(pytest.param(one, marks=SLOW) for one in ("Scaled", "Masked", "AtTheEnd", "Tabled")),
     ],
 )
-def test_a_model_in_whose_program_its_seed_is_has_its_own(train, compiled, net, name, loops):
-    """Be it in the forward pass, in the gradient, in the evaluation or in a table."""
+def test_a_model_with_its_seed_in_the_graph_is_compiled_anew(train, compiled, net, name):
+    """Be it in the forward pass, in the gradient, in the evaluation or in a table. What the run
+    before has compiled is not kept."""
     programs = shared()
-    for seed in range(2):
-        train(str(seed), programs, seed=seed, xla="off", model=net(name))
-    assert len(compiled) == loops
-
-
-@pytest.mark.parametrize("name", [pytest.param("Compiled", marks=SLOW), "Backwards"])
-def test_custom_gradients_are_released_with_the_programs_that_need_them(train, net, name):
-    before, programs = xla.custom_gradients(), shared()
-    # The second run looks for NaN with the first one's model, or has a program of its own.
-    for seed in range(2):
-        train(str(seed), programs, seed=seed, learning_rate=3e38, xla="off", model=net(name))
-        needed = xla.custom_gradients() - before
-        assert needed
-    train("last", programs, xla="off", model=net("Plain"))
-    assert not needed & xla.custom_gradients()
+    train("first", programs, seed=1, xla="off", model=net(name))
+    (first,) = (weakref.ref(loop) for loop in compiled)
+    compiled.clear()
+    found = train("second", programs, seed=2, xla="off", model=net(name))
+    assert len(compiled) == 1
+    gc.collect()
+    assert first() is None
+    forks.assert_same_bits(found, train("alone", None, seed=2, xla="off", model=net(name)))
 
 
 def test_a_large_model_is_not_kept(train, compiled):

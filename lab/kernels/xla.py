@@ -8,9 +8,10 @@ belong into a function that is compiled.
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import itertools
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -60,19 +61,21 @@ def _transposing(x: tf.Tensor, w: tf.Tensor) -> tuple[tf.Tensor, Callable]:
     return tf.matmul(x, w), gradient
 
 
-def custom_gradients() -> set[str]:
-    """The names of the custom gradients that were traced in this process.
+@contextlib.contextmanager
+def released() -> Iterator[None]:
+    """Releases at its end what the custom gradients that were traced within keep.
 
     TensorFlow registers each of them for good, and with it the graph and all that this holds, the
     training data too: 50 MB for each run on MNIST in one process.
     """
-    return {name for name in gradients._registry if name.startswith("CustomGradient-")}
-
-
-def release_gradients(names: Iterable[str]) -> None:
-    """Releases custom gradients that nothing needs any more."""
-    for name in names:
-        gradients._registry.pop(name, None)
+    kept = gradients._registry
+    before = {*kept}
+    try:
+        yield
+    finally:
+        for name in {*kept} - before:
+            if name.startswith("CustomGradient-"):
+                del kept[name]
 
 
 class Group(NamedTuple):

@@ -83,7 +83,7 @@ class _Waiting:
     """The trials that have not begun."""
 
     def __init__(self, configs: Sequence[Config]) -> None:
-        # By what they are compiled from.
+        # Those that differ in the seed alone.
         self._groups: dict[Config, collections.deque[Config]] = {}
         for config in configs:
             self._groups.setdefault(config.seedless, collections.deque()).append(config)
@@ -95,8 +95,8 @@ class _Waiting:
         self._groups.clear()
 
     def take(self, last: Config | None) -> Config:
-        """The next trial for a process: one that is compiled as its last one, or else the first of
-        the largest group of such trials."""
+        """The next trial for a process: one that differs from its last one in the seed alone, or
+        else the first of the largest group of such trials."""
         group = last.seedless if last else None
         if group not in self._groups:
             group = max(self._groups, key=lambda one: len(self._groups[one]))

@@ -181,6 +181,11 @@ class Config(Checked):
         return dataclasses.replace(self, seed=0)
 
     @property
+    def ready_made(self) -> bool:
+        """Whether network and loss are the lab's own: their programs do not depend on the seed."""
+        return self.model in READY_MADE and not REFERENCE.fullmatch(self.loss)
+
+    @property
     def own(self) -> dict[str, Any]:
         """The fields by name, without those that belong to another model."""
         return own_fields(dataclasses.asdict(self))

@@ -10,7 +10,7 @@ import numpy as np
 import tensorflow as tf
 
 # Attributes of operations that say where or how they run.
-_NOT_OF_A_NETWORK = frozenset(
+_OF_PLACES = frozenset(
     {
         *("container", "shared_name", "allowed_devices"),
         *("config", "config_proto", "executor_type"),
@@ -25,7 +25,9 @@ def graph_digest(concrete: Any) -> str:
     found = hashlib.sha256(_Operations(concrete.graph.as_graph_def()).digits.encode())
     for tensor, _ in concrete.graph.captures:
         if tensor.dtype not in (tf.resource, tf.variant) and hasattr(tensor, "numpy"):
-            found.update(np.ascontiguousarray(tensor.numpy()).tobytes())
+            value = np.ascontiguousarray(tensor.numpy())
+            texts = value.dtype == object  # the bytes of these are addresses
+            found.update(repr(value.tolist()).encode() if texts else value.tobytes())
     return found.hexdigest()
 
 
@@ -36,7 +38,7 @@ def program_digest(
     *more: Any,
 ) -> str | None:
     """As `graph_digest`, and over the variables: which of them the graph uses for what, and their
-    shapes. None where it captures something else without a value, such as a table.
+    shapes. None where it captures any other resource, such as a table.
 
     Args:
       variables: all that it may use, by tag.
@@ -74,7 +76,7 @@ class _Operations:
             attributes = [
                 (key, self._attribute(node.attr[key]))
                 for key in sorted(node.attr)
-                if not key.startswith("_") and key not in _NOT_OF_A_NETWORK
+                if not key.startswith("_") and key not in _OF_PLACES
             ]
             found.update(repr((node.op, inputs, attributes)).encode())
         found.update(repr([_place(name, places) for name in results]).encode())

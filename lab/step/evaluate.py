@@ -34,29 +34,31 @@ class Evaluator:
         chunk: int = 1000,
     ) -> None:
         self._training, self._x, self._y, self._classes = training, x, y, classes
-        self._strategy, self._concrete = strategy, list[Any]()
+        self._strategy = strategy
         self._device = devices(strategy)[0]
         self._chunk = max(min(chunk, len(x), _BYTES // max(x[:1].nbytes, 1)), 1)
         self._function = tf.function(self._call, autograph=False)
 
-    def compile(self) -> None:
-        """Traces the model, which `run` does otherwise."""
+    def compile(self) -> list[Any]:
+        """Traces the model, which `run` does otherwise; returns the concrete functions."""
+        traced = []
         for size in sorted({self._chunk, len(self._x) % self._chunk or self._chunk}):
             part = (tf.TensorSpec([size, *a.shape[1:]], a.dtype) for a in (self._x, self._y))
             given = *part, tf.TensorSpec([], tf.int64)
-            self._concrete.append(self._function.get_concrete_function(*given))
+            traced.append(self._function.get_concrete_function(*given))
+        return traced
 
     def digests(self) -> list[str | None]:
-        """Of what `compile` has traced, as TrainLoop.digest."""
+        """Of each concrete function, as TrainLoop.digest."""
         tags, made = self._training.all_variables, list(self._training.metrics)
-        return [program_digest(one, self._strategy, tags, made) for one in self._concrete]
+        return [program_digest(one, self._strategy, tags, made) for one in self.compile()]
 
-    def run(self, seed: int = 0) -> dict[str, np.ndarray]:
+    def run(self, seed: int) -> dict[str, np.ndarray]:
         """By name: `loss` and each metric, float32 [examples]; and for classes `predicted`, int32
         [examples].
 
         Args:
-          seed: for a model with random operations also outside training.
+          seed: for models that draw random numbers outside training, too.
         """
         parts = []
         with tf.device(self._device):

@@ -153,7 +153,7 @@ class TrainLoop:
         options |= {"xla": self.xla}
         return TrainLoop(self._strategy, self._training, self._x, self._y, watch, **options)
 
-    def largest_gradient(self, rows: Any, seed: int = 0) -> float:
+    def largest_gradient(self, rows: Any, seed: int) -> float:
         """The largest absolute value of the gradient on one batch, chosen as in `run` but without
         the axis of steps. Nothing is updated."""
         training, number = self._training, tf.constant(1, tf.int64)
@@ -164,23 +164,34 @@ class TrainLoop:
             variable.assign(state[name])
         return max(float(tf.reduce_max(tf.abs(g))) for g in found.gradients)
 
+    @property
+    def data(self) -> tuple[Any, Any]:
+        """x and y, on the devices."""
+        return self._x, self._y
+
     def digest(self) -> str | None:
         """Equal for loops that differ at most in the values of their variables, and compile to the
-        same program; None where that is not known."""
+        same program; None where that is not known. Traces the loop."""
         tags = self._training.all_variables
         if not self._fed:
             data = {"x": self._x, "y": self._y}.items()
             tags |= {f"{name} {i}": v for name, a in data for i, v in enumerate(a.variables)}
         watch = self.watch
-        made = watch.scalar_tags, watch.tags, watch.sizes, self._most, devices(self._strategy)
-        return program_digest(self._step.get_concrete_function(), self._strategy, tags, made)
+        made = watch.scalar_tags, watch.tags, watch.sizes, self.xla, devices(self._strategy)
+        with self._on_device():  # as it is run
+            program = self.function.get_concrete_function()
+        return program_digest(program, self._strategy, tags, made)
+
+    def _on_device(self) -> Any:
+        """A program of XLA's sees the variables of the device that it runs on, and no others."""
+        return tf.device(self._device if self._one_program else None)
 
     @property
     def step_graph(self) -> tf.Graph:
         """The graph of one step, as the loop calls it."""
         return self._step.get_concrete_function().graph
 
-    def run(self, rows: Any, first_step: int, seed: int = 0) -> Recorded:
+    def run(self, rows: Any, first_step: int, seed: int) -> Recorded:
         """Runs one step for each row.
 
         The first call compiles, also one of no steps; no other compiles the whole loop again.
@@ -210,8 +221,7 @@ class TrainLoop:
                 whole[:steps] = one
             arrays = tuple(padded)
         given = arrays if self._fed else arrays[0]
-        # A program of XLA's sees the variables of the device that it runs on, and no others.
-        with tf.device(self._device if self._one_program else None):
+        with self._on_device():
             numbers = tf.constant(first_step, tf.int64), tf.constant(seed, tf.int64)
             recorded = self.function(given, tf.constant(steps), *numbers)
         return {name: tensor[:steps] for name, tensor in recorded.items()}

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Iterable
 from typing import Any
 
@@ -37,12 +36,12 @@ def weights_at(path: str, steps: Iterable[int]) -> dict[int, dict[str, np.ndarra
 
 def _state_of(run: StoredRun) -> TrainingState:
     """What the run trained, compiled. That of the call before will do if only the seed is another:
-    of the perceptron it chooses the first weights and the batches, and is not in the program."""
+    the perceptron's is an argument of its program."""
     config = run.checked_config
-    alike = dataclasses.replace(config, seed=0), run.circumstances | {"config": 0, "fingerprint": 0}
+    alike = config.seedless, run.circumstances | {"config": 0, "fingerprint": 0}
     if _kept and _kept[0][0] == alike and config.model == "mlp" and not config.shuffle_labels:
         state = _kept[0][1]
-        state.take_batches_of(config.seed)
+        state.take_seed(config.seed)
         return state
     state = state_of(run, record=False)
     _kept[:] = [(alike, state)]

@@ -2,20 +2,17 @@
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 import functools
-from collections.abc import Iterator
 from typing import Any
 
-from lab.kernels import xla
 from lab.settings.config import Config
 from lab.step.evaluate import Evaluator
 from lab.step.loop import TrainLoop
 from lab.step.replica import Training
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, eq=False)
 class Compiled:
     """The compiled parts of a run, and the variables that they work on."""
 
@@ -25,12 +22,16 @@ class Compiled:
 
     @functools.cached_property
     def _digests(self) -> list[str | None]:
-        """What decides the programs; None for what cannot be compared."""
         return [self.loop.digest(), *(self.evaluator.digests() if self.evaluator else ())]
+
+    @property
+    def comparable(self) -> bool:
+        """Whether all that decides the programs is known."""
+        return None not in self._digests
 
     def same(self, other: Compiled) -> bool:
         """Whether the other's programs differ at most in the values of their variables."""
-        return None not in self._digests and self._digests == other._digests
+        return self.comparable and self._digests == other._digests
 
 
 class Programs:
@@ -38,48 +39,35 @@ class Programs:
 
     Args:
       largest: weights of a model that is kept, at most: another run may need the memory.
+
+    Attributes:
+      kept: the parts of the last run, if this one may be able to use them.
     """
 
     def __init__(self, largest: int = 0) -> None:
         self._largest = largest
         self._key: Any = None
-        self._kept: Compiled | None = None
-        self._gradients: set[str] = set()  # custom ones of the kept parts
+        self.kept: Compiled | None = None
 
-    @contextlib.contextmanager
-    def of(self, config: Config, data: str) -> Iterator[None]:
-        """The time of a run. Releases first what it cannot use, and at the end what is not kept.
+    def begin(self, config: Config, data: str, devices: str) -> None:
+        """Releases what a run cannot use, before anything is made for it.
 
         Args:
-          data: a digest of the run's, which lie on the devices with the programs.
+          data: digest of the run's data, which lie on the devices beside the programs.
+          devices: as Settings.devices.
         """
-        key = config.seedless, data, config.shuffle_labels and config.seed
+        key = config.seedless, data, devices, config.shuffle_labels and config.seed
         if key != self._key:
-            self._release()
-            self._key = key
-        kept, before = self._kept, xla.custom_gradients()
-        try:
-            yield
-        finally:
-            new = xla.custom_gradients() - before
-            if self._kept in (None, kept):
-                xla.release_gradients(new)
-            else:
-                self._gradients = new
+            self._key, self.kept = key, None
 
     def find(self, own: Compiled) -> Compiled | None:
         """The kept parts, if they are the same as the run's own; else they are released."""
-        if self._kept and not self._kept.same(own):
-            self._release()
-        return self._kept
+        if self.kept and not self.kept.same(own):
+            self.kept = None
+        return self.kept
 
-    def keep(self, compiled: Compiled) -> None:
-        """Keeps the parts of the run."""
-        variables = compiled.training.variables.values()
-        if sum(one.shape.num_elements() for one in variables) <= self._largest:
-            self._kept = compiled
-
-    def _release(self) -> None:
-        self._kept = None
-        xla.release_gradients(self._gradients)
-        self._gradients = set()
+    def keep(self, own: Compiled) -> None:
+        """Keeps the run's own parts, unless the model is too large or nothing can use them."""
+        sizes = [one.shape.num_elements() for one in own.training.variables.values()]
+        if sum(sizes) <= self._largest and own.comparable:
+            self.kept = own

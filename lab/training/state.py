@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import hashlib
 from collections.abc import Mapping
@@ -72,9 +73,8 @@ class TrainingState:
             y = shuffled(y, config.seed)
         self._x, self._y = x, y
         self._fed = is_fed(data)
-        self.take_batches_of(config.seed)
+        self.take_seed(config.seed)
         self.classes = training.metrics.get("accuracy") is accuracy and data.y.ndim == 1
-        self.evaluator = self._make_evaluator()
         self._compile(traced, use_xla, max_steps, programs or Programs())
         self.initial = self.weights()
         self.step, self.broken = 0, False
@@ -92,22 +92,25 @@ class TrainingState:
         }
 
     def _compile(self, traced: Traced, use_xla: bool, max_steps: int, programs: Programs) -> None:
-        """Makes the loop, compiled here so that a run's `seconds` are training alone."""
+        """Makes loop and evaluator, compiled here so that a run's `seconds` are training alone."""
+        if programs.kept and self.config.ready_made:
+            return self._use(programs.kept)
+        self.evaluator = self._make_evaluator()
         config, strategy, (x, y) = self.config, self.strategy, (self._x, self._y)
         if self._fed:
             x, y = (tf.TensorSpec(one.shape[1:], one.dtype) for one in (x, y))
+        elif programs.kept:
+            x, y = programs.kept.loop.data  # on the devices already
         kinds, every = (*config.watch, GRADIENT_NORM), config.histogram_every
         make = functools.partial(
             TrainLoop, strategy, self.training, x, y, kinds, every, max_steps, traced=traced
         )
         self.loop = make(xla=use_xla)
-        if kept := programs.find(self._compiled):
-            values = self.tensors()
-            self.training, self.loop, self.evaluator = kept.training, kept.loop, kept.evaluator
-            self.assign(values)
-            return
         try:
-            self.loop.run(self.rows(1, 0), 1)
+            own = Compiled(self.training, self.loop, self.evaluator)
+            if kept := programs.find(own):
+                return self._use(kept)
+            self.loop.run(self.rows(1, 0), 1, config.seed)
         except (tf.errors.InvalidArgumentError, tf.errors.UnimplementedError, ValueError) as error:
             if not use_xla:
                 raise
@@ -115,12 +118,15 @@ class TrainingState:
                 why = " ".join(str(error).split())[:200]
                 raise LabError(f"--xla=on: XLA cannot compile this network: {why}") from error
             self.loop = make(xla=False)
-            self.loop.run(self.rows(1, 0), 1)
-        programs.keep(self._compiled)
+            self.loop.run(self.rows(1, 0), 1, config.seed)
+            own = Compiled(self.training, self.loop, self.evaluator)
+        programs.keep(own)
 
-    @property
-    def _compiled(self) -> Compiled:
-        return Compiled(self.training, self.loop, self.evaluator)
+    def _use(self, kept: Compiled) -> None:
+        """Takes the parts of an earlier run, and gives their variables the values of this one's."""
+        values = self.tensors()
+        self.training, self.loop, self.evaluator = kept.training, kept.loop, kept.evaluator
+        self.assign(values)
 
     def _make_evaluator(self) -> Evaluator | None:
         data = self.data
@@ -132,8 +138,9 @@ class TrainingState:
             evaluator.compile()
         return evaluator
 
-    def take_batches_of(self, seed: int) -> None:
-        """Chooses the examples of each step as a run with this seed does."""
+    def take_seed(self, seed: int) -> None:
+        """Chooses the examples of each step, and draws in it, as a run with this seed does."""
+        self.config = dataclasses.replace(self.config, seed=seed)
         self._batches = Batches(seed, len(self.data.x), self.config.batch_size)
 
     @property

@@ -20,6 +20,7 @@ import tensorflow as tf
 
 import lab
 from lab.errors import LabError
+from lab.kernels import xla
 from lab.processes.cluster import Cluster
 from lab.processes.stop import Stop
 from lab.record.checkpoints import read_tensors
@@ -43,6 +44,7 @@ CUT_SHORT = (
 )
 
 
+@xla.released()
 def run(
     config: Config,
     settings: Settings,
@@ -70,55 +72,55 @@ def run(
     """
     length = LoopLength(config, settings, problem.data)
     programs = programs or Programs()
-    with programs.of(config, problem.data.digest):
-        strategy = build.make_strategy(config, settings.devices, problem, cluster)
-        training, traced = build.make_training(config, problem, strategy)
-        group, last = Group(strategy, cluster), config.training_steps
-        facts = circumstances(problem, training, traced, strategy, cluster)
-        path = _directory(config, settings, problem, facts)
-        opened = _opened(config, settings, path, facts, traced.order, group, reporter)
-        with _explained(path, cluster), opened as session:
-            if "model" in problem.given and problem.fresh:
-                _check_start(path, training)
-            if session.result:
-                reporter.there(path)
-                return path, session.result
-            use_xla = build.choose_xla(config, strategy, traced)
-            state = TrainingState(
-                config, problem.data, strategy, training, traced, use_xla, length.most, programs
-            )
-            del training  # the state may have an earlier run's
-            with closing(_begin(state, session, group, reporter, path)) as recorder:
-                evaluate = Evaluation(state, recorder, reporter)
-                save = Checkpointing(state, session, recorder, group, settings.checkpoint_every)
-                profile = Profile(path if settings.profile and group.chief else "", last)
-                startup = time.monotonic() - started
-                lines = about(path, state, recorder, evaluate, save) if group.chief else []
-                reporter.begin(lines, last, state.step)
-                while state.step < last:
-                    signal, length.milliseconds = group.largest(stop.check(), length.milliseconds)
-                    if signal:
-                        stop.signal = signal
-                        break
-                    first, steps = state.step + 1, length(state.step)
-                    with length.timed(steps), profile.around(steps):
-                        recorded = state.run(steps, reporter.notify)
-                    recorder.steps(first, recorded, config.histogram_every)
-                    reporter.advance(state.step)
-                    if state.broken:
-                        break
-                    stop.check()  # before the jobs, which may take long
-                    for job in (evaluate, save):
-                        if job.due(state.step):
-                            job(recorded)
-                save.end()
-                reporter.end()
+    programs.begin(config, problem.data.digest, settings.devices)
+    strategy = build.make_strategy(config, settings.devices, problem, cluster)
+    training, traced = build.make_training(config, problem, strategy)
+    group, last = Group(strategy, cluster), config.training_steps
+    facts = circumstances(problem, training, traced, strategy, cluster)
+    path = _directory(config, settings, problem, facts)
+    opened = _opened(config, settings, path, facts, traced.order, group, reporter)
+    with _explained(path, cluster), opened as session:
+        if "model" in problem.given and problem.fresh:
+            _check_start(path, training)
+        if session.result:
+            reporter.there(path)
+            return path, session.result
+        use_xla = build.choose_xla(config, strategy, traced)
+        state = TrainingState(
+            config, problem.data, strategy, training, traced, use_xla, length.most, programs
+        )
+        del training  # the state may have an earlier run's
+        with closing(_begin(state, session, group, reporter, path)) as recorder:
+            evaluate = Evaluation(state, recorder, reporter)
+            save = Checkpointing(state, session, recorder, group, settings.checkpoint_every)
+            profile = Profile(path if settings.profile and group.chief else "", last)
+            startup = time.monotonic() - started
+            lines = about(path, state, recorder, evaluate, save) if group.chief else []
+            reporter.begin(lines, last, state.step)
+            while state.step < last:
+                signal, length.milliseconds = group.largest(stop.check(), length.milliseconds)
+                if signal:
+                    stop.signal = signal
+                    break
+                first, steps = state.step + 1, length(state.step)
+                with length.timed(steps), profile.around(steps):
+                    recorded = state.run(steps, reporter.notify)
+                recorder.steps(first, recorded, config.histogram_every)
+                reporter.advance(state.step)
                 if state.broken:
-                    reporter.notify(f"the last checkpoint before that is of step {save.saved}")
-                recorder.finish(succeeded=state.status in ("completed", "collapsed"))
-            result = session.finish(_result(state, facts, startup))
-            group.largest(0)  # the chief would miss a worker that ends before it
-            return path, result
+                    break
+                stop.check()  # before the jobs, which may take long
+                for job in (evaluate, save):
+                    if job.due(state.step):
+                        job(recorded)
+            save.end()
+            reporter.end()
+            if state.broken:
+                reporter.notify(f"the last checkpoint before that is of step {save.saved}")
+            recorder.finish(succeeded=state.status in ("completed", "collapsed"))
+        result = session.finish(_result(state, facts, startup))
+        group.largest(0)  # the chief would miss a worker that ends before it
+        return path, result
 
 
 def _check_start(path: str, training: Training) -> None:
