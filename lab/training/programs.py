@@ -49,14 +49,15 @@ class Programs:
         self._key: Any = None
         self.kept: Compiled | None = None
 
-    def begin(self, config: Config, data: str, devices: str) -> None:
+    def begin(self, config: Config, data: str, devices: str, steps: int) -> None:
         """Releases what a run cannot use, before anything is made for it.
 
         Args:
           data: digest of the run's data, which lie on the devices beside the programs.
           devices: as Settings.devices.
+          steps: of a loop, at most.
         """
-        key = config.seedless, data, devices, config.shuffle_labels and config.seed
+        key = config.seedless, data, devices, steps, config.shuffle_labels and config.seed
         if key != self._key:
             self._key, self.kept = key, None
 
