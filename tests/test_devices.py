@@ -328,16 +328,15 @@ def test_the_local_gradients_sum_to_the_reduced_one(tiny, count, batch):
         under = Watched(tiny, count, batch=batch)
         inner = under.loop._replica_step
 
-        def step(indices, number):
+        def step(indices, *numbers):
             # Outputs of the replicas' own function, so that they can be fetched.
-            outputs = inner(indices, number)
+            outputs = inner(indices, *numbers)
             local, reduced = seen[replica()]
             return outputs | {"local_gradients": local, "reduced_gradients": reduced}
 
         rows = tf.constant(under.batches.indices(1, 1)[0])
-        outputs = tf.function(
-            lambda: under.strategy.run(step, args=(rows, tf.constant(1, tf.int64)))
-        )()
+        one = tf.constant(1, tf.int64)
+        outputs = tf.function(lambda: under.strategy.run(step, args=(rows, one, one)))()
     per_replica = tf.nest.map_structure(under.strategy.experimental_local_results, outputs)
     for local, reduced in zip(
         per_replica["local_gradients"], per_replica["reduced_gradients"], strict=True
@@ -742,7 +741,8 @@ def test_a_run_whose_replicas_come_apart_ends_at_the_next_checkpoint(idx_folder,
     def breaking(self, *arguments):
         done = run(self, *arguments)
         if self.step == 14:  # the save that follows is of this step
-            one = self.loop._strategy.experimental_local_results(self.variables()[name])[1]
+            variable = self.training.all_variables[name]
+            one = self.loop._strategy.experimental_local_results(variable)[1]
             one.assign_add(tf.fill(one.shape, 1e-3))
         return done
 

@@ -69,7 +69,7 @@ def test_files_that_may_not_grow(program, whole, sizes):
 @pytest.mark.slow
 def test_files_that_may_not_grow_at_many_sizes(program, whole):
     directory = program.new()
-    for size in range(20_000, 200_000, 58_002):  # less, and TensorFlow cannot trace
+    for size in range(20_000, 300_000, 58_002):  # less, and TensorFlow cannot trace
         assert_no_room(program, directory, whole, file_size=size)
         if max(forks.checkpoints(directory), default=0) > 30:
             assert_goes_on(program, directory, whole)

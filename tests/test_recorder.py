@@ -373,6 +373,18 @@ def fail(*_):
     raise tf.errors.ResourceExhaustedError(None, None, "No space left\n\ton device")
 
 
+def test_events_that_the_writer_loses_are_missed(tmp_path):
+    """TensorFlow's loses some without an error, where there is no room."""
+    recorder = Recorder(str(tmp_path), ("loss",), ["x"], [30])
+    recorder.steps(1, empty(3))
+    recorder.flush()
+    write = recorder._write
+    recorder._write = lambda content, steps: write(content[:-1], steps[:-1])
+    recorder.steps(4, empty(3))
+    with pytest.raises(LabError, match="lacks 1 of its events"):
+        recorder.flush()
+
+
 @pytest.mark.parametrize("last", ["steps", "flush", "close"])
 def test_an_error_of_the_writer_is_one_line_that_says_what_to_do(last, tmp_path, monkeypatch):
     recorder = Recorder(str(tmp_path), ("loss",), ["x"], [30])

@@ -11,6 +11,7 @@ import concurrent.futures
 import contextlib
 import json
 import os
+import struct
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
@@ -68,6 +69,7 @@ class Recorder:
             )
         self._path = "" if writer else event_files(directory)[-1]
         self.size = sum(map(os.path.getsize, event_files(directory)))
+        self._missing, self._end = 1, 0  # the first record has the version of the format
         self._write = tf.function(
             self._write_each,
             input_signature=[tf.TensorSpec([None], tf.string), tf.TensorSpec([None], tf.int64)],
@@ -128,11 +130,23 @@ class Recorder:
         self._submit(self._write_summaries, [summary])
 
     def flush(self) -> None:
-        """Returns when all that was recorded so far is in the file."""
+        """Returns when all that was recorded so far is in the file.
+
+        The records in it are counted: TensorFlow's writer loses some without an error, where there
+        is no room for what its buffer cannot hold.
+        """
         self._submit(self._writer.flush)
         self._wait(0)
         if self._path and not os.path.exists(self._path):
             raise LabError(f"{self._path} was deleted while it was written: run again")
+        if self._path:
+            count, self._end = _whole_records(self._path, self._end)
+            self._missing -= count
+            if self._missing:
+                raise LabError(
+                    f"{self._path} lacks {self._missing} of its events (No space left, or File too "
+                    "large): make room or choose another --logdir"
+                )
 
     def close(self) -> None:
         """Writes what is left, and closes the file."""
@@ -171,12 +185,13 @@ class Recorder:
             tf.while_loop(lambda i: i < tf.size(steps), write, start, parallel_iterations=1)
 
     def _write_graph(self, graph_def: Any) -> None:
+        self._missing += 1
         with self._writer.as_default():
             tf.summary.graph(graph_def)
 
     def _write_summaries(self, summaries: Sequence[Any], step: int = 0) -> None:
         content = [summary.SerializeToString() for summary in summaries]
-        self._write(tf.constant(content, tf.string), tf.fill([len(content)], np.int64(step)))
+        self._write_all(content, np.full(len(content), step))
 
     def _write_steps(self, first: int, recorded: Mapping[str, tf.Tensor], every: int) -> None:
         values = {name: tensor.numpy() for name, tensor in recorded.items()}
@@ -196,7 +211,25 @@ class Recorder:
             events[row].append(scalar_pb(f"{tag}/nonfinite", count).SerializeToString())
         content = [summary for own in events for summary in own]
         numbers = np.repeat(steps, [len(own) for own in events])
-        self._write(tf.constant(content, tf.string), tf.constant(numbers, tf.int64))
+        self._write_all(content, numbers)
+
+    def _write_all(self, content: list[bytes], steps: np.ndarray) -> None:
+        self._missing += len(content)
+        self._write(tf.constant(content, tf.string), tf.constant(steps, tf.int64))
+
+
+def _whole_records(path: str, place: int) -> tuple[int, int]:
+    """How many whole records a file of TFRecords has from a byte on, and where the last one ends;
+    see event_reader.py."""
+    count = 0
+    with open(path, "rb") as file:
+        size = os.fstat(file.fileno()).st_size
+        while place + 12 <= size:
+            (length,) = struct.unpack("<Q", os.pread(file.fileno(), 8, place))
+            if place + 16 + length > size:
+                break
+            place, count = place + 16 + length, count + 1
+    return count, place
 
 
 @contextlib.contextmanager
