@@ -182,7 +182,7 @@ class Config(Checked):
 
     @property
     def ready_made(self) -> bool:
-        """Whether network and loss are the lab's own: their programs do not depend on the seed."""
+        """Whether network and loss are the lab's own, whose programs do not depend on the seed."""
         return self.model in READY_MADE and not REFERENCE.fullmatch(self.loss)
 
     @property
@@ -239,9 +239,8 @@ class Config(Checked):
     def fingerprint(self, **circumstances: Any) -> str:
         """64 hex digits, equal only where the numbers and the record must be equal.
 
-        `circumstances` are what else decides the numbers: the digests of the data and of the files
-        that model and loss are read from (they stand for the places of these, see `placeless`),
-        replicas, version of TensorFlow.
+        `circumstances` are what else decides the numbers: digests of the data and of the files of
+        model and loss (in place of their paths, see `placeless`), replicas, version of TensorFlow.
         """
         fields = placeless(dataclasses.asdict(self))
         for one in dataclasses.fields(self):

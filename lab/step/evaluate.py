@@ -8,7 +8,6 @@ import numpy as np
 import tensorflow as tf
 
 from lab.kernels.metrics import predictions
-from lab.step.digest import program_digest
 from lab.step.placement import devices
 from lab.step.replica import Training, call_seed, per_example
 
@@ -34,7 +33,6 @@ class Evaluator:
         chunk: int = 1000,
     ) -> None:
         self._training, self._x, self._y, self._classes = training, x, y, classes
-        self._strategy = strategy
         self._device = devices(strategy)[0]
         self._chunk = max(min(chunk, len(x), _BYTES // max(x[:1].nbytes, 1)), 1)
         self._function = tf.function(self._call, autograph=False)
@@ -47,11 +45,6 @@ class Evaluator:
             given = *part, tf.TensorSpec([], tf.int64)
             traced.append(self._function.get_concrete_function(*given))
         return traced
-
-    def digests(self) -> list[str | None]:
-        """Of each concrete function, as TrainLoop.digest."""
-        tags, made = self._training.all_variables, list(self._training.metrics)
-        return [program_digest(one, self._strategy, tags, made) for one in self.compile()]
 
     def run(self, seed: int) -> dict[str, np.ndarray]:
         """By name: `loss` and each metric, float32 [examples]; and for classes `predicted`, int32

@@ -15,7 +15,6 @@ import tensorflow as tf
 from lab.errors import LabError
 from lab.kernels import histograms
 from lab.step import gradient_noise, replica
-from lab.step.digest import program_digest
 from lab.step.microbatches import Shares
 from lab.step.placement import devices, on_gpu, one_program, resident
 from lab.step.replica import Step, Training
@@ -90,23 +89,16 @@ class TrainLoop:
         wanted = {*watch, *(["probes", "losses"] if observe else ())}
         wanted |= {"local"} if self.watch.keeps_local else set()
         self._shares = Shares(training, self.replicas, self._batch, self._cpu_program, wanted)
-        step, count = tf.TensorSpec([], tf.int64, "step"), tf.TensorSpec([], tf.int32)
-        seed = tf.TensorSpec([], tf.int64, "seed")
+        rows, batch, count = self._rows_spec, training.batch_size, tf.TensorSpec([], tf.int32)
+        numbers = [tf.TensorSpec([], tf.int64, name) for name in ("step", "seed")]
         self.function = tf.function(
             self._run,
-            input_signature=[
-                self._rows_spec([steps_per_loop, training.batch_size]),
-                count,
-                step,
-                seed,
-            ],
+            input_signature=[rows([steps_per_loop, batch]), count, *numbers],
             jit_compile=self._one_program or None,
             autograph=False,
         )
         self._step = tf.function(
-            self._one_step,
-            input_signature=[self._rows_spec([training.batch_size]), step, seed],
-            autograph=False,
+            self._one_step, input_signature=[rows([batch]), *numbers], autograph=False
         )
 
     def _rows_spec(self, axes: list[int]) -> Any:
@@ -150,8 +142,8 @@ class TrainLoop:
         return self._like(self._kinds, steps_per_loop=1, observe=True)
 
     def _like(self, watch: Sequence[str], **options: Any) -> TrainLoop:
-        options |= {"xla": self.xla}
-        return TrainLoop(self._strategy, self._training, self._x, self._y, watch, **options)
+        given = self._strategy, self._training, self._x, self._y, watch
+        return TrainLoop(*given, xla=self.xla, **options)
 
     def largest_gradient(self, rows: Any, seed: int) -> float:
         """The largest absolute value of the gradient on one batch, chosen as in `run` but without
@@ -169,18 +161,10 @@ class TrainLoop:
         """x and y, on the devices."""
         return self._x, self._y
 
-    def digest(self) -> str | None:
-        """Equal for loops that differ at most in the values of their variables, and compile to the
-        same program; None where that is not known. Traces the loop."""
-        tags = self._training.all_variables
-        if not self._fed:
-            data = {"x": self._x, "y": self._y}.items()
-            tags |= {f"{name} {i}": v for name, a in data for i, v in enumerate(a.variables)}
-        watch = self.watch
-        made = watch.scalar_tags, watch.tags, watch.sizes, self.xla, devices(self._strategy)
-        with self._on_device():  # as it is run
-            program = self.function.get_concrete_function()
-        return program_digest(program, self._strategy, tags, made)
+    def program(self) -> Any:
+        """The concrete function of `function`, traced as it is run."""
+        with self._on_device():
+            return self.function.get_concrete_function()
 
     def _on_device(self) -> Any:
         """A program of XLA's sees the variables of the device that it runs on, and no others."""
@@ -296,7 +280,7 @@ class TrainLoop:
                 if self.replicas > 1:
                     done = self._gathered(done, context)
         if self._observe:
-            outputs["observed"] = _observed(done)
+            outputs["observed"] = done.observed()
         return outputs | {"tensors": self.watch.tensors(done)}
 
     def _gathered(self, done: Step, context: Any) -> Step:
@@ -364,11 +348,3 @@ class TrainLoop:
         rows = [tf.zeros_like(value)] * self.replicas
         rows[index] = value
         return tf.stack(rows)
-
-
-def _observed(done: Step) -> Recorded:
-    """The tensors of a step that no variable holds afterwards, by `PART/TAG`."""
-    found = {"losses": tf.cast(done.losses, tf.float32)}
-    for part in ("gradients", "updates", "activations", "probes"):
-        found |= {f"{part}/{tag}": tensor for tag, tensor in getattr(done, part).items()}
-    return found

@@ -134,6 +134,13 @@ class Step(NamedTuple):
     local: Sequence[list[tf.Tensor]]
     squares: tf.Tensor | None
 
+    def observed(self) -> Tensors:
+        """The tensors that no variable holds afterwards: `losses`, and by `PART/TAG`."""
+        found = {"losses": tf.cast(self.losses, tf.float32)}
+        for part in ("gradients", "updates", "activations", "probes"):
+            found |= {f"{part}/{tag}": tensor for tag, tensor in getattr(self, part).items()}
+        return found
+
 
 def gradient(
     training: Training,

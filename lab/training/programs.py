@@ -6,9 +6,13 @@ import dataclasses
 import functools
 from typing import Any
 
+import tensorflow as tf
+
 from lab.settings.config import Config
+from lab.step.digest import program_digest
 from lab.step.evaluate import Evaluator
 from lab.step.loop import TrainLoop
+from lab.step.placement import Resident, devices
 from lab.step.replica import Training
 
 
@@ -16,13 +20,22 @@ from lab.step.replica import Training
 class Compiled:
     """The compiled parts of a run, and the variables that they work on."""
 
+    strategy: tf.distribute.Strategy
     training: Training
     loop: TrainLoop
     evaluator: Evaluator | None
 
     @functools.cached_property
     def _digests(self) -> list[str | None]:
-        return [self.loop.digest(), *(self.evaluator.digests() if self.evaluator else ())]
+        """Of each program; equal where they differ at most in the values of their variables."""
+        loop, variables = self.loop, self.training.all_variables
+        if isinstance(loop.data[0], Resident):
+            data = dict(zip("xy", loop.data, strict=True)).items()
+            variables |= {f"{name} {i}": v for name, a in data for i, v in enumerate(a.variables)}
+        programs = [loop.program(), *(self.evaluator.compile() if self.evaluator else ())]
+        watch = loop.watch.scalar_tags, loop.watch.tags, loop.watch.sizes
+        made = watch, list(self.training.metrics), loop.xla, devices(self.strategy)
+        return [program_digest(one, self.strategy, variables, made) for one in programs]
 
     @property
     def comparable(self) -> bool:

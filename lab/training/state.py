@@ -107,7 +107,7 @@ class TrainingState:
         )
         self.loop = make(xla=use_xla)
         try:
-            own = Compiled(self.training, self.loop, self.evaluator)
+            own = Compiled(strategy, self.training, self.loop, self.evaluator)
             if kept := programs.find(own):
                 return self._use(kept)
             self.loop.run(self.rows(1, 0), 1, config.seed)
@@ -119,7 +119,7 @@ class TrainingState:
                 raise LabError(f"--xla=on: XLA cannot compile this network: {why}") from error
             self.loop = make(xla=False)
             self.loop.run(self.rows(1, 0), 1, config.seed)
-            own = Compiled(self.training, self.loop, self.evaluator)
+            own = Compiled(strategy, self.training, self.loop, self.evaluator)
         programs.keep(own)
 
     def _use(self, kept: Compiled) -> None:
