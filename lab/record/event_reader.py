@@ -199,29 +199,34 @@ def records(path: str) -> Iterator[bytes]:
         yield content[start : start + length]
 
 
-def _whole(content: bytes) -> list[tuple[int, int]]:
-    """Where the data of the records are, and their lengths, up to the first that is damaged or not
-    yet whole.
+def spans(content: bytes) -> list[tuple[int, int]]:
+    """Where the data of the records are, and their lengths, up to the first that is not yet whole.
 
     A record is its length (uint64), the length's checksum, the data, and the data's checksum.
     """
-    spans, place = [], 0
+    found, place = [], 0
     while place + 12 <= len(content):
         (length,) = struct.unpack_from("<Q", content, place)
         if place + 16 + length > len(content):
             break
-        spans.append((place + 12, length))
+        found.append((place + 12, length))
         place += 16 + length
-    if not spans:
+    return found
+
+
+def _whole(content: bytes) -> list[tuple[int, int]]:
+    """As `spans`, up to the first that is damaged."""
+    found = spans(content)
+    if not found:
         return []
-    starts, lengths = np.array(spans).T
+    starts, lengths = np.array(found).T
     array = np.frombuffer(content, np.uint8)
     whole = _match(array, starts - 12, 8)
     for length in np.unique(lengths).tolist():
         alike = lengths == length
         if length < _LONG or alike.sum() > 1:  # a long single one is the graph
             whole[alike] &= _match(array, starts[alike], length)
-    return spans if whole.all() else spans[: int(whole.argmin())]
+    return found if whole.all() else found[: int(whole.argmin())]
 
 
 def _match(content: np.ndarray, starts: np.ndarray, length: int) -> np.ndarray:

@@ -11,7 +11,6 @@ import concurrent.futures
 import contextlib
 import json
 import os
-import struct
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
@@ -26,6 +25,7 @@ from tensorboard.plugins.text.summary_v2 import text_pb
 from lab.errors import LabError
 from lab.record.directory import event_files
 from lab.record.event_bytes import AROUND, Layout
+from lab.record.event_reader import spans
 
 _QUEUE = 100  # events that the writer holds back at most
 
@@ -140,8 +140,11 @@ class Recorder:
         if self._path and not os.path.exists(self._path):
             raise LabError(f"{self._path} was deleted while it was written: run again")
         if self._path:
-            count, self._end = _whole_records(self._path, self._end)
-            self._missing -= count
+            with open(self._path, "rb") as file:
+                file.seek(self._end)
+                found = spans(file.read())
+            self._missing -= len(found)
+            self._end += sum(length + 16 for _, length in found)
             if self._missing:
                 raise LabError(
                     f"{self._path} lacks {self._missing} of its events (No space left, or File too "
@@ -216,20 +219,6 @@ class Recorder:
     def _write_all(self, content: list[bytes], steps: np.ndarray) -> None:
         self._missing += len(content)
         self._write(tf.constant(content, tf.string), tf.constant(steps, tf.int64))
-
-
-def _whole_records(path: str, place: int) -> tuple[int, int]:
-    """How many whole records a file of TFRecords has from a byte on, and where the last one ends;
-    see event_reader.py."""
-    count = 0
-    with open(path, "rb") as file:
-        size = os.fstat(file.fileno()).st_size
-        while place + 12 <= size:
-            (length,) = struct.unpack("<Q", os.pread(file.fileno(), 8, place))
-            if place + 16 + length > size:
-                break
-            place, count = place + 16 + length, count + 1
-    return count, place
 
 
 @contextlib.contextmanager
