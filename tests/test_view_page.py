@@ -439,6 +439,28 @@ def test_keyboard_labels_phone_and_print(page, logdir):
     assert pdf.startswith(b"%PDF") and len(pdf) > 20_000
 
 
+def test_all_pictures_are_printed_under_their_names(page, logdir):
+    """Those that nobody has scrolled to as well: they are drawn one after the other."""
+    page.set_viewport_size({"width": 1300, "height": 300})
+    visit(page, logdir / "long/view.html", step=40)
+    tags = page.evaluate("tensors()")
+    assert page.evaluate("plots.filter((one) => one.dirty && one.tag).length") > len(tags) / 2
+    until(page, "plots.every((one) => !one.dirty)")
+    assert page.evaluate("plots.some((one) => !one.visible)")
+    page.evaluate("change({ step: 90 })")
+    page.emulate_media(media="print")
+    page.evaluate("dispatchEvent(new Event('beforeprint'))")
+    pictures = page.evaluate("""plots.filter((one) => one.tag).map(({ box, canvas, cursor }) => {
+        const pixels = canvas.getContext("2d").getImageData(0, 0, canvas.width, canvas.height).data;
+        const colours = new Set(new Uint32Array(pixels.buffer));
+        const name = box.closest("figure").querySelector("figcaption").innerText;
+        return [name, colours.size, cursor.style.transform];
+    })""")
+    assert sorted(name.split()[0] for name, _, _ in pictures) == sorted(tags)
+    assert all(colours > 1 for _, colours, _ in pictures)
+    assert len({place for _, _, place in pictures}) == 1
+
+
 def test_the_page_is_one_file_without_anything_from_elsewhere(logdir):
     text = pathlib.Path(logdir / "long/view.html").read_text(encoding="utf-8")
     assert "http:" not in text and "https:" not in text and "src=" not in text

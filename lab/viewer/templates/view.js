@@ -340,20 +340,30 @@ function frame(time) {
   const now = JSON.stringify([range(), SWITCHES.map((name) => view[name]), view.values, dark.matches]);
   for (const one of plots) one.dirty ||= now !== drawn;
   drawn = now;
-  const [at, pinned] = [view.step, view.pin ?? -1].map((step) => `translateX(${100 * scale().to(step)}%)`);
   const visible = plots.filter((one) => one.visible);
-  for (const one of visible) {
-    one.cursor.style.transform = at;
-    one.pinned.style.transform = pinned;
-    one.pinned.hidden = view.pin === null;
-    one.move?.();
-  }
+  visible.forEach(move);
   fillPanel();
   fillControls();
   const end = performance.now() + 12;
   for (const one of visible.filter(({ dirty }) => dirty)) {
     if (performance.now() > end) return schedule();
     redraw(one);
+  }
+}
+
+function move(one) {
+  [one.cursor, one.pinned].forEach((line, i) => {
+    line.style.transform = `translateX(${100 * scale().to([view.step, view.pin ?? -1][i])}%)`;
+  });
+  one.pinned.hidden = view.pin === null;
+  one.move?.();
+}
+
+/** Draws what was not seen yet, one plot at a time: then it can be printed, too. */
+async function drawUnseen() {
+  for (const one of [...plots]) {
+    if (one.dirty && !one.visible) await redraw(one);
+    await new Promise((resolve) => setTimeout(resolve, 20));
   }
 }
 
@@ -565,7 +575,11 @@ $("differs").hidden = runs.length < 2;
 const below = () => document.documentElement.style.setProperty("--top", `${$("controls").offsetHeight}px`);
 new ResizeObserver(below).observe($("controls"));  // the panel stays below them, however many rows they take
 if (location.hash) followLink();
-addEventListener("beforeprint", () => plots.filter((one) => one.dirty).forEach(redraw));
+addEventListener("beforeprint", () => {
+  plots.forEach(move);
+  plots.filter((one) => one.dirty).forEach(redraw);
+});
+setTimeout(drawUnseen, 500);
 if (data.epoch !== undefined) {
   $("live").hidden = false;
   renew();
