@@ -140,6 +140,39 @@ def test_a_loss_that_is_not_finite():
     assert (found.event.kind, found.finding.kind, found.finding.step) == ("nonfinite", "batch", 200)
 
 
+@pytest.mark.parametrize(
+    ("loss", "event"), [([586, 7e24, np.nan], 2), ([586, np.nan], 2), ([586, 7e9, 2e26, np.inf], 2)]
+)
+def test_weights_that_the_first_update_replaced(loss, event):
+    """As under a rate of 1e6 with relu: the norms after step 1 are those of its updates."""
+    record = Record(rate=1e6)
+    record.cut(len(loss))
+    record.values["loss"] = np.array(loss)
+    for name in TENSORS:
+        update, last = record.values[f"{name}/update/norm"], loss[-1]
+        update[1:] = np.inf
+        update[-1] = last
+        record.values[f"{name}/norm"] = update.copy()
+    record.values["h1/weights/update/norm"][0] = record.values["h1/weights/norm"][0] = 1e9
+    found = diagnose(record, repeat=False)
+    assert (found.event.kind, found.event.step) == ("nonfinite", event)
+    assert (found.finding.kind, found.finding.step) == ("rate", 1)
+    assert found.finding.tensors == ("h1/weights",)
+
+
+@pytest.mark.parametrize("step", [2, 9, 30])
+def test_a_batch_that_is_not_finite_before_there_are_ranges(step):
+    """The updates before it are small, or, of the biases, all that there is of the weight."""
+    record = Record()
+    for name in TENSORS[1::2]:
+        record.values[f"{name}/norm"] = np.cumsum(record.values[f"{name}/update/norm"])
+    record.values["loss"][step - 1] = np.nan
+    record.cut(step)
+    found = diagnose(record, repeat=False)
+    assert (found.event.kind, found.finding.kind) == ("nonfinite", "batch")
+    assert found.finding.step == step
+
+
 def test_growth_from_inside():
     record = Record()
     grown(record)

@@ -105,10 +105,12 @@ class Chain:
 
     @property
     def began_at_0(self) -> np.ndarray:
-        """The tensors of which the first update is all there is: bool [tensors]."""
+        """The tensors of which the first update is all there is: bool [tensors]. Where that is so
+        of all of them, the update has replaced them instead."""
         if not len(self.steps):
             return np.zeros(len(self.tensors), bool)
-        return np.isclose(self.applied[0], self.weight[0], rtol=1e-5, atol=0)
+        alike = np.isclose(self.applied[0], self.weight[0], rtol=1e-5, atol=0)
+        return alike & ~alike.all()
 
     @property
     def _weights(self) -> Ranges:

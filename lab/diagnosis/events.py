@@ -19,6 +19,7 @@ _EARLY = 3.0  # times the first loss: worse than an untrained network
 _RISE = math.log(1.5)  # of the loss's level above its lowest, to be a divergence
 _STALL, _TENFOLD = 0.5, 10.0  # share of a run without progress, and what grew meanwhile
 LARGE = 0.1  # ratio of update to weight: a hundred times what is usual
+_REPLACED = 0.5  # from this ratio on little is left of the weight before
 MANY = 0.5  # share of the tensors from which on a departure is of all
 _WORDS = {"": "out of its range", "nonfinite": "NaN or infinite", "zero": "0 from here on",
           "dead": "too small to change a weight from here on"}  # fmt: skip
@@ -199,6 +200,7 @@ def _nonfinite(chain: Chain) -> Iterator[Departure]:
         if names:
             order = names if link in ("loss", "probe") else names[::-1]
             yield Departure(first, link, tuple(order), math.inf, "nonfinite")
+    yield from _large_updates(chain, first, _REPLACED)
 
 
 def _zero(chain: Chain) -> Iterator[Departure]:
@@ -233,18 +235,20 @@ def _zero(chain: Chain) -> Iterator[Departure]:
 
 
 def _early(chain: Chain) -> Iterator[Departure]:
-    """Before there are ranges: a loss that stays above three times the first, and the steps before
-    it that replaced a weight."""
-    logs = chain.loss[: 2 * FIRST]
-    for row in range(1, len(logs)):
-        if np.median(chain.loss[row : row + 4]) > _EARLY * logs[0] > 0:
+    """Before there are ranges: a loss that stays above three times the first, or rises above that
+    and is NaN soon after; and the steps before it that replaced a weight."""
+    limit, loss = _EARLY * chain.loss[0], np.where(np.isnan(chain.loss), np.inf, chain.loss)
+    for row in range(1, min(len(loss), 2 * FIRST)):
+        soon = loss[row : row + 4]
+        rises = np.isfinite(soon).all() or limit < loss[row] < np.inf
+        if rises and np.median(soon) > limit > 0:
             step = int(chain.steps[row])
-            yield Departure(step, "loss", ("loss",), float(logs[row] / logs[0] / _EARLY), "early")
+            yield Departure(step, "loss", ("loss",), float(loss[row] / limit), "early")
             yield from _large_updates(chain, step)
             return
 
 
-def _large_updates(chain: Chain, step: int) -> Iterator[Departure]:
+def _large_updates(chain: Chain, step: int, least: float = LARGE) -> Iterator[Departure]:
     """The first step before one at which there were no ranges yet with an update that was large
     beside its weight."""
     until = int(np.searchsorted(chain.steps, step))
@@ -255,11 +259,11 @@ def _large_updates(chain: Chain, step: int) -> Iterator[Departure]:
     if not ratio.size:
         return
     ratio[:, chain.began_at_0] = 0
-    rows = np.flatnonzero((ratio >= LARGE).any(axis=1))
+    rows = np.flatnonzero((ratio >= least).any(axis=1))
     if len(rows):
         row = int(rows[0])
-        columns = np.argsort(-ratio[row], kind="stable")
-        tags = [chain.tensors[c] for c in columns if ratio[row, c] >= LARGE]
+        columns = np.lexsort((-chain.applied[row], -ratio[row].round(2)))
+        tags = [chain.tensors[c] for c in columns if ratio[row, c] >= least]
         size = float(ratio[row].max() / LARGE)
         yield Departure(int(chain.steps[row]), "update", tuple(tags), size, "early")
 
