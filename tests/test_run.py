@@ -88,6 +88,20 @@ def test_a_damaged_record_is_the_end(run, tmp_path):
         assert list(event_reader.records(str(copy))) == whole[: (ends <= place).sum()]
 
 
+def test_zeros_behind_the_last_record_are_none(run, tmp_path):
+    """As a file system leaves them where the machine went down."""
+    (path,) = event_files(str(run))
+    content, whole = pathlib.Path(path).read_bytes(), list(event_reader.records(path))
+    copy = tmp_path / "events.out.tfevents.1.v2"
+    copy.write_bytes(content + bytes(100_000))
+    assert list(event_reader.records(str(copy))) == whole
+
+
+def test_a_folder_of_runs_is_no_run(run):
+    with pytest.raises(LabError, match=f"holds 1, such as {run}"):
+        lab.open_run(run.parent)
+
+
 def test_a_run_that_has_not_ended(run, tmp_path):
     copy = shutil.copytree(run, tmp_path / "run")
     (copy / "result.json").unlink()

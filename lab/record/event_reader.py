@@ -234,7 +234,7 @@ def _match(content: np.ndarray, starts: np.ndarray, length: int) -> np.ndarray:
 
     It is a CRC-32C, masked as TFRecords have it; all starts are computed side by side.
     """
-    if len(starts) > (most := max(1, _AT_ONCE // length)):
+    if len(starts) > (most := max(1, _AT_ONCE // max(length, 1))):
         cuts = range(0, len(starts), most)
         return np.concatenate([_match(content, starts[i : i + most], length) for i in cuts])
     rows = np.zeros((len(starts), -(-(length + 4) // 4) * 4), np.uint8)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 import functools
+import glob
 import os
 from typing import Any, NamedTuple
 
@@ -48,7 +49,9 @@ class RunReader:
         identity = read_object(os.path.join(path, CONFIG))
         self.config: Any = renamed(identity.get("config"))
         if not isinstance(self.config, dict):
-            raise LabError(f"{path} is no run: it has no {CONFIG} of one")
+            inside = sorted(glob.glob(os.path.join(glob.escape(path), "*", CONFIG)))
+            hint = f": it holds {len(inside)}, such as {os.path.dirname(inside[0])}" if inside else ""
+            raise LabError(f"{path} is no run{hint or f': it has no {CONFIG} of one'}")
         self.result: dict[str, Any] | None = read_object(os.path.join(path, RESULT)) or None
         self.forward_order: list[str] = identity.get("forward_order", [])
 
