@@ -406,9 +406,9 @@ def test_a_terminal_gets_a_bar(stand_in):
     os.close(master)
     parts = re.split("[\r\n]+", shown)
     bars = [part for part in parts if "step/s" in part or "s/step" in part]
-    assert any("0 of 2 done, 1 running, 1 left" in bar for bar in bars), bars
-    assert any("1 of 2 done, " in bar for bar in bars)
-    assert "2 of 2 done, 0 running, 0 left: 100%" in bars[-1]
+    assert any("0 of 2 done:" in bar for bar in bars), bars
+    assert any("1 of 2 done:" in bar for bar in bars)
+    assert "2 of 2 done: 100%" in bars[-1]
     assert "50/50" in bars[-1]
     assert {0, 1} == {int(seed) for seed in re.findall(r"seed=(\d): failed: no more", shown)}
 
@@ -536,14 +536,11 @@ def trace(home, names):
 
 
 def progress(text):
-    """(done, all, running, left, trial, end) of each line of the progress."""
+    """(done, all, trial, end) of each line of the progress."""
     found = re.findall(
-        r"^(\d+) of (\d+) done, (\d+) running, (\d+) left(?:, about [\d.]+ min to go)?  "
-        r"(.+?seed=\d+): (.+)$",
-        text,
-        re.M,
+        r"^(\d+) of (\d+) done(?:, about [\d.]+ min to go)?  (.+?seed=\d+): (.+)$", text, re.M
     )
-    return [(*map(int, line[:4]), *line[4:]) for line in found]
+    return [(int(done), int(count), trial, end) for done, count, trial, end in found]
 
 
 def report(logdir, *arguments):
@@ -592,15 +589,12 @@ def test_the_table_has_a_row_for_each_config_with_the_figures_of_its_trials(whol
 def test_the_progress_counts_every_trial(whole):
     lines = progress(whole.outcome.out)
     assert [line[0] for line in lines] == [1, 2, 3, 4]
-    for done, count, running, left, trial, end in lines:
+    for _, count, trial, end in lines:
         assert count == 4
-        assert done + running + left == 4
-        assert running <= 2
         result = programs.result(whole.logdir / trial)
         assert f"completed, test accuracy {result['test_accuracy']:.4f}" in end
         assert "already" not in end
-    assert sorted(line[4] for line in lines) == sorted(whole.names)
-    assert lines[-1][2:4] == (0, 0)
+    assert sorted(line[2] for line in lines) == sorted(whole.names)
     assert "\r" not in whole.outcome.out
 
 
@@ -629,7 +623,7 @@ def test_shards_and_a_single_run_give_the_figures_of_the_grid(whole, other):
     assert (alone.status, alone.err) == (0, "")
     for i, outcome in enumerate(shards):
         assert (outcome.status, outcome.err) == (0, "")
-        assert {line[4] for line in progress(outcome.out)} == {*other.names[i::2]}
+        assert {line[2] for line in progress(outcome.out)} == {*other.names[i::2]}
     assert [*map(figures, other.results())] == [*map(figures, whole.results())]
     last = programs.result(other.cwd / "single" / other.names[-1])
     assert figures(last) == figures(whole.results()[-1])
@@ -666,7 +660,7 @@ def assert_goes_on(home, whole):
     outcome = home.run("--jobs=2")
     assert (outcome.status, outcome.err) == (0, "")
     assert trace(home, finished) == before
-    there = {line[4] for line in progress(outcome.out) if "already" in line[-1]}
+    there = {line[2] for line in progress(outcome.out) if "already" in line[-1]}
     assert there == {*finished}
     assert accuracies(home) == accuracies(whole)
     assert table(outcome.out) == table(whole.outcome.out)
@@ -783,7 +777,7 @@ def test_a_worker_that_is_killed_and_a_folder_in_the_way_fail_their_trials_alone
     os.kill(worker, signal.SIGKILL)
     outcome = programs.finish(process)
     assert (outcome.status, outcome.err) == (1, "")
-    ends = {line[4]: line[5] for line in progress(outcome.out)}
+    ends = {line[2]: line[3] for line in progress(outcome.out)}
     assert ends.keys() == {*other.names}
     assert re.match("failed: .*signal 9", ends.pop(victim))
     assert "thesis.txt" in ends.pop(in_the_way.name)
@@ -829,7 +823,7 @@ def test_trials_that_cannot_run_do_not_stop_the_others(whole, other):
     assert (other.logdir / a_file).read_text() == "not a folder"
     assert os.listdir(other.logdir / locked) == ["lock"]
 
-    ends = {line[4]: line[5] for line in progress(outcome.out)}
+    ends = {line[2]: line[3] for line in progress(outcome.out)}
     assert ends.keys() == {*names}
     for name, words in {
         a_file: ["--logdir"],

@@ -143,7 +143,6 @@ class _Worker:
                     threads, ran = config.threads, 0
                 ran += 1
                 if not self._stop.signal:
-                    self._board.begin(config)
                     await self._run_one(self._process, config, errors)
             if self._process:
                 await self._process.communicate(b"")
@@ -194,16 +193,11 @@ class _Board:
     def __init__(self, configs: Sequence[Config], settings: Settings) -> None:
         self._settings = settings
         self._steps = dict.fromkeys(configs, 0)
-        self._running: set[Config] = set()
         self._begun = time.monotonic()
         self._ran = 0  # steps that were really run, for the time to go
         self.outcomes = {settings.directory(config): "not run" for config in configs}
         total = sum(config.training_steps for config in configs)
         self._bar = tqdm.tqdm(total=total, unit="step", disable=not sys.stdout.isatty())
-
-    def begin(self, config: Config) -> None:
-        """A worker has begun with a trial."""
-        self._running.add(config)
         self._bar.set_description(self._counts(), refresh=False)
 
     def show(self, config: Config, answer: dict[str, Any]) -> None:
@@ -214,7 +208,6 @@ class _Board:
         elif "say" in answer:
             self.print(f"{config.run_name}: {answer['say']}")
         else:
-            self._running.discard(config)
             outcome = answer.get("result", {}).get("status", "failed")
             self.outcomes[self._settings.directory(config)] = outcome
             self._advance(config, config.training_steps)
@@ -227,8 +220,7 @@ class _Board:
 
     def _counts(self) -> str:
         done = sum(outcome != "not run" for outcome in self.outcomes.values())
-        left = len(self.outcomes) - done - len(self._running)
-        text = f"{done} of {len(self.outcomes)} done, {len(self._running)} running, {left} left"
+        text = f"{done} of {len(self.outcomes)} done"
         to_run = sum(config.training_steps - step for config, step in self._steps.items())
         if self._bar.disable and self._ran and to_run:
             minutes = (time.monotonic() - self._begun) / self._ran * to_run / 60
