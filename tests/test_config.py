@@ -266,15 +266,15 @@ def test_the_name_holds_the_model_and_what_is_not_its_default():
 
 
 def test_hparams():
-    """The README's columns; of another model its name and arguments, numbers as numbers."""
+    """The README's columns; of another model its arguments too, numbers as numbers."""
     readme = {"n_hidden_1": 128, "n_hidden_2": 256, "optimizer": "sgd", "learning_rate": 0.01}
-    assert Config().hparams == readme | {"seed": 0}
+    assert Config().hparams == readme | {"model": "mlp", "seed": 0}
     given = ("a=8", "b=0.5", "c=3x3", "d=true", "e=NaN", "f=1e999", f"g={'9' * 400}", "h={}")
     rest = {"loss": "softmax_cross_entropy", "reduction": "mean"}
     found = Config(model="/x/net.py:Net", model_arguments=given, **rest).hparams
     texts = {f"model.{key}": text for key, _, text in (one.partition("=") for one in given[2:])}
     assert found == {
-        "model": "net.py:Net",
+        "model": " ".join(["net.py:Net", *given]),
         "model.a": 8,
         "model.b": 0.5,
         **texts,

@@ -203,10 +203,9 @@ class Config(Checked):
 
     @property
     def hparams(self) -> dict[str, int | float | str]:
-        """For the HParams page, which shows few columns: the README's, and what is not default."""
-        shown: dict[str, Any] = {}
-        if self.model != "mlp":
-            shown["model"] = _short(self.model)
+        """For the HParams page, which shows few columns: the README's, and what is not default. Of
+        several runs it has the columns of the first: so the model stands with its arguments."""
+        shown: dict[str, Any] = {"model": " ".join([_short(self.model), *self.model_arguments])}
         for argument in self.model_arguments:
             key, _, value = argument.partition("=")
             shown[f"model.{key}"] = _number(value)
