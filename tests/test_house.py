@@ -30,7 +30,7 @@ ROOMS: dict[str, set[str]] = {
         *("compare", "data", "diagnosis", "errors", "machine", "models", "record", "settings"),
         "terminal",
     },
-    "diagnosis": {"errors", "record", "terminal"},
+    "diagnosis": {"errors", "record", "settings", "terminal"},
     "report": {
         *("analysis", "compare", "diagnosis", "errors", "record", "settings", "terminal"),
         "training",

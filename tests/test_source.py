@@ -10,8 +10,8 @@ import pytest
 
 from lab.errors import LabError
 from lab.record.directory import RunDirectory
-from lab.report import figures
 from lab.settings import command_line, source
+from lab.settings.as_line import as_line
 from lab.settings.config import Config
 
 NET = """
@@ -419,17 +419,44 @@ def test_help_says_of_a_parameter_what_its_docstring_does(capsys, tmp_path):
     assert "0 for images (an integer)" in " ".join(help_text(capsys, "--model=transformer").split())
 
 
-@pytest.mark.parametrize("model", ["net.py:Net", "recipe.py:make"])
-def test_the_command_of_a_config(model, monkeypatch):
-    """The report prints it; it gives the same config again."""
-    line = [f"--model={model}", "--model.units=3", "--optimizer=sgd", "--learning_rate=0.01"]
-    config = one(*line, "--batch_size=7", "--reduction=sum")
-    stored = json.loads(json.dumps(dataclasses.asdict(config)))
-    words = shlex.split(figures.command("logs", stored))
-    assert words[0] == "bin/train"
-    assert dataclasses.replace(one(*words[1:]), watch=()) == dataclasses.replace(config, watch=())
-    plain = json.loads(json.dumps(dataclasses.asdict(Config())))
-    assert figures.command("logs", plain) == "bin/train --logdir=logs"
+UNUSUAL = [
+    *("--learning_rate=0.00012345678901", "--warmup_steps=7", "--reduction=sum", "--xla=off"),
+    *("--sgd_momentum=0.9", "--sgd_nesterov", "--epsilon=1e-12", "--epsilon_inside_root"),
+    *("--adam_beta_1=0.8", "--threads=1", "--microbatches=3", "--shuffle_labels", "--seed=12"),
+    *("--watch=", "--nodeterministic", "--data=a b/c,d.npz", "--clip_norm=1e-05"),
+]
+MLP = ["--init_stddev=0.5", "--initializer=glorot", "--activation=relu", "--n_hidden_2=64"]
+
+
+@pytest.mark.parametrize("unusual", [[], UNUSUAL], ids=["few", "many"])
+@pytest.mark.parametrize(
+    "flags",
+    [
+        [],
+        MLP,
+        ["--model=convnet", "--model.dropout=0", "--model.batch_norm=1", "--optimizer=sgd"],
+        ["--model=transformer", "--model.width=32", "--learning_rate_decay=none"],
+        ["--model=net.py:Net", "--model.kernel=3x3", "--model.act=a 'b'", "--loss=net.py:loss"],
+        ["--model=recipe.py:make", "--model.units=4", "--optimizer=sgd", "--learning_rate=0.01"],
+    ],
+    ids=["recipe", "mlp", "convnet", "transformer", "file", "RECIPE"],
+)
+def test_a_config_as_a_line_is_the_config_again(flags, unusual):
+    config = one(*flags, *unusual)
+    stored = json.loads(json.dumps(config.own))
+    assert one(*shlex.split(as_line(stored))[1:]) == config
+    line = as_line(stored, batch_size=5, epsilon=None)
+    changed = dataclasses.replace(config, batch_size=5, epsilon=Config.epsilon)
+    assert one(*shlex.split(line)[1:]) == changed and line.endswith(" --batch_size=5")
+    assert as_line(json.loads(json.dumps(Config().own))) == "bin/train"
+
+
+def test_a_line_leaves_nothing_to_a_recipe_that_is_not_at_hand(folder, monkeypatch):
+    config = one("--model=recipe.py:make", "--optimizer=sgd", "--learning_rate=0.01")
+    monkeypatch.chdir("/")
+    line = as_line(json.loads(json.dumps(config.own)))
+    monkeypatch.chdir(folder)
+    assert one(*shlex.split(line)[1:]) == config
 
 
 def test_a_moved_file_is_the_same_run_and_another_name_in_it_is_not(tmp_path):

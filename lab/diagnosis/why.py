@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 import json
 import math
-import shlex
 from typing import Any
 
 import jinja2
@@ -18,6 +17,7 @@ from lab.diagnosis.experiment import Outcome
 from lab.diagnosis.ranges import FALSE_ALARMS, FIRST
 from lab.errors import LabError
 from lab.record.run import RunReader
+from lab.settings.as_line import as_line
 
 _TEMPLATES = jinja2.Environment(
     loader=jinja2.PackageLoader("lab.diagnosis", "templates"),
@@ -125,20 +125,10 @@ def _remedy(run: RunReader, finding: Finding) -> str:
 
 def _command(run: RunReader, **flags: float) -> str:
     """The run again with some other flags: of bin/train, or of lab.train if objects were given."""
-    config = run.config
     if getattr(run, "circumstances", {}).get("given"):
-        return "lab.train(..., " + ", ".join(f"{n}={v:g}" for n, v in flags.items()) + ")"
-    shown = ["model", "optimizer", "learning_rate", "learning_rate_decay", "loss", "reduction",
-             "data", "batch_size", "training_steps", "seed"]  # fmt: skip
-    unless_0 = ("warmup_steps", "weight_decay", "clip_norm", "sgd_momentum")
-    shown += [name for name in unless_0 if config.get(name)]
-    if config.get("model") == "mlp":
-        shown += ["activation", "n_hidden_1", "n_hidden_2"]
-    words = [f"--{name}={shlex.quote(str(config[name]))}" for name in shown
-             if name in config and name not in flags]  # fmt: skip
-    words += [shlex.quote(f"--model.{one}") for one in config.get("model_arguments", ())]
-    words += [f"--{name}={value:g}" for name, value in flags.items()]
-    return " ".join(["bin/train", *words])
+        given = (f"{name.removeprefix('model.')}={value}" for name, value in flags.items())
+        return f"lab.train(..., {', '.join(given)})"
+    return as_line(run.config, **flags)
 
 
 def _render(name: str, found: Diagnosis) -> str:

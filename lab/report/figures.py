@@ -6,7 +6,6 @@ import dataclasses
 import math
 import os
 import re
-import shlex
 import statistics
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
@@ -14,11 +13,9 @@ from typing import Any
 import numpy as np
 
 from lab.compare.statistics import LEVEL, share_ends, t_interval, t_quantile
-from lab.errors import LabError
 from lab.report.section import Figure, Series
-from lab.settings.config import Config, default
+from lab.settings.as_line import as_line
 from lab.settings.grid_file import read_lines
-from lab.settings.source import defaults
 
 
 def _ends(value: float, half: float | None, share: bool) -> tuple[float | None, float | None]:
@@ -201,38 +198,13 @@ def command(logdir: str, config: Mapping[str, Any] | None = None, **more: Any) -
     """
     if os.path.exists(os.path.join(logdir, "config.json")):
         logdir = os.path.normpath(os.path.join(logdir, os.pardir))
-    config = config or {}
-    model = config.get("model", "mlp")
-    try:
-        usual = defaults(model)
-    except LabError:  # the file is gone: its recipe is not known
-        usual = {}
-    usual = {one.name: default(one, model) for one in dataclasses.fields(Config)} | usual
-    usual["model"] = "mlp"
     lines = read_lines(more["grid"]) if "grid" in more else ()
     of_grid = {match[1] for _, words in lines for match in map(_FLAG.match, words) if match}
-    told = usual.keys() - of_grid - {"seed", "model_arguments"}
-    flags = {
-        name: setting
-        for name, setting in config.items()
-        if name in told and _words(setting) != _words(usual[name])
-    }
-    words = ["bin/train"]
-    words += [shlex.quote(f"--model.{one}") for one in config.get("model_arguments", ())]
-    for name, setting in {**flags, **more}.items():
-        if isinstance(setting, bool):
-            words.append(f"--{name}" if setting else f"--no{name}")
-        elif setting is not None:
-            words.append(f"--{name}={shlex.quote(_words(setting))}")
-    return " ".join([*words, f"--logdir={shlex.quote(logdir)}"])
+    left = dict.fromkeys(["seed", *of_grid])
+    return as_line(config or {}, **left | more | {"logdir": logdir})
 
 
 _FLAG = re.compile(r"--(?:no)?(\w+)")
-
-
-def _words(setting: Any) -> str:
-    """As a flag has it; JSON makes lists of tuples."""
-    return ",".join(setting) if isinstance(setting, list | tuple) else str(setting)
 
 
 def above(figure: Figure, limit: float = 0.0) -> bool | None:
