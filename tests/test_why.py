@@ -305,13 +305,54 @@ def test_the_remedy_is_the_run_with_one_flag_changed(flags):
     assert tried == dataclasses.replace(config, learning_rate=less)
 
 
-def test_the_remedy_for_scores_that_grow():
-    record = Record()
+def scores_grow(record):
     grown(record)
     record.values["scores/largest"] = np.exp(0.03 * np.arange(STEPS))
-    record.config |= {"model": "transformer", "model_arguments": ["width=32"], "warmup_steps": 50}
-    words = diagnose(record, repeat=False).remedy.split()
-    assert {"--model.width=32", "--warmup_steps=50", "--model.qk_norm=1"} < {*words}
+
+
+def early(record):
+    """The first updates are too large, and the loss stays high."""
+    record.times(1e3, 1, "h1/weights/update/norm")
+    record.values["loss"][1:] *= 10
+
+
+def slow(record):
+    """The loss stays as high as at first, and the updates are small beside the weights."""
+    record.values["loss"] = 2 * np.exp(np.random.default_rng(0).normal(0, 0.01, STEPS))
+    for name in TENSORS:
+        record.values[f"{name}/update/norm"] *= 1e-3
+        record.values[f"{name}/norm"] = np.full(STEPS, 5.0)
+
+
+TRANSFORMER = {"model": "transformer", "model_arguments": ["width=32"], "warmup_steps": 50}
+
+
+@pytest.mark.parametrize(
+    ("change", "config", "remedy"),
+    [
+        (scores_grow, TRANSFORMER, "--model.qk_norm=1"),
+        (scores_grow, {**TRANSFORMER, "model_arguments": ["qk_norm=true"]}, "--learning_rate=0.01"),
+        (early, {"warmup_steps": 20}, "--warmup_steps=150"),
+        (early, {"warmup_steps": 149}, "--warmup_steps=150"),
+        (early, {"warmup_steps": 150}, "--learning_rate=0.01"),
+        (early, {"warmup_steps": 500}, "--learning_rate=0.01"),
+        (early, {"optimizer": "sgd"}, "--learning_rate=0.003"),
+        (batch, {}, "--clip_norm=1.0"),
+        (batch, {"clip_norm": 20.0}, "--clip_norm=1.0"),
+        (batch, {"clip_norm": 1.0}, "--learning_rate=0.01"),
+        (batch, {"clip_norm": 0.1}, "--learning_rate=0.01"),
+        (divided, {"epsilon": 0.0}, "--epsilon=1e-07"),
+        (divided, {"epsilon": 1e-7}, "--epsilon=1e-05"),
+        (slow, {}, "--learning_rate=0.3"),
+        (slow, {"learning_rate": 0.0}, "--learning_rate=0.001"),
+    ],
+)
+def test_the_remedy_goes_further_than_the_run(change, config, remedy):
+    record = Record()
+    change(record)
+    record.config = {"optimizer": "adam", "learning_rate": 0.03, "training_steps": 3000, **config}
+    found = diagnose(record, repeat=False)
+    assert found.remedy.endswith(f" {remedy}"), found
 
 
 def test_no_record_at_all():

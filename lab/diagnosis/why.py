@@ -8,11 +8,12 @@ import math
 from typing import Any
 
 import jinja2
+import numpy as np
 
 from lab.diagnosis import culprit, experiment
 from lab.diagnosis.chain import Chain
 from lab.diagnosis.culprit import Finding
-from lab.diagnosis.events import Event, events, firsts, main_event
+from lab.diagnosis.events import LARGE, Event, events, firsts, main_event
 from lab.diagnosis.experiment import Outcome
 from lab.diagnosis.ranges import FALSE_ALARMS, FIRST
 from lab.errors import LabError
@@ -95,32 +96,56 @@ def diagnose(run: Any, repeat: bool = True, experiments: bool = False) -> Diagno
         except LabError as error:
             unchecked = str(error)
     others = tuple(e for e in found if e is not event)
-    remedy = _remedy(run, finding) if finding else ""
+    remedy = _remedy(run, chain, event, finding) if event and finding else ""
     return Diagnosis(run.path, event, finding, others, margin, len(chain.steps),
                      unchecked, outcome, remedy)  # fmt: skip
 
 
-def _remedy(run: RunReader, finding: Finding) -> str:
+def _remedy(run: RunReader, chain: Chain, event: Event, finding: Finding) -> str:
     """One thing to try."""
-    config, kind = run.config, finding.kind
-    rate, steps = config.get("learning_rate", 0.0), config.get("training_steps", 1)
-    if kind == "rate" and finding.step <= FIRST and config.get("optimizer") != "sgd":
-        return _command(run, warmup_steps=max(steps // 20, 10))
-    scores = kind == "growth" and finding.tensors[0].startswith("scores")
-    if scores and config.get("model") == "transformer":
-        return _command(run, **{"model.qk_norm": 1})
-    if kind in ("rate", "growth", "flat", ""):
-        less = 10 if config.get("optimizer") == "sgd" else 3
-        return _command(run, learning_rate=float(f"{rate / less:.2g}"))
-    if kind == "epsilon":
-        return _command(run, epsilon=max(100 * config.get("epsilon", 0.0), 1e-7))
-    if kind == "batch":
-        return _command(run, clip_norm=1.0)
+    if change := _change(run.config, chain, event, finding):
+        return _command(run, **change)
+    kind = finding.kind
     what = {"weight": "writes to", "slots": "writes to the slots of"}.get(kind, "has a part in")
     where = finding.tensors[0] if finding.tensors else "the tensors"
     moment = f"lab.open_run({run.path!r}).at({finding.step})"
     gradient = "" if kind in ("weight", "slots") else "the gradient of "
     return f"{moment}, and look for what else {what} {gradient}{where}"
+
+
+def _change(
+    config: dict[str, Any], chain: Chain, event: Event, finding: Finding
+) -> dict[str, float]:
+    """The flag to change, by name, and its value, which goes further than the run's own."""
+    kind, rate = finding.kind, config.get("learning_rate", 0.0)
+    sgd = config.get("optimizer") == "sgd"
+    warmup = max(config.get("training_steps", 1) // 20, 10)
+    early = kind == "rate" and finding.step <= FIRST and not sgd
+    if early and config.get("warmup_steps", 0) < warmup:
+        return {"warmup_steps": warmup}
+    scores = kind == "growth" and finding.tensors[0].startswith("scores")
+    free = "qk_norm=true" not in config.get("model_arguments", ())
+    if scores and free and config.get("model") == "transformer":
+        return {"model.qk_norm": 1}
+    if kind == "epsilon":
+        return {"epsilon": _two_digits(max(100 * config.get("epsilon", 0.0), 1e-7))}
+    if kind == "batch" and not 0 < config.get("clip_norm", 0.0) <= 1:
+        return {"clip_norm": 1.0}
+    if kind in ("flat", "") and event.kind in ("plateau", "collapse", "freeze") and _slow(chain):
+        return {"learning_rate": _two_digits(10 * rate or 0.001)}
+    if kind in ("rate", "growth", "flat", "batch", ""):
+        return {"learning_rate": _two_digits(rate / (10 if sgd else 3))}
+    return {}
+
+
+def _two_digits(value: float) -> float:
+    return float(f"{value:.2g}")
+
+
+def _slow(chain: Chain) -> bool:
+    """Whether each update was less than a hundredth of the weights: none was too large."""
+    size, update = (np.linalg.norm(norms, axis=1) for norms in (chain.weight, chain.applied))
+    return bool(chain.tensors) and bool((update < LARGE / 10 * size).all())
 
 
 def _command(run: RunReader, **flags: float) -> str:
