@@ -402,7 +402,7 @@ def test_json_is_strict():
     record.values["logits/weights/norm"][199] = np.inf
     found = json.loads(diagnose(record, repeat=False).as_json(), parse_constant=pytest.fail)
     assert found["finding"]["kind"] == "weight"
-    assert found["margin"] is None
+    assert found["event"]["departures"][0]["size"] is None
 
 
 # ------------------------------------------------------------------ runs

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from lab.diagnosis.chain import Chain
-from lab.diagnosis.events import LARGE, MANY, Departure, Event, firsts
+from lab.diagnosis.events import LARGE, MANY, Departure, Event
 from lab.diagnosis.growth import grown
 
 
@@ -109,10 +109,3 @@ def growth(chain: Chain, event: Event) -> Finding | None:
     reason += (f"and the loss ends no lower than it was at step {event.step}" if plateau
                else "before the loss left its range")  # fmt: skip
     return Finding("growth", found.since, (found.name,), reason=reason, facts=facts)
-
-
-def margin(events: list[Event], event: Event) -> float:
-    """By how much the first departures of an event are farther out of their ranges than those of
-    any event before it; inf without any."""
-    sizes = [d.size for e in events if e.step < event.step for d in e.departures]
-    return max((d.size for d in firsts(event)), default=0.0) / max(sizes) if sizes else np.inf

@@ -10,9 +10,9 @@ from typing import Any
 import jinja2
 import numpy as np
 
-from lab.diagnosis import culprit, experiment
+from lab.diagnosis import experiment
 from lab.diagnosis.chain import Chain
-from lab.diagnosis.culprit import Finding
+from lab.diagnosis.culprit import Finding, first_link
 from lab.diagnosis.events import LARGE, Event, events, firsts, main_event
 from lab.diagnosis.experiment import Outcome
 from lab.diagnosis.ranges import FALSE_ALARMS, FIRST
@@ -38,7 +38,6 @@ class Diagnosis:
       finding: the culprit; its kind is "" where that cannot be said, and its reason says why. None
         where nothing happened.
       others: all other events, in order.
-      margin: by how much the event is farther out of its range than any other before it.
       steps: how many are on record.
       unchecked: why the step was not repeated; "" where it was, or was not asked to be.
       outcome: of the experiment, if one was made.
@@ -49,7 +48,6 @@ class Diagnosis:
     event: Event | None
     finding: Finding | None
     others: tuple[Event, ...]
-    margin: float
     steps: int
     unchecked: str
     outcome: Outcome | None
@@ -80,9 +78,8 @@ def diagnose(run: Any, repeat: bool = True, experiments: bool = False) -> Diagno
     chain = Chain(run)
     found = events(chain)
     event, finding, outcome, unchecked = main_event(found), None, None, ""
-    margin = culprit.margin(found, event) if event else math.inf
     if event:
-        finding = culprit.first_link(chain, event)
+        finding = first_link(chain, event)
     if repeat or experiments:
         try:
             if event and finding:
@@ -97,7 +94,7 @@ def diagnose(run: Any, repeat: bool = True, experiments: bool = False) -> Diagno
             unchecked = str(error)
     others = tuple(e for e in found if e is not event)
     remedy = _remedy(run, chain, event, finding) if event and finding else ""
-    return Diagnosis(run.path, event, finding, others, margin, len(chain.steps),
+    return Diagnosis(run.path, event, finding, others, len(chain.steps),
                      unchecked, outcome, remedy)  # fmt: skip
 
 
