@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import math
 from typing import Any
 
 import jinja2
@@ -17,6 +16,7 @@ from lab.diagnosis.events import LARGE, Event, events, firsts, main_event
 from lab.diagnosis.experiment import Outcome
 from lab.diagnosis.ranges import FALSE_ALARMS, FIRST
 from lab.errors import LabError
+from lab.record.directory import json_value
 from lab.record.run import RunReader
 from lab.settings.as_line import as_line
 
@@ -63,7 +63,7 @@ class Diagnosis:
 
     def as_json(self) -> str:
         """All of it as strict JSON: numbers that are not finite are null."""
-        return json.dumps(_plain(dataclasses.asdict(self) | {"text": str(self)}), indent=2)
+        return json.dumps(json_value(self) | {"text": str(self)}, indent=2, allow_nan=False)
 
 
 def diagnose(run: Any, repeat: bool = True, experiments: bool = False) -> Diagnosis:
@@ -158,15 +158,3 @@ def _render(name: str, found: Diagnosis) -> str:
     links = firsts(found.event) if found.event else []
     text = _TEMPLATES.get_template(name).render(**facts, links=links, risk=FALSE_ALARMS)
     return "\n".join(line.rstrip() for line in text.strip().splitlines())
-
-
-def _plain(value: Any) -> Any:
-    if isinstance(value, float) and not math.isfinite(value):
-        return None
-    if isinstance(value, dict):
-        return {str(key): _plain(one) for key, one in value.items()}
-    if isinstance(value, (list, tuple)):
-        if hasattr(value, "_asdict"):
-            return _plain(value._asdict())
-        return [_plain(one) for one in value]
-    return value

@@ -4,13 +4,18 @@ at the end, and a lock that the process holds which writes there."""
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import fcntl
 import fnmatch
 import glob
 import json
+import math
 import os
 import shutil
+from collections.abc import Iterable, Mapping
 from typing import Any
+
+import numpy as np
 
 from lab.errors import LabError
 from lab.settings.config import own_fields, placeless, renamed
@@ -60,6 +65,24 @@ def read_object(path: str) -> dict[str, Any]:
         raise LabError(f"{path} cannot be read: {error}") from error
     if not isinstance(value, dict):
         raise LabError(f"{path} cannot be read: it holds no object")
+    return value
+
+
+def json_value(value: Any) -> Any:
+    """A value as strict JSON has it: dataclasses and named tuples are objects, arrays lists, and
+    what is not finite is null."""
+    if dataclasses.is_dataclass(value):
+        value = {one.name: getattr(value, one.name) for one in dataclasses.fields(value)}
+    elif hasattr(value, "_asdict"):
+        value = value._asdict()
+    elif isinstance(value, np.generic | np.ndarray):
+        value = value.tolist()
+    if isinstance(value, Mapping):
+        return {str(key): json_value(one) for key, one in value.items()}
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    if isinstance(value, Iterable) and not isinstance(value, str):
+        return [json_value(one) for one in value]
     return value
 
 

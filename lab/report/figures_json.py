@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import math
 import re
-from collections.abc import Iterable, Mapping
 from typing import Any
 
 import numpy as np
 
+from lab.record.directory import json_value
 from lab.report.section import Story, Tiles, check
 
 
@@ -44,7 +43,7 @@ def as_json(story: Story) -> str:
         "made": [{"what": what, "value": value} for what, value in story.made],
         "sections": sections,
     }
-    text = json.dumps(_plain(whole), indent=1, allow_nan=False, ensure_ascii=False) + "\n"
+    text = json.dumps(json_value(whole), indent=1, allow_nan=False, ensure_ascii=False) + "\n"
     return re.sub(r"\[\n[-+.,\deEnul\s]*\]", lambda m: " ".join(m[0].split()), text)
 
 
@@ -53,17 +52,3 @@ def _fields(part: Any) -> dict[str, Any]:
     if isinstance(part, Tiles):
         fields["images"] = list(np.shape(part.images))
     return fields
-
-
-def _plain(value: Any) -> Any:
-    if dataclasses.is_dataclass(value):
-        value = _fields(value)
-    if isinstance(value, np.generic | np.ndarray):
-        value = value.tolist()
-    if isinstance(value, Mapping):
-        return {str(k): _plain(v) for k, v in value.items()}
-    if isinstance(value, float):
-        return value if math.isfinite(value) else None
-    if isinstance(value, Iterable) and not isinstance(value, str):
-        return [_plain(entry) for entry in value]
-    return value
