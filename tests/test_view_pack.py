@@ -152,7 +152,7 @@ def test_marks_of_a_run_that_was_resumed_and_broke(tmp_path):
     with tf.summary.create_file_writer(str(run), filename_suffix=".later").as_default():
         tf.summary.scalar("loss", np.nan, 41)
     found = {(mark.kind, mark.step) for mark in marks(RunReader(str(run)))}
-    assert found == {("end of warm-up", 5), ("nonfinite", 34), ("resume", 41)}
+    assert found == {("end of warm-up", 5), ("nonfinite", 34), ("loss", 34), ("resume", 41)}
     noted = {"h1/weights": {"first_step": 30}, "h2/weights": {"first_step": 31}}
     (run / "result.json").write_text(json.dumps({"nonfinite": noted}))
     found = [mark for mark in marks(RunReader(str(run))) if mark.step == 30]

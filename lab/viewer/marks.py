@@ -23,25 +23,7 @@ def marks(run: RunReader) -> list[Mark]:
     warm_up = int(run.config.get("warmup_steps") or 0)
     if warm_up > 0:
         found.append(Mark(warm_up, "end of warm-up", "the learning rate is at its peak"))
-    # As long as it trains, the time that a diagnosis takes is left to it.
-    found += events.marks(run) if run.result else _nonfinite(run)
-    return sorted([*found, *_frozen(run)], key=lambda mark: mark.step)
-
-
-def _nonfinite(run: RunReader) -> list[Mark]:
-    """The first step of each tensor or scalar with NaN or infinity."""
-    noted: dict[str, int] = {}
-    for tag, (steps, values) in run.scalars.items():
-        bad = ~np.isfinite(values)
-        if tag.endswith("/nonfinite"):  # a tensor's number of such entries
-            noted.setdefault(tag.removesuffix("/nonfinite"), int(steps[0]))
-        elif bad.any():
-            noted.setdefault(tag, int(steps[bad.argmax()]))
-    if not noted:
-        return []
-    first = min(noted.values())
-    tags = [tag for tag, step in noted.items() if step == first]
-    return [Mark(first, "nonfinite", f"first NaN or infinity, in {', '.join(tags)}", tags[0])]
+    return sorted([*found, *events.marks(run), *_frozen(run)], key=lambda mark: mark.step)
 
 
 def _frozen(run: RunReader) -> list[Mark]:
