@@ -498,44 +498,11 @@ def test_a_diverging_run_that_is_killed_ends_as_it_would_have(program, more):
 
 
 def standstill_lines(outcome):
-    pattern = r"step (\d+): (.*)\(the gradient's largest entry is ([^,)]+)(.*)\)"
-    return re.findall(pattern, outcome.out)
-
-
-def numpy_standstill(checkpoint, dataset, batch):
-    """In NumPy's float32: the predicted classes of the test set, the share of its examples on the
-    clip, and the gradient's largest entry on a batch."""
-    reader = tf.train.load_checkpoint(str(checkpoint / "variables"))
-    layers = [
-        (reader.get_tensor(f"{name}/weights"), reader.get_tensor(f"{name}/bias"))
-        for name in ("h1", "h2", "logits")
-    ]
-
-    def forward(images):
-        outputs = [np.float32(images) / np.float32(255)]
-        for i, (weights, bias) in enumerate(layers):
-            z = outputs[-1] @ weights + bias
-            outputs.append(z if i == 2 else 1 / (1 + np.exp(-z)))
-        e = np.exp(z - z.max(1, keepdims=True))
-        return outputs, e / e.sum(1, keepdims=True)
-
-    with np.errstate(over="ignore"):
-        _, p = forward(dataset.x_test)
-        clipped = p[np.arange(len(p)), dataset.y_test] < 1e-9
-        outputs, q = forward(dataset.x[batch])
-    labels = dataset.y[batch]
-    picked = q[np.arange(len(q)), labels][:, None]
-    delta = q - np.eye(q.shape[1], dtype=np.float32)[labels]
-    delta[picked[:, 0] < 1e-9] = 0
-    gradients = []
-    for i in (2, 1, 0):
-        gradients += [outputs[i].T @ delta, delta.sum(0)]
-        delta = (delta @ layers[i][0].T) * outputs[i] * (1 - outputs[i])
-    return p.argmax(1), clipped.mean(), max(np.abs(g).max() for g in gradients)
+    return re.findall(r"step (\d+): ((?:collapsed|frozen), .*)", outcome.out)
 
 
 @pytest.mark.numbers
-def test_frozen_and_collapsed_are_said_on_the_spot_with_the_cause(tmp_path):
+def test_frozen_and_collapsed_are_said_on_the_spot(tmp_path):
     """The recipe at ten times its learning rate."""
     outcome = programs.train(
         *("--learning_rate=0.1", "--training_steps=60", "--display_step=20"),
@@ -556,39 +523,28 @@ def test_frozen_and_collapsed_are_said_on_the_spot_with_the_cause(tmp_path):
     # Each is said once, when it is seen first, and not only at the end.
     lines = standstill_lines(outcome)
     assert 1 <= len(lines) <= 2
-    step, words, largest, more = lines[-1]
+    step, words = lines[-1]
     assert f"class {result['collapsed']}" in words
     for tag in TAGS:
         assert tag in words
     assert outcome.out.index(f"step {step}: ") < outcome.out.index("collapsed at step 60")
     assert int(step) < 60
-    batch = data.Batches(0, 60000, 256).indices(int(step), 1)[0]
-    checkpoint = forks.checkpoints(tmp_path / "run")[int(step)]
-    classes, on_clip, expected = numpy_standstill(checkpoint, dataset, batch)
-    assert set(classes) == {result["collapsed"]}
-    assert 0.5 < on_clip < 1
-    assert f"{on_clip:.1%} of the test examples" in more
-    assert max(float(largest), expected) < 1e-4  # of 256 examples, each 0 or 1 - p all but 0
 
 
 @pytest.mark.numbers
-def test_a_rate_of_0_freezes_but_not_for_want_of_a_gradient(tmp_path):
+def test_a_rate_of_0_freezes_and_does_not_collapse(tmp_path):
     outcome = programs.train(
         *("--learning_rate=0", "--training_steps=30", "--display_step=10", "--n_hidden_1=9"),
         *("--n_hidden_2=8", f"--logdir={tmp_path}", "--run_name=run", "--watch="),
         *("--checkpoint_every=10", "--init_stddev=1", "--xla=off"),
     )
     assert outcome.status == 0
-    ((step, words, largest, more),) = standstill_lines(outcome)
+    ((step, words),) = standstill_lines(outcome)
     assert step == "10"
     assert all(tag in words for tag in TAGS)
-    batch = data.Batches(0, 60000, 256).indices(10, 1)[0]
-    checkpoint = forks.checkpoints(tmp_path / "run")[0]
-    classes, on_clip, expected = numpy_standstill(checkpoint, data.load(), batch)
-    assert len(set(classes)) > 1
     assert "collapsed" not in words
-    assert float(largest) == pytest.approx(expected, rel=0.05) and expected > 1
-    assert ("clip" in more) == (on_clip > 0)
+    result = forks.result(tmp_path / "run")
+    assert (result["collapsed"], sorted(result["frozen"])) == (None, sorted(TAGS))
 
 
 def test_a_slow_run_is_not_called_collapsed(tmp_path):

@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
 
 import tensorflow as tf
 
 CLIP = 1e-9
-CLIPPED = -math.log(CLIP) * (1 - 1e-6)  # losses from here on sit on the clip, in float32
 
 
 def clipped_cross_entropy(labels: tf.Tensor, logits: tf.Tensor) -> tf.Tensor:

@@ -145,17 +145,6 @@ class TrainLoop:
         given = self._strategy, self._training, self._x, self._y, watch
         return TrainLoop(*given, xla=self.xla, **options)
 
-    def largest_gradient(self, rows: Any, seed: int) -> float:
-        """The largest absolute value of the gradient on one batch, chosen as in `run` but without
-        the axis of steps. Nothing is updated."""
-        training, number = self._training, tf.constant(1, tf.int64)
-        state = {name: variable.numpy() for name, variable in training.model.state.items()}
-        rows = tf.nest.map_structure(tf.convert_to_tensor, rows)
-        found = self._shares.whole(rows, number, tf.constant(seed, tf.int64))
-        for name, variable in training.model.state.items():
-            variable.assign(state[name])
-        return max(float(tf.reduce_max(tf.abs(g))) for g in found.gradients)
-
     @property
     def data(self) -> tuple[Any, Any]:
         """x and y, on the devices."""

@@ -74,32 +74,8 @@ class Shares:
           seed: the run's, int64 scalar.
         """
         share = self._shares[replica]
-        own = tf.nest.map_structure(lambda one: one[share], rows)
-        size = share.stop - share.start
-        return self._compute(own, size, number, seed, replica, self._replicas)
-
-    def whole(self, rows: Any, number: tf.Tensor, seed: tf.Tensor) -> Part:
-        """The gradient of a whole batch, of as many parts as a share has."""
-        return self._compute(rows, self._training.batch_size, number, seed, 0, 1)()
-
-    def products(self, done: Step) -> tf.Tensor:
-        """What gradient_noise.scalars needs of a replica's parts: float32 [parts, tensors, 2 or
-        3]."""
-        squares = done.squares
-        if squares is None:
-            squares = self._dots(done.local[0], done.local[0])[None]
-        reduced, parts = list(done.gradients.values()), len(self.bounds) - 1
-        return gradient_noise.products(squares, done.local, reduced, self._dots, parts)
-
-    def _compute(
-        self,
-        rows: Any,
-        size: int,
-        number: tf.Tensor,
-        seed: tf.Tensor,
-        replica: int,
-        replicas: int,
-    ) -> Callable[[], Part]:
+        rows = tf.nest.map_structure(lambda one: one[share], rows)
+        size, replicas = share.stop - share.start, self._replicas
         training, count = self._training, self._training.microbatches
         layers = "activations" in self._wanted
         if count == 1:
@@ -116,6 +92,15 @@ class Shares:
             return found._replace(losses=losses, probes=probes)
 
         return functools.partial(self._in_parts, rows, _sizes(size, count), of_part)
+
+    def products(self, done: Step) -> tf.Tensor:
+        """What gradient_noise.scalars needs of a replica's parts: float32 [parts, tensors, 2 or
+        3]."""
+        squares = done.squares
+        if squares is None:
+            squares = self._dots(done.local[0], done.local[0])[None]
+        reduced, parts = list(done.gradients.values()), len(self.bounds) - 1
+        return gradient_noise.products(squares, done.local, reduced, self._dots, parts)
 
     def _in_parts(self, rows: Any, sizes: list[int], of_part: Callable[..., Part]) -> Part:
         state = self._training.model.state

@@ -16,7 +16,6 @@ import numpy as np
 import tensorflow as tf
 
 from lab.data import Data
-from lab.models import losses
 from lab.settings.config import Config, Settings
 from lab.step import gradient_noise
 from lab.step.agreement import Group
@@ -117,30 +116,13 @@ class Evaluation:
         if (figures["frozen"] and not earlier["frozen"]) or (
             figures["collapsed"] is not None and earlier["collapsed"] is None
         ):
-            loss = found.get("loss", np.zeros(1))
-            self._reporter.notify(f"step {state.step}: {self._standstill(figures, loss)}")
+            self._reporter.notify(f"step {state.step}: {_standstill(figures)}")
         self._recorder.scalars(state.step, test | self._distances(weights) | self._noise_scales())
         self._recorder.flush()
         values = recorded["scalars"][-1, : len(names)].numpy()
         batch = dict(zip(names, map(float, values), strict=True))
         batch["loss"] /= config.batch_size if config.reduction == "sum" else 1
         self._reporter.evaluated(state.step, batch | test)
-
-    def _standstill(self, figures: dict[str, Any], loss: np.ndarray) -> str:
-        """A frozen or collapsed run in words, with the likely cause where it can be measured."""
-        words = []
-        if figures["collapsed"] is not None:
-            words.append(f"collapsed, every test example is taken for class {figures['collapsed']}")
-        if figures["frozen"]:
-            words.append(f"frozen, not a bit has changed in {', '.join(figures['frozen'])}")
-        # (How many entries of the gradient are exactly 0 is no measure: where a probability is all
-        # but 1, it depends on the CPU and the kernel whether 1 - p is 0 or 6e-8.)
-        cause = f"the gradient's largest entry is {self._state.largest_gradient():.2g}"
-        clips = self._state.config.loss == "clipped_cross_entropy"
-        if on_clip := clips and np.mean(loss >= losses.CLIPPED):
-            cause += f", and {on_clip:.1%} of the test examples sit on the loss's clip, "
-            cause += "where it is flat"
-        return f"{'; '.join(words)} ({cause})"
 
     def _distances(self, weights: dict[str, np.ndarray]) -> dict[str, float]:
         if "norms" not in self._state.config.watch:
@@ -158,6 +140,16 @@ class Evaluation:
             f"{prefix}gradient/noise/scale": gradient_noise.noise_scale(*sums)
             for prefix, sums in noise.items()
         }
+
+
+def _standstill(figures: dict[str, Any]) -> str:
+    """A frozen or collapsed run in words."""
+    words = []
+    if figures["collapsed"] is not None:
+        words.append(f"collapsed, every test example is taken for class {figures['collapsed']}")
+    if figures["frozen"]:
+        words.append(f"frozen, not a bit has changed in {', '.join(figures['frozen'])}")
+    return "; ".join(words)
 
 
 def _left(step: int, last: int, every: int) -> int:

@@ -242,11 +242,6 @@ class TrainingState:
             found = {tag: int((~np.isfinite(w)).sum()) for tag, w in self.weights().items()}
         return row, {tag: count for tag, count in found.items() if count}
 
-    def largest_gradient(self) -> float:
-        """The largest absolute value of the gradient on the last batch."""
-        rows = tf.nest.map_structure(lambda array: array[0], self.rows(self.step, 1))
-        return self.loop.largest_gradient(rows, self.config.seed)
-
     def examples(self, step: int) -> np.ndarray | None:
         """Which training examples make up a step: int32 [batch_size]; None where a function gives
         the batches."""
