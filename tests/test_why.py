@@ -359,6 +359,9 @@ def test_no_record_at_all():
     record = Record()
     record.values = {}
     assert diagnose(record, repeat=False).event is None
+    record.result = {"step": STEPS}
+    with pytest.raises(lab.LabError, match="none of its 300 steps"):
+        diagnose(record, repeat=False)
 
 
 KINDS = {

@@ -104,15 +104,25 @@ def test_a_weight_that_another_wrote(diagnosed):
     assert strange.sum() == 1
 
 
-def test_half_of_an_update_that_is_still_too_large(tmp_path):
-    """The loss leaves before there are ranges, and stays away."""
-    flags = ["--learning_rate=0.1", "--training_steps=60", "--run_name=run"]
+@pytest.mark.parametrize(("rate", "gone"), [(0.1, True), (1.0, False)])
+def test_a_tenth_of_an_update(tmp_path, rate, gone):
+    """The loss leaves before there are ranges, and stays away. A rate of 0.01 is a moderate one,
+    0.1 is not."""
+    flags = [f"--learning_rate={rate}", "--training_steps=60", "--run_name=run"]
     assert programs.train(*flags, f"--logdir={tmp_path}").status == 0
-    found = lab.open_run(str(tmp_path / "run")).why(experiments=True)
-    assert found.finding.kind == "rate" and found.finding.tensors == ("logits/weights",)
-    assert found.outcome.gone is False
-    assert found.outcome.worst > 5
+    run = lab.open_run(str(tmp_path / "run"))
+    found = run.why(experiments=True)
+    assert found.finding.kind == "rate" and "logits/weights" in found.finding.tensors
+    assert found.outcome.gone is gone
+    assert found.outcome.before > 5
+    assert (found.outcome.worst < 3) is gone
     assert f"{found.outcome.worst:.3g} times" in str(found)
+    if gone:  # plain sgd: a tenth of each update is a tenth of the rate
+        assert programs.train("--learning_rate=0.01", "--training_steps=60", "--run_name=tenth",
+                              f"--logdir={tmp_path}").status == 0  # fmt: skip
+        tenth = lab.open_run(str(tmp_path / "tenth")).scalar("loss").values
+        with run.before(1) as rerun:
+            np.testing.assert_allclose(rerun.onward(34, 34, 0.1), tenth[:34], rtol=1e-3)
 
 
 def test_nothing_without_a_fault(tmp_path):

@@ -265,10 +265,11 @@ def repeat_changed(run: Any, chain: Chain, event: Event, found: Finding) -> Outc
     elif found.kind in ("rate", "slots"):
         if found.kind == "slots" or "times" in found.facts:
             change, changes = "with what the rule makes of the gradients", {"by_rule": True}
-        else:
-            change, changes = "with half of the update", {"share": 0.5}
-        change += f" in steps {step} to {min(step + _LASTING - 1, until)}"
-        changes["steps"] = _LASTING
+            changes["steps"] = min(_LASTING, until - step + 1)
+        else:  # a rate that is too high is so at all steps
+            change, changes = "with a tenth of the update", {"share": 0.1}
+            changes["steps"] = until - step + 1
+        change += f" in steps {step} to {step + changes['steps'] - 1}"
     elif found.kind == "weight":
         change, changes = f"with {found.tensors[0]} put back", {"put_back": found.tensors[0]}
     if not changes:

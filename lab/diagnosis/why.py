@@ -76,6 +76,10 @@ def diagnose(run: Any, repeat: bool = True, experiments: bool = False) -> Diagno
         losses and gradients of a run without an event are checked.
     """
     chain = Chain(run)
+    done = (run.result or {}).get("step", 0)
+    if done and not len(chain.steps):
+        raise LabError(f"{run.path} has none of its {done:,} steps on record: its event files are "
+                       "missing, cut off or damaged")  # fmt: skip
     found = events(chain)
     event, finding, outcome, unchecked = main_event(found), None, None, ""
     if event:

@@ -49,9 +49,11 @@ class RunReader:
         identity = read_object(os.path.join(path, CONFIG))
         self.config: Any = renamed(identity.get("config"))
         if not isinstance(self.config, dict):
-            inside = sorted(glob.glob(os.path.join(glob.escape(path), "*", CONFIG)))
-            hint = f": it holds {len(inside)}, such as {os.path.dirname(inside[0])}" if inside else ""
-            raise LabError(f"{path} is no run{hint or f': it has no {CONFIG} of one'}")
+            runs = sorted(glob.glob(os.path.join(glob.escape(path), "*", CONFIG)))
+            what = f"it has no {CONFIG} of one"
+            if runs:
+                what = f"it holds {len(runs)}, such as {os.path.dirname(runs[0])}"
+            raise LabError(f"{path} is no run: {what}")
         self.result: dict[str, Any] | None = read_object(os.path.join(path, RESULT)) or None
         self.forward_order: list[str] = identity.get("forward_order", [])
 
