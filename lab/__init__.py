@@ -1,15 +1,14 @@
 """Everystep: a lab for looking inside a network while it trains."""
 
-import contextlib
 import importlib
 import sys
-from types import ModuleType
 from typing import Any
 
 from lab import machine
-from lab.terminal import quiet_stderr
+from lab.terminal import QuietTensorFlow
 
 machine.enable_onednn()
+sys.meta_path.insert(0, QuietTensorFlow())
 
 __version__ = "0.1.0"
 _RULES = ("Rule", "SGD", "Adam", "RMSProp", "Adagrad", "Adadelta")
@@ -30,13 +29,7 @@ _MODULES = {"layers": "lab.models.layers", "models": "lab.models"}
 
 def __getattr__(name: str) -> Any:
     if name in _PLACES:
-        return getattr(_module(_PLACES[name]), name)
+        return getattr(importlib.import_module(_PLACES[name]), name)
     if name in _MODULES:
-        return _module(_MODULES[name])
+        return importlib.import_module(_MODULES[name])
     raise AttributeError(f"module 'lab' has no attribute {name!r}")
-
-
-def _module(name: str) -> ModuleType:
-    # It may be the first that loads TensorFlow.
-    with contextlib.nullcontext() if name in sys.modules else quiet_stderr():
-        return importlib.import_module(name)

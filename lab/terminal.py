@@ -5,7 +5,8 @@ from __future__ import annotations
 
 import contextlib
 import functools
-import importlib
+import importlib.abc
+import importlib.util
 import os
 import shlex
 import shutil
@@ -13,6 +14,7 @@ import signal
 import sys
 import tempfile
 from collections.abc import Callable, Iterator
+from importlib.machinery import ModuleSpec
 from typing import cast
 
 
@@ -64,21 +66,31 @@ def program(main: Callable[[], int]) -> Callable[[], int]:
     return whole
 
 
-@contextlib.contextmanager
-def loading_tensorflow() -> Iterator[None]:
-    """For the first import of TensorFlow in a program: without its notices, and without Keras.
-    TensorFlow imports Keras's optimizers by itself, and the lab does not need them; that takes a
-    quarter of the time, and 80 MB. A model can still import Keras.
+def load_tensorflow() -> None:
+    """The first import of TensorFlow in a program: without Keras. TensorFlow imports Keras's
+    optimizers by itself, and the lab does not need them; that takes a quarter of the time, and
+    80 MB. A model can still import Keras.
     """
-    with quiet_stderr():
-        unwanted, modules = "keras.src.optimizers", cast(dict[str, object], sys.modules)
-        if unwanted not in modules:
-            modules[unwanted] = None  # TensorFlow goes on where it cannot import it
-            try:
-                importlib.import_module("tensorflow")
-            finally:
-                del modules[unwanted]
-        yield
+    unwanted, modules = "keras.src.optimizers", cast(dict[str, object], sys.modules)
+    if unwanted not in modules:
+        modules[unwanted] = None  # TensorFlow goes on where it cannot import it
+        try:
+            importlib.import_module("tensorflow")
+        finally:
+            del modules[unwanted]
+
+
+class QuietTensorFlow(importlib.abc.MetaPathFinder):
+    """Among the finders of sys.meta_path, has TensorFlow load without its notices."""
+
+    def find_spec(self, name: str, path: object, target: object = None) -> ModuleSpec | None:
+        if name != "tensorflow":
+            return None
+        sys.meta_path.remove(self)
+        spec = importlib.util.find_spec(name)
+        if spec and spec.loader:
+            spec.loader.exec_module = quiet_stderr()(spec.loader.exec_module)  # type: ignore[method-assign]
+        return spec
 
 
 @contextlib.contextmanager

@@ -10,7 +10,7 @@ from typing import Any
 
 from lab import machine
 from lab.errors import LabError
-from lab.terminal import loading_tensorflow
+from lab.terminal import load_tensorflow
 
 Job = tuple[Any, ...]  # function, arguments...
 Compute = Callable[[list[Job]], list[Any]]  # the results, in the order of the jobs
@@ -80,7 +80,8 @@ class Workers:
 
 
 def _start() -> None:
-    with loading_tensorflow():
-        import tensorflow as tf
+    load_tensorflow()
+    import tensorflow as tf
+
     tf.config.threading.set_intra_op_parallelism_threads(1)
     tf.config.threading.set_inter_op_parallelism_threads(1)

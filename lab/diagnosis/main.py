@@ -11,7 +11,7 @@ from typing import NoReturn
 
 import lab
 from lab.errors import LabError
-from lab.terminal import fail, program, quiet_stderr
+from lab.terminal import fail, program
 
 
 class _Parser(argparse.ArgumentParser):
@@ -30,9 +30,8 @@ def main() -> int:
     parser.add_argument("--experiment", action="store_true", help=text)
     try:
         flags = parser.parse_args()
-        with quiet_stderr():
-            run = lab.open_run(flags.run)
-            found = run.why(repeat=not flags.record, experiments=flags.experiment)
+        run = lab.open_run(flags.run)
+        found = run.why(repeat=not flags.record, experiments=flags.experiment)
     except LabError as error:
         return fail("why", error, 2)
     except KeyboardInterrupt:

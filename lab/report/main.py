@@ -19,7 +19,7 @@ from lab.compare import formats, results, table
 from lab.errors import LabError
 from lab.record.directory import write_file
 from lab.settings import command_line
-from lab.terminal import fail, loading_tensorflow, program, tensorboard_command
+from lab.terminal import fail, load_tensorflow, program, tensorboard_command
 
 
 @program
@@ -56,9 +56,10 @@ def _write(logdir: str) -> str:
         )
     # The measurements compute on the CPU: a GPU is left to those who train.
     os.environ["CUDA_VISIBLE_DEVICES"] = "-1"
-    with loading_tensorflow():
-        from lab.analysis import runs
-        from lab.report import board, figures_json, page, story
+    load_tensorflow()
+    from lab.analysis import runs
+    from lab.report import board, figures_json, page, story
+
     html, figures = (os.path.join(logdir, name) for name in ("report.html", "report.json"))
     board.check(logdir)
     for path in (html, figures):  # before the minutes that it takes to fill them

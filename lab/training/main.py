@@ -21,7 +21,7 @@ from lab.record.directory import FINISHED, RESULT
 from lab.settings import command_line
 from lab.settings.config import Config, Settings
 from lab.settings.fields import REFERENCE
-from lab.terminal import fail, loading_tensorflow, program
+from lab.terminal import fail, load_tensorflow, program
 from lab.training.progress import Console, Reporter, conclusion
 
 _STARTED = time.monotonic()
@@ -62,10 +62,11 @@ def _train_here(config: Config, settings: Settings) -> int:
         loading = None
         if not REFERENCE.fullmatch(config.data):
             loading = thread.submit(data.load, config.data)
-        with loading_tensorflow():
-            from lab.step.placement import slurm_cluster
-            from lab.training import trial
-            from lab.training.problem import problem_of
+        load_tensorflow()
+        from lab.step.placement import slurm_cluster
+        from lab.training import trial
+        from lab.training.problem import problem_of
+
         problem = problem_of(config, loading.result() if loading else None)
     if not workers and (workers := slurm_cluster()):
         cluster.meet(workers)

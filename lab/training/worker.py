@@ -25,7 +25,7 @@ from lab.errors import LabError
 from lab.processes.stop import Stop
 from lab.settings.config import Config, Settings
 from lab.settings.fields import from_json
-from lab.terminal import loading_tensorflow
+from lab.terminal import load_tensorflow
 from lab.training.progress import Reporter
 
 
@@ -58,10 +58,10 @@ def main() -> None:
     out = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)  # nothing else may answer, native code neither
     with Stop("stopped in the midst of a step") as stop:
-        with loading_tensorflow():
-            from lab.training import trial
-            from lab.training.problem import load_data, problem_of
-            from lab.training.programs import Programs
+        load_tensorflow()
+        from lab.training import trial
+        from lab.training.problem import load_data, problem_of
+        from lab.training.programs import Programs
 
         load, programs = functools.lru_cache(maxsize=2)(load_data), Programs(largest=2**24)
         orders: queue.Queue[str | None] = queue.Queue()

@@ -2,10 +2,10 @@
 
 import sys
 
-from lab.terminal import loading_tensorflow
+from lab.terminal import load_tensorflow
 
-with loading_tensorflow():
-    from lab.training import trial
+load_tensorflow()
+from lab.training import trial  # noqa: E402
 
 assert trial.tf is sys.modules["tensorflow"]
 assert "keras" not in sys.modules
