@@ -21,6 +21,9 @@ from lab.settings.config import Config, Settings
 from lab.settings.fields import REFERENCE, allowed, check, fits, refusal
 from lab.settings.other_programs import LaunchSettings, ReportSettings, ViewSettings
 
+# Flags that have another name in lab.train.
+RENAMED = {"steps": "training_steps", "name": "run_name"}
+
 
 def parse(argv: Sequence[str]) -> tuple[list[Config], Settings]:
     """Trials and settings from a command line, `argv[0]` being the program's name.
@@ -212,7 +215,9 @@ def _read(argv: Sequence[str], usage: str, *kinds: type) -> flags.FlagValues:
                 values[name] = flags.Flag(_TEXT, None, name, None, "")
         rest = values(words)[1:]
     except flags.UnrecognizedFlagError as error:
-        guess = str(error).partition("Did you mean: ")[2].rstrip(" ?")
+        guess = RENAMED.get(error.flagname) or str(error).partition("Did you mean: ")[2].rstrip(
+            " ?"
+        )
         hint = f"did you mean --{guess}?" if guess else "--help lists the flags"
         raise LabError(f"--{error.flagname} is not a flag: {hint}") from error
     except flags.Error as error:

@@ -22,15 +22,13 @@ from lab.errors import LabError
 from lab.models.optimizers import RULES, Rule
 from lab.processes.stop import Stop
 from lab.settings import source
+from lab.settings.command_line import RENAMED
 from lab.settings.config import Config, Settings
 from lab.step.replica import PerExample
 from lab.training import build, trial
 from lab.training.opened import Run
 from lab.training.problem import problem_with
 from lab.training.progress import Console, Reporter, conclusion
-
-# Names of lab.train's that are called otherwise on the command line.
-_RENAMED = {"steps": "training_steps", "name": "run_name"}
 
 
 def train(
@@ -121,7 +119,7 @@ def _configured(
     Raises:
       LabError: names the argument, and what it may be.
     """
-    flags = {_RENAMED.get(name, name): _plain(value) for name, value in flags.items()}
+    flags = {RENAMED.get(name, name): _plain(value) for name, value in flags.items()}
     of_config = {one.name for one in dataclasses.fields(Config)}
     of_settings = {one.name for one in dataclasses.fields(Settings)} - {"grid", "seeds", "shard"}
     arguments = _arguments(model, flags.keys() - of_config - of_settings, flags)

@@ -30,6 +30,12 @@ class Run(StoredRun):
         self._problem = problem
         self._replay: Replay | None = None
 
+    def __repr__(self) -> str:
+        """Its path and how far it is."""
+        result = self.result or {"status": "not ended"}
+        step = f" at step {result['step']:,}" if "step" in result else ""
+        return f"Run of {self.path}, {result['status']}{step}"
+
     def at(self, step: int) -> Moment:
         """Trains again from the nearest checkpoint to a step, and gives all of that step.
 

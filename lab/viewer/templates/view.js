@@ -542,8 +542,8 @@ async function renew() {
   const reply = await fetch("more", { method: "POST", body }).catch(() => ({ status: 0 }));
   if (reply.status === 205) return location.reload();
   if (reply.status === 200) await add(await reply.json());
-  $("live").textContent = [200, 204].includes(reply.status)
-    ? "Live: new steps appear as they are recorded." : "bin/view does not answer: this is what it sent last.";
+  const live = runs.every((run) => !run.status.startsWith("still")) ? "The record is complete." : "Live: new steps appear as they are recorded.";
+  $("live").textContent = [200, 204].includes(reply.status) ? live : "bin/view does not answer: this is what it sent last.";
   setTimeout(renew, Math.max(1000, 4 * (performance.now() - begun)));
 }
 
