@@ -538,6 +538,16 @@ def test_overwrite_that_is_killed_can_be_given_again(program, whole):
         assert_same_run(directory, whole)
 
 
+def test_a_run_that_is_refused_keeps_no_lock(tmp_path):
+    """Not even while its error is kept, as a notebook does."""
+    path = str(tmp_path / "run")
+    RunDirectory(path, {"seed": 1}, "f").close()
+    with pytest.raises(LabError, match="another run") as refused:
+        RunDirectory(path, {"seed": 2}, "g")
+    RunDirectory(path, {"seed": 2}, "g", overwrite=True).close()
+    assert refused.value.__traceback__
+
+
 @pytest.mark.parametrize("seed", range(2))
 def test_overwrite_may_end_at_any_moment(tmp_path, seed):
     """Whatever the order in which a file system names the files of a folder."""

@@ -105,8 +105,10 @@ class RunDirectory:
         self.path = path
         try:
             os.makedirs(path, exist_ok=True)
-            self._lock = open(os.path.join(path, LOCK), "a")  # noqa: SIM115
-            self._take(identity | {"fingerprint": fingerprint}, overwrite)
+            with contextlib.ExitStack() as held:  # the error, where it is kept, keeps no lock
+                self._lock = held.enter_context(open(os.path.join(path, LOCK), "a"))
+                self._take(identity | {"fingerprint": fingerprint}, overwrite)
+                held.pop_all()
         except OSError as error:
             raise LabError(
                 f"{error.filename or path} cannot be written ({error.strerror}): "
