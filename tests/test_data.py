@@ -336,6 +336,8 @@ def test_batches_do_not_depend_on_how_they_are_asked_for(examples, batch):
     for step in (40, 17, 18, 1, 40):
         np.testing.assert_array_equal(backwards.indices(step, 1), whole[step - 1 : step])
     np.testing.assert_array_equal(Batches(9, examples, batch).indices(23, 18), whole[22:])
+    with pytest.raises(LabError, match="no step 0: the first one is step 1"):
+        Batches(9, examples, batch).indices(0, 7)
 
 
 def test_the_caller_may_change_what_it_gets():

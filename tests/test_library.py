@@ -399,8 +399,9 @@ def test_any_step_again(train, images, monkeypatch, xla, steps):
             recorded = run.scalar(f"{tag}/gradient/norm").values[step - 1]
             np.testing.assert_allclose(norm, recorded, 1e-4)
     for step in (0, 13):
-        with pytest.raises(LabError, match=f"no step {step}: it has the steps 1 to 12"):
-            run.at(step)
+        for ask in (run.at, run.batch):
+            with pytest.raises(LabError, match=f"no step {step}: it has the steps 1 to 12"):
+                ask(step)
 
 
 def test_a_run_that_was_given_objects_is_told_them_again(trained, images):

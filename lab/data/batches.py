@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import numpy as np
 
+from lab.errors import LabError
+
 
 def permutation(seed: int, epoch: int, examples: int) -> np.ndarray:
     """The order of one epoch: int32 [examples], each example once.
@@ -40,6 +42,8 @@ class Batches:
 
     def indices(self, first_step: int, steps: int) -> np.ndarray:
         """int32 [steps, batch_size]: the examples of `steps` steps from `first_step` (from 1)."""
+        if first_step < 1:
+            raise LabError(f"there is no step {first_step}: the first one is step 1")
         start = (first_step - 1) * self._batch_size
         stop = start + steps * self._batch_size
         first, last = start // self._examples, (stop - 1) // self._examples

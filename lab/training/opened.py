@@ -82,7 +82,7 @@ class Run(StoredRun):
         """Which training examples made up a step: int32 [batch].
 
         Raises:
-          LabError: a function gave the batches, or the data are not at hand.
+          LabError: there is no such step, a function gave the batches, or the data are not at hand.
         """
         from lab.training.replay import examples_of
 

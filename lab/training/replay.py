@@ -34,8 +34,6 @@ class Replay:
 
     def __init__(self, run: StoredRun, problem: Problem | None) -> None:
         self._run = run
-        recorded = run.scalar("loss").steps[-1] if "loss" in run.tags else 0
-        self._steps = (run.result or {}).get("step", int(recorded))
         self._state = state_of(run, problem)
         self._observing = self._state.loop.observing()
 
@@ -54,8 +52,7 @@ class Replay:
     def _trained_before(self, step: int) -> Iterator[TrainingState]:
         """The run's state before a step, trained again from the nearest checkpoint."""
         run, state = self._run, self._state
-        if not 1 <= step <= self._steps:
-            raise LabError(f"{run.path} has no step {step}: it has the steps 1 to {self._steps}")
+        _check_step(run, step)
         untouched = state.tensors()
         try:
             restore(state, run, step)
@@ -63,6 +60,13 @@ class Replay:
             yield state
         finally:  # the model may be the caller's
             state.assign(untouched)
+
+
+def _check_step(run: StoredRun, step: int) -> None:
+    recorded = run.scalar("loss").steps[-1] if "loss" in run.scalars else 0
+    last = (run.result or {}).get("step", int(recorded))
+    if not 1 <= step <= last:
+        raise LabError(f"{run.path} has no step {step}: it has the steps 1 to {last}")
 
 
 def restore(state: TrainingState, run: StoredRun, step: int) -> None:
@@ -122,6 +126,7 @@ def examples_of(run: StoredRun, step: int, problem: Problem | None) -> np.ndarra
     data = problem.data if problem else _named_data(run, config)
     if data.is_function:
         raise LabError(f"{run.path}: a function gave its batches: call it with the step")
+    _check_step(run, step)
     return Batches(config.seed, len(data.x), config.batch_size).indices(step, 1)[0]
 
 
