@@ -40,6 +40,7 @@ from lab.report.figures import (
     some_of,
     with_interval,
 )
+from lab.report.questions.broke import broke
 from lab.report.questions.common import over_draws, seeds_halved
 from lab.report.questions.q1_layers import _RESETS, _judge, _lost, layers
 from lab.report.questions.q2_distribution import distribution
@@ -442,6 +443,34 @@ def test_a_run_that_is_left_out_is_diagnosed(logdir, tmp_path):
     runs = read_runs(str(tmp_path))
     assert not runs.groups and [found.path for found in runs.broken] == [str(copy)]
     assert section(make_story(runs), "broke").outcome == "broke"
+
+
+@pytest.mark.parametrize("died", range(4))
+def test_a_run_that_ended_with_nan_did_not_live(logdir, tmp_path, died):
+    def copied(rate, seed, status="completed", loss="clipped_cross_entropy"):
+        """A run that lived, as one with another config and end."""
+        folder = tmp_path / f"{rate} {loss} {seed}"
+        shutil.copytree(next(logdir.glob(f"sgd,lr=1,*seed={seed}")), folder)
+        for path in (folder / "config.json", folder / "result.json"):
+            found = json.loads(path.read_text()) | (
+                {"status": status} if "res" in path.name else {}
+            )
+            found["config"] |= {"learning_rate": rate, "loss": loss}
+            path.write_text(json.dumps(found))
+
+    shutil.copytree(next(logdir.glob("sgd,lr=1000,*")), tmp_path / "collapsed")
+    copied(1.0, 0)
+    copied(2000.0, 1, "nonfinite")
+    for seed in range(3):
+        status = "nonfinite" if seed < died else "completed"
+        copied(1000.0, seed, status, "softmax_cross_entropy")
+    found = broke(Evidence(read_runs(str(tmp_path)), None, [], {}, {}))
+    (cliff,) = [picture for picture in found.pictures if picture.slug == "cliff"]
+    lives, breaks = cliff.series
+    assert (breaks.x, breaks.y) == ([1.0, 1000.0, 2000.0], [0, 1, 1]) and lives.x == [1.0, 1000.0]
+    (without,) = [one for one in found.controls if one.key == "without_clip"]
+    assert without.passed is (not died)
+    assert without.outcome == f"{3 - died} of 3 runs of sgd 1000 loss=softmax_cross_entropy live."
 
 
 def test_errors_that_two_seeds_share_are_counted():

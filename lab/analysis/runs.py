@@ -31,7 +31,7 @@ from lab.record.run import RunReader
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Run:
-    """One run that came to its end, with finite weights.
+    """One run that came to its end: with finite weights or, in `Runs.dead`, without any.
 
     config: every field of Config; one that an older run lacks at its default. result: of
     result.json. networks: by step, from the checkpoints; 0 and the last one are there. scalars:
@@ -56,6 +56,14 @@ class Run:
     @property
     def seed(self) -> int:
         return self.config["seed"]
+
+    @property
+    def data(self) -> str:
+        return self.result["data"]
+
+    @property
+    def replicas(self) -> int:
+        return self.result["replicas"] or 1
 
     @property
     def steps(self) -> int:
@@ -122,6 +130,7 @@ class Runs:
       folders: the config's data by digest, of those that are still there as they were.
       labels: of the table's rows.
       broken: what broke first in each run with an event on record, also in those left out.
+      dead: the runs that ended with NaN or infinity, which are in no group.
     """
 
     logdir: str
@@ -131,16 +140,15 @@ class Runs:
     folders: dict[str, str]
     labels: list[str]
     broken: Sequence[Diagnosis] = ()
+    dead: Sequence[Run] = ()
 
     def sweep(self, like: Group, *fields: str) -> list[Group]:
         """The groups on the same data whose configs differ from one in none but these fields."""
-        return [
-            group
-            for group in self.groups
-            if (group.data, group.replicas) == (like.data, like.replicas)
-            and group.network == like.network
-            and _key(group.config, fields) == _key(like.config, fields)
-        ]
+        return [group for group in self.groups if _kind(group, fields) == _kind(like, fields)]
+
+    def dead_of(self, like: Group, *fields: str) -> list[Run]:
+        """Of the runs that ended with NaN or infinity those that belong to the same sweep."""
+        return [run for run in self.dead if _kind(run, fields) == _kind(like, fields)]
 
 
 def read_runs(logdir: str, compute: Compute = workers.compute) -> Runs:
@@ -157,15 +165,18 @@ def read_runs(logdir: str, compute: Compute = workers.compute) -> Runs:
     pattern = os.path.join(glob.escape(logdir), "**", CONFIG)
     paths = [*glob.glob(pattern, recursive=True), *(result.path for result in found)]
     folders = sorted(set(map(os.path.dirname, paths)))
-    runs, broken = [], []
+    runs, broken, dead = [], [], {}
     tried = compute([(_try_run, f) for f in folders])
     for folder, (run, diagnosis) in zip(folders, tried, strict=True):
         if diagnosis and diagnosis.event:
             broken.append(diagnosis)
-        if isinstance(run, Run):
+        if isinstance(run, Run) and run.networks:
             runs.append(run)
-        else:
-            problems.append(f"{os.path.relpath(folder, logdir)}: left out, {run}")
+            continue
+        if isinstance(run, Run):
+            dead[_kind(run), run.seed] = run
+            run = f"it ended as nonfinite at step {run.steps}"
+        problems.append(f"{os.path.relpath(folder, logdir)}: left out, {run}")
     places, lost = _find_data(runs)
     configs = [DEFAULTS | row.config for row in table.rows]
     differ = [k for k in DEFAULTS if len({json.dumps(c[k]) for c in configs}) > 1]
@@ -174,7 +185,7 @@ def read_runs(logdir: str, compute: Compute = workers.compute) -> Runs:
     for run, kept in repeats:
         one, other = (os.path.relpath(run.path, logdir) for run in (run, kept))
         problems.append(f"{one}: left out, it repeats seed {run.seed} of {other}")
-    return Runs(logdir, groups, table, problems + lost, places, labels, broken)
+    return Runs(logdir, groups, table, problems + lost, places, labels, broken, [*dead.values()])
 
 
 def _try_run(folder: str) -> tuple[Run | str, Diagnosis | None]:
@@ -197,9 +208,11 @@ def _read_run(folder: str, reader: RunReader) -> Run:
         raise LabError(f"it has no {RESULT}: it is not finished")
     result = result_file.checked_result(values, RESULT)
     config, step, status = DEFAULTS | result["config"], result["step"], result["status"]
+    network = network_of(result)
+    if status == "nonfinite":
+        return Run(folder, config, result, {}, {}, network)
     if status not in ("completed", "collapsed"):
         raise LabError(f"it ended as {status} at step {step}")
-    network = network_of(result)
     if result["data"] is None:
         raise LabError(f"its {RESULT} cannot be used: no data")
     if status == "collapsed" and result["collapsed"] is None:
@@ -276,16 +289,13 @@ def _group(
     """In the order of the table's rows; their labels are unique. And each run that repeats another
     one, with that."""
 
-    def kind(run: Run) -> tuple[str, str, int, str]:
-        return _key(run.config), run.result["data"], run.result["replicas"] or 1, run.network
-
     configs: dict[tuple[str, str, int, str], dict[str, Any]] = {}
     for run in runs:
-        configs.setdefault(kind(run), run.config)
+        configs.setdefault(_kind(run), run.config)
     groups: dict[tuple[str, str, int, str], dict[int, Run]] = {key: {} for key in configs}
     repeats = []
     for run in sorted(runs, key=lambda run: -len(run.scalars)):  # the one with more on record
-        kept = groups[kind(run)].setdefault(run.seed, run)
+        kept = groups[_kind(run)].setdefault(run.seed, run)
         if kept is not run:
             repeats.append((run, kept))
     names: list[str] = []
@@ -301,6 +311,11 @@ def _group(
     order += [(_key(group.config), group.network) for group in found]
     place = {key: i for i, key in reversed([*enumerate(order)])}
     return sorted(found, key=lambda g: (place[_key(g.config), g.network], g.replicas)), repeats
+
+
+def _kind(one: Run | Group, without: Sequence[str] = ()) -> tuple[str, str, int, str]:
+    """What is the same of runs that differ in nothing but the seed and the fields `without`."""
+    return _key(one.config, without), one.data, one.replicas, one.network
 
 
 def _key(config: dict[str, Any], without: Sequence[str] = ()) -> str:

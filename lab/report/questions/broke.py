@@ -7,7 +7,7 @@ from collections.abc import Mapping
 import numpy as np
 
 from lab.analysis.labels import label
-from lab.analysis.runs import Group
+from lab.analysis.runs import Group, Run
 from lab.analysis.study import PLAIN_SGD, Evidence, plain_sgd
 from lab.diagnosis.why import Diagnosis
 from lab.record import event_reader
@@ -61,6 +61,11 @@ def _broken(evidence: Evidence) -> list[Diagnosis]:
         if d.event and d.event.kind not in _PASSING
         and (d.path not in completed or d.event.kind != "divergence")
     ]  # fmt: skip
+
+
+def _lost(evidence: Evidence) -> set[str]:
+    """The paths of the runs that broke, with those of which no weights are left."""
+    return {found.path for found in _broken(evidence)} | {run.path for run in evidence.runs.dead}
 
 
 def _key(found: Diagnosis, group: Group | None) -> tuple[str, ...]:
@@ -125,21 +130,23 @@ def _cliff(draft: Draft) -> None:
     plain = [group for group in runs.groups if plain_sgd(group.config)]
     sweeps = [runs.sweep(group, "learning_rate") for group in plain]
     rates = max(sweeps, key=len, default=[])
-    broken = {found.path for found in _broken(draft.evidence)}
+    found: dict[float, list[Run]] = {}
+    dead = runs.dead_of(rates[0], "learning_rate") if rates else []
+    for run in [*dead, *(run for group in rates for run in group.runs)]:
+        found.setdefault(run.config["learning_rate"], []).append(run)
     known = [group for group in (draft.evidence.reference, *runs.groups) if group and group.known]
-    if len(rates) < 3 and (known or not runs.groups):
+    if len(found) < 3 and (known or not runs.groups):
         like = rates[0] if rates else known[0] if known else None
         plainly = dict.fromkeys(PLAIN_SGD)  # its values are the defaults
         draft.command("cliff", like, grid="cliff", seeds=3, **plainly)
-    if len(rates) < 2:
+    if len(found) < 2:
         return
-    rates = sorted(rates, key=lambda group: group.config["learning_rate"])
-    x = [group.config["learning_rate"] for group in rates]
-    share = [np.mean([run.path in broken for run in group.runs]) for group in rates]
+    x, broken = sorted(found), _lost(draft.evidence)
+    share = [np.mean([run.path in broken for run in found[rate]]) for rate in x]
     tests = [
-        across("", "", [r.result["test_accuracy"] for r in group.runs
-                        if r.result["test_accuracy"] is not None], "%")
-        for group in rates
+        across("", "", [r.result["test_accuracy"] for r in found[rate]
+                        if r.networks and r.result["test_accuracy"] is not None], "%")
+        for rate in x
     ]  # fmt: skip
     breaks = Series("runs that break", x, [float(s) for s in share], style="dashes")
     series = [one for one in (points("test accuracy", x, tests), breaks) if len(one.x)]
@@ -152,12 +159,13 @@ def _without_clip(draft: Draft, subject: Group) -> None:
     """Whether runs of a configuration that broke on the clipped loss live without the clip."""
     if subject.config["loss"] != "clipped_cross_entropy":
         return
-    others = draft.evidence.runs.sweep(subject, "loss")
-    groups = [group for group in others if group.config["loss"].startswith("softmax")]
-    runs = [run for group in groups for run in group.runs]
-    broken = {found.path for found in _broken(draft.evidence)}
-    lost = sum(run.path in broken for run in runs)
-    draft.control("without_clip", not lost if runs else None, lost=lost, runs=len(runs),
-                  other=groups[0].label if groups else "")  # fmt: skip
+    others = draft.evidence.runs
+    groups = [g for g in others.sweep(subject, "loss") if g.config["loss"].startswith("softmax")]
+    runs = [run for run in others.dead_of(subject, "loss")
+            if run.config["loss"].startswith("softmax")]  # fmt: skip
+    name = groups[0].label if groups else label(runs[0].config, ("loss",)) if runs else ""
+    runs += [run for group in groups for run in group.runs]
+    lost = len(_lost(draft.evidence) & {run.path for run in runs})
+    draft.control("without_clip", not lost if runs else None, lost=lost, runs=len(runs), other=name)
     if not runs:
         draft.command("without_clip", subject, loss="softmax_cross_entropy", seeds=SEEDS)
