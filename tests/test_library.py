@@ -418,7 +418,9 @@ def test_a_run_that_was_given_objects_is_told_them_again(trained, images):
 def test_a_model_that_was_made_already_keeps_its_weights(train, images):
     """It is trained in place, and a replay leaves it as it was."""
     model = Net(seed=4)
+    model.source = "a name of the user's own"  # not that of data which were read by theirs
     run = train(model=model, data=images)
+    assert run.circumstances["given"] == ["data", "model"]
     trained = model.blocks[0].w.numpy()
     assert same(run.weights(12), run.weights(12) | {"blocks/0/w": trained})
     run.at(2)

@@ -72,11 +72,9 @@ def train(
     started = time.monotonic()
     if isinstance(data, os.PathLike):
         data = os.fspath(data)
-    given = {
-        name
-        for name, value in (("model", model), ("data", data), ("loss", loss), ("metrics", metrics))
-        if value is not None and not isinstance(value, str) and not getattr(value, "source", "")
-    }
+    read = isinstance(data, Data) and data.source  # then its name says it all
+    objects = {"model": model, "data": None if read else data, "loss": loss, "metrics": metrics}
+    given = {n for n, value in objects.items() if not (value is None or isinstance(value, str))}
     if not (optimizer is None or isinstance(optimizer, (str, Rule))):
         name = getattr(optimizer, "__name__", type(optimizer).__name__)
         raise LabError(f"optimizer is {name}: must be such as lab.Adam(1e-3), or a name")
