@@ -23,7 +23,8 @@ def _plain(value: Any) -> Any:
     return "" if value is None else value
 
 
-def _decimals(value: float | None, digits: int) -> str:
+def decimals(value: float | None, digits: int) -> str:
+    """A figure for one cell; nothing where there is none."""
     return "" if value is None else f"{value:.{digits}f}"
 
 
@@ -42,24 +43,24 @@ def _cells(place: int, row: Row, fields: Sequence[str], metrics: Sequence[str]) 
         interval = f"{row.low:.4f}..{row.high:.4f}" + " w" * (row.interval == "wilson")
     ends = sorted(row.correct)
     counts = "..".join(map(str, dict.fromkeys([*ends[:1], *ends[-1:]])))
-    means = dict.fromkeys(metrics, "") | {LOSS: _decimals(row.loss, 4)}
+    means = dict.fromkeys(metrics, "") | {LOSS: decimals(row.loss, 4)}
     if row.metric:
-        means[row.metric] = _decimals(row.mean, 4)
+        means[row.metric] = decimals(row.mean, 4)
         means[row.metric] += "" if row.std is None else f" ± {row.std:.4f}"
     return {
         "#": str(place),
         **{name: str(_field(row, name)) for name in fields},
         "network": row.network[:6],
         "data digest": row.data[:6],
-        "README": _decimals(row.readme, 4),
-        "same rule": _decimals(row.readme_accuracy, 4),
+        "README": decimals(row.readme, 4),
+        "same rule": decimals(row.readme_accuracy, 4),
         **{heading(name): means[name] for name in metrics},
         "95% interval": interval,
         "group": row.groups,
         "runs": f"{row.averaged} of {row.runs}",
         "correct": f"{counts}/{row.total}" if counts else "",
-        "in-run sd": _decimals(row.spread, 4),
-        "seconds": _decimals(row.seconds, 1),
+        "in-run sd": decimals(row.spread, 4),
+        "seconds": decimals(row.seconds, 1),
         "status": row.status,
     }
 

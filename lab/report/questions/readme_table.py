@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from lab.analysis.study import Evidence
+from lab.compare.formats import decimals
 from lab.compare.results import ACCURACY
 from lab.compare.rows import Row, heading
 from lab.report.draft import SEEDS, Draft
@@ -60,25 +61,21 @@ def _figures(draft: Draft, rows: Rows, shown: Rows) -> None:
                "%" * (r.metric == ACCURACY))
         for n, r in shown
     ))  # fmt: skip
-    metrics = list(dict.fromkeys(r.metric for _, r in shown if r.metric != ACCURACY))
+    metrics = list(dict.fromkeys([ACCURACY, *(r.metric for _, r in shown)]))
     cells = [
         (
             name,
-            "" if row.readme is None else f"{row.readme:.4f}",
-            "" if row.mean is None or row.metric != ACCURACY else f"{row.mean:.4f}",
-            *(
-                "" if row.mean is None or row.metric != name else f"{row.mean:.4f}"
-                for name in metrics
-            ),
-            "" if row.low is None or row.high is None else f"{row.low:.4f} to {row.high:.4f}",
+            decimals(row.readme, 4),
+            *(decimals(row.mean if row.metric == metric else None, 4) for metric in metrics),
+            "" if row.low is None else f"{row.low:.4f} to {row.high:.4f}",
             row.groups,
             f"{row.averaged} of {row.runs}",
             row.status,
         )
         for name, row in rows
     ]
-    columns = ("configuration", "README", "accuracy", *map(heading, metrics), "95% interval",
-               "group", "runs", "status")  # fmt: skip
+    columns = ("configuration", "README", *map(heading, metrics), "95% interval", "group", "runs",
+               "status")  # fmt: skip
     ours = [line for line in cells if line[1]]
     others = [line for line in cells if not line[1]]
     if ours:
