@@ -7,7 +7,7 @@ import hashlib
 import inspect
 import os
 import traceback
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import numpy as np
@@ -39,7 +39,7 @@ class Data:
       digest: of the contents, where it is known already.
 
     Attributes:
-      source: the name by which `load` has read them as they are; "" for other data.
+      source: the name by which `load` has read them; "" for other data.
 
     Raises:
       LabError: the arrays do not fit together.
@@ -200,28 +200,19 @@ def _pieces(array: np.ndarray) -> Iterator[tuple[int, np.ndarray]]:
         yield first, array[first : first + length]
 
 
-def load(name: str = "mnist", shape: Sequence[int] = ()) -> Data:
-    """Reads a data set: labels int32 [examples], x as the file has it.
+def load(name: str = "mnist") -> Data:
+    """Reads a data set: labels int32 [examples], x as the file has it, images flattened.
 
     Args:
       name: "mnist", embedded: images uint8 [examples, 784]; a folder with four IDX files, named as
         MNIST's, gzipped or not; or a file FILE.npz with x, y, x_test and y_test.
-      shape: of each x; empty: images are flattened, other x as they are.
 
     Raises:
       LabError: a file is missing, damaged or of another kind, or the files do not fit together.
     """
     folder = "" if name == "mnist" else name
     data = _load_npz(name) if name.endswith(".npz") else _load_idx(folder)
-    if not shape:
-        data.source = name
-    else:
-        size = int(np.prod(data.x.shape[1:]))
-        if int(np.prod(shape)) != size:
-            raise LabError(f"{name}: an x has {size} entries, which shape={tuple(shape)} cannot be")
-        data.x = data.x.reshape(-1, *shape)
-        if data.x_test is not None:
-            data.x_test = data.x_test.reshape(-1, *shape)
+    data.source = name
     return data
 
 
