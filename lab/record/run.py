@@ -13,7 +13,8 @@ import numpy as np
 from lab.errors import LabError
 from lab.record.directory import CONFIG, RESULT, checkpoint_paths, read_object
 from lab.record.event_reader import EventReader, Series, read
-from lab.settings.config import renamed
+from lab.settings.config import Config, renamed
+from lab.settings.fields import from_json
 
 
 class Histograms(NamedTuple):
@@ -37,6 +38,7 @@ class RunReader:
     Attributes:
       path: of the directory.
       config: every field of the run's config, by name.
+      circumstances: all of config.json: what decided the numbers beside the config, too.
       result: of result.json; None as long as the run has not ended.
       forward_order: the tags of the variables in the order in which the model first uses them; of
         an older run empty.
@@ -46,8 +48,8 @@ class RunReader:
         self.path = path
         if not os.path.isdir(path):
             raise LabError(f"{path} is no run: there is no such directory")
-        identity = read_object(os.path.join(path, CONFIG))
-        self.config: Any = renamed(identity.get("config"))
+        self.circumstances = read_object(os.path.join(path, CONFIG))
+        self.config: Any = renamed(self.circumstances.get("config"))
         if not isinstance(self.config, dict):
             runs = sorted(glob.glob(os.path.join(glob.escape(path), "*", CONFIG)))
             what = f"it has no {CONFIG} of one"
@@ -55,7 +57,12 @@ class RunReader:
                 what = f"it holds {len(runs)}, such as {os.path.dirname(runs[0])}"
             raise LabError(f"{path} is no run: {what}")
         self.result: dict[str, Any] | None = read_object(os.path.join(path, RESULT)) or None
-        self.forward_order: list[str] = identity.get("forward_order", [])
+        self.forward_order: list[str] = self.circumstances.get("forward_order", [])
+
+    @property
+    def checked_config(self) -> Config:
+        """The config as the program has it. LabError for a value that a field cannot have."""
+        return Config(**from_json(Config, self.config, f"{self.path}: config."))
 
     @functools.cached_property
     def events(self) -> EventReader:

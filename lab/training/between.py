@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from lab.errors import LabError
-from lab.training.moment import StoredRun
+from lab.record.run import RunReader
 from lab.training.replay import restore, state_of, train_to
 from lab.training.state import TrainingState
 
@@ -22,7 +22,7 @@ def weights_at(path: str, steps: Iterable[int]) -> dict[int, dict[str, np.ndarra
     else is kept of a later checkpoint can then be held against them.
     """
     try:
-        run = StoredRun(path)
+        run = RunReader(path)
         state = _state_of(run)
         restore(state, run, 1)
         found = {}
@@ -34,7 +34,7 @@ def weights_at(path: str, steps: Iterable[int]) -> dict[int, dict[str, np.ndarra
         return str(error)
 
 
-def _state_of(run: StoredRun) -> TrainingState:
+def _state_of(run: RunReader) -> TrainingState:
     """What the run trained, compiled. That of the call before will do if only the seed is another:
     the perceptron's is an argument of its program."""
     config = run.checked_config

@@ -1,19 +1,10 @@
-"""What a step of a run is made of, and what is on record of how it came about."""
+"""What a step of a run is made of."""
 
 from __future__ import annotations
 
 import dataclasses
-import functools
-import os
-from typing import Any
 
 import numpy as np
-
-from lab.errors import LabError
-from lab.record.directory import CONFIG, checkpoint_paths, read_object
-from lab.record.run import RunReader
-from lab.settings.config import Config
-from lab.settings.fields import from_json
 
 
 @dataclasses.dataclass(frozen=True, repr=False)
@@ -62,24 +53,3 @@ class Moment:
                 shapes = (f"{tag} {list(array.shape)}" for tag, array in arrays.items())
                 lines.append(f"  {name}: {', '.join(shapes)}")
         return "\n".join(lines)
-
-
-class StoredRun(RunReader):
-    """A run directory, and what decided the numbers in it."""
-
-    @functools.cached_property
-    def circumstances(self) -> dict[str, Any]:
-        """What decided the numbers beside the config."""
-        return read_object(os.path.join(self.path, CONFIG))
-
-    @property
-    def checked_config(self) -> Config:
-        """The config as the program has it."""
-        return Config(**from_json(Config, self.config, f"{self.path}: config."))
-
-    def checkpoint_before(self, step: int) -> tuple[int, str]:
-        """The newest checkpoint from which a step can be trained again: its step and its path."""
-        found = [(n, path) for n, path in checkpoint_paths(self.path).items() if n < step]
-        if not found:
-            raise LabError(f"{self.path} has no checkpoint before step {step}")
-        return found[-1]

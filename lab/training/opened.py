@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from lab.training.moment import Moment, StoredRun
+from lab.record.run import RunReader
+from lab.training.moment import Moment
 
 if TYPE_CHECKING:
     from lab.diagnosis.why import Diagnosis
@@ -17,7 +18,7 @@ if TYPE_CHECKING:
     from lab.training.rerun import Rerun
 
 
-class Run(StoredRun):
+class Run(RunReader):
     """A run directory: what it holds, and any of its steps again.
 
     Args:

@@ -16,10 +16,11 @@ from lab.errors import LabError
 from lab.models.optimizers import Rule
 from lab.record.checkpoints import Checkpoint, read_tensors
 from lab.record.directory import read_object
+from lab.record.run import RunReader
 from lab.settings.config import Config
 from lab.step.loop import TrainLoop
 from lab.training import build, trial
-from lab.training.moment import Moment, StoredRun
+from lab.training.moment import Moment
 from lab.training.problem import Problem, load_data, problem_of, problem_with
 from lab.training.rerun import LOOP, Rerun, ignore
 from lab.training.state import TrainingState
@@ -32,7 +33,7 @@ class Replay:
       LabError: what the run trained is not at hand, or another one is.
     """
 
-    def __init__(self, run: StoredRun, problem: Problem | None) -> None:
+    def __init__(self, run: RunReader, problem: Problem | None) -> None:
         self._run = run
         self._state = state_of(run, problem)
         self._observing = self._state.loop.observing()
@@ -62,20 +63,23 @@ class Replay:
             state.assign(untouched)
 
 
-def _check_step(run: StoredRun, step: int) -> None:
+def _check_step(run: RunReader, step: int) -> None:
     recorded = run.scalar("loss").steps[-1] if "loss" in run.scalars else 0
     last = (run.result or {}).get("step", int(recorded))
     if not 1 <= step <= last:
         raise LabError(f"{run.path} has no step {step}: it has the steps 1 to {last}")
 
 
-def restore(state: TrainingState, run: StoredRun, step: int) -> None:
+def restore(state: TrainingState, run: RunReader, step: int) -> None:
     """Gives a state what the run's newest checkpoint before a step holds.
 
     Raises:
       LabError: there is none, or it cannot be read.
     """
-    number, path = run.checkpoint_before(step)
+    found = [(number, path) for number, path in run.checkpoints.items() if number < step]
+    if not found:
+        raise LabError(f"{run.path} has no checkpoint before step {step}")
+    number, path = found[-1]
     saved = read_object(os.path.join(path, "manifest.json"))["state"]
     state.restore(Checkpoint(number, read_tensors(path), saved, {}), ignore)
 
@@ -86,7 +90,7 @@ def train_to(state: TrainingState, step: int) -> None:
         state.run(min(LOOP, step - state.step), ignore)
 
 
-def _moment(run: StoredRun, state: TrainingState, observing: TrainLoop, step: int) -> Moment:
+def _moment(run: RunReader, state: TrainingState, observing: TrainLoop, step: int) -> Moment:
     """Observes the step that the state is before."""
     before = state.tensors()
     names = list(state.training.variables)
@@ -120,7 +124,7 @@ def _moment(run: StoredRun, state: TrainingState, observing: TrainLoop, step: in
     )
 
 
-def examples_of(run: StoredRun, step: int, problem: Problem | None) -> np.ndarray:
+def examples_of(run: RunReader, step: int, problem: Problem | None) -> np.ndarray:
     """See Run.batch."""
     config = run.checked_config
     data = problem.data if problem else _named_data(run, config)
@@ -130,7 +134,7 @@ def examples_of(run: StoredRun, step: int, problem: Problem | None) -> np.ndarra
     return Batches(config.seed, len(data.x), config.batch_size).indices(step, 1)[0]
 
 
-def problem_with_objects(run: StoredRun, objects: dict[str, Any]) -> Problem:
+def problem_with_objects(run: RunReader, objects: dict[str, Any]) -> Problem:
     """The problem of a run that `lab.train` was given as objects.
 
     Raises:
@@ -148,7 +152,7 @@ def problem_with_objects(run: StoredRun, objects: dict[str, Any]) -> Problem:
     return dataclasses.replace(problem, rule=rule, given=given)
 
 
-def _check_given(run: StoredRun, objects: Collection[str]) -> None:
+def _check_given(run: RunReader, objects: Collection[str]) -> None:
     given = run.circumstances.get("given", ())
     if not {*given} <= {*objects}:
         names = ", ".join(f"{name}=..." for name in given)
@@ -158,19 +162,19 @@ def _check_given(run: StoredRun, objects: Collection[str]) -> None:
         )
 
 
-def _named(run: StoredRun, config: Config) -> Problem:
+def _named(run: RunReader, config: Config) -> Problem:
     """The problem that a run's config names."""
     _check_given(run, ())
     return problem_of(config)
 
 
-def _named_data(run: StoredRun, config: Config) -> Any:
+def _named_data(run: RunReader, config: Config) -> Any:
     if "data" in run.circumstances.get("given", ()):
         raise LabError(f"{run.path} was given its data as an object: lab.open_run(path, data=...)")
     return load_data(config.data)[0]
 
 
-def state_of(run: StoredRun, problem: Problem | None = None, record: bool = True) -> TrainingState:
+def state_of(run: RunReader, problem: Problem | None = None, record: bool = True) -> TrainingState:
     """What the run trained, compiled; without its record and its evaluations it is so sooner.
 
     Raises:
@@ -197,7 +201,7 @@ def state_of(run: StoredRun, problem: Problem | None = None, record: bool = True
     return TrainingState(config, data, strategy, training, traced, use_xla, LOOP)
 
 
-def _differing(run: StoredRun, step: int, state: TrainingState, recorded: Any) -> tuple[str, ...]:
+def _differing(run: RunReader, step: int, state: TrainingState, recorded: Any) -> tuple[str, ...]:
     """The tags whose histogram of this step is not the recorded one, count for count."""
     found = []
     for column, tag in enumerate(state.loop.watch.tags):
