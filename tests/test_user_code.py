@@ -5,7 +5,7 @@ import sys
 
 import pytest
 
-from lab.errors import LabError
+from lab.errors import LabError, blamed
 from lab.settings import source
 from lab.training import user_code
 
@@ -133,11 +133,11 @@ def test_an_error_of_what_was_loaded(tmp_path):
     path = tmp_path / "net.py"
     path.write_text("import json\n\n\ndef make(text: str):\n    return json.loads(text)\n")
     found = source.read("model", f"{path}:make")
-    with pytest.raises(LabError, match="line 5: JSONDecodeError"), user_code.blamed(found):
+    with pytest.raises(LabError, match="line 5: JSONDecodeError"), blamed():
         user_code.load(found).value("{")
-    with pytest.raises(LabError, match=r"^as it is$"), user_code.blamed(found):
+    with pytest.raises(LabError, match=r"^as it is$"), blamed():
         raise LabError("as it is")
-    with pytest.raises(KeyboardInterrupt), user_code.blamed(found):
+    with pytest.raises(KeyboardInterrupt), blamed():
         raise KeyboardInterrupt
 
 

@@ -6,14 +6,13 @@ import functools
 import hashlib
 import inspect
 import os
-import traceback
 from collections.abc import Callable, Iterator
 from typing import Any
 
 import numpy as np
 
 from lab.data.idx_files import FILES, parse, read_file
-from lab.errors import LabError
+from lab.errors import LabError, blamed
 
 EMBEDDED = os.path.join(os.path.dirname(os.path.abspath(__file__)), "mnist")
 _PIECE = 2**26  # bytes that are read at a time
@@ -93,15 +92,8 @@ class Data:
     def batch(self, step: int) -> Batch:
         """The batch that the function gives for a step, checked against that of step 1."""
         assert self._function
-        try:
+        with blamed(f"{self.name}: batch({step})"):
             found = self._function(step)
-        except LabError:
-            raise
-        except Exception as error:
-            text = " ".join(f"{type(error).__name__}: {error}".split())
-            frame = traceback.extract_tb(error.__traceback__)[-1]
-            place = f"{frame.filename}, line {frame.lineno}"
-            raise LabError(f"{self.name}: batch({step}): {text} ({place})") from error
         if not isinstance(found, tuple) or len(found) != 2:
             raise LabError(f"{self.name}: batch({step}) must return (x, y)")
         x, y = _pair(self.name, f"batch({step})", *found)

@@ -14,7 +14,7 @@ import tensorflow as tf
 
 from lab import machine
 from lab.data import Data
-from lab.errors import LabError
+from lab.errors import LabError, blamed
 from lab.kernels import xla
 from lab.models import optimizers
 from lab.models.adapt import Network
@@ -24,7 +24,7 @@ from lab.step import placement
 from lab.step.placement import cpu_program, on_gpu, one_program
 from lab.step.replica import Training
 from lab.step.trace import SLOW_ON_A_GPU, SLOW_UNDER_XLA, Traced
-from lab.training.checks import checked, explained
+from lab.training.checks import checked
 from lab.training.problem import Problem, sizes
 
 
@@ -146,7 +146,7 @@ def _seeded(seed: int) -> Iterator[None]:
 def _build(model: Any, data: Data, prepare: Callable[[tf.Tensor], tf.Tensor]) -> None:
     """Has a Keras model that does not know the shape of its input yet make its variables."""
     if getattr(model, "built", True) is False:
-        with explained(f"the model cannot be called on x of {data.name}", variables=True):
+        with blamed(f"the model cannot be called on x of {data.name}"):
             model(prepare(tf.constant(data.x[:1])))
 
 

@@ -5,11 +5,8 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import functools
-import os
 import random
 import re
-import sysconfig
-import traceback
 from collections.abc import Iterator, Mapping
 from typing import Any
 
@@ -17,17 +14,12 @@ import numpy as np
 import tensorflow as tf
 
 from lab.data import Data
-from lab.errors import LabError
+from lab.errors import LabError, blamed
 from lab.kernels.metrics import accuracy
 from lab.models import losses
 from lab.step.replica import PerExample, Training
 from lab.step.trace import Traced, trace
 
-# Folders of code that is not the user's: the standard library, packages, the lab.
-_NOT_OF_USER = (
-    *{sysconfig.get_path(name) for name in ("stdlib", "purelib", "platlib")},
-    os.path.dirname(os.path.dirname(os.path.abspath(__file__))),
-)
 # What a variable's name goes before in the record, see Watch.
 _SUFFIXES = (
     *("", "/gradient", "/update", "/norm", "/distance"),
@@ -217,25 +209,10 @@ def _no_variables(make: Any, **options: Any) -> Any:
 
 
 @contextlib.contextmanager
-def explained(what: str, variables: bool = False) -> Iterator[None]:
-    """Turns what a user's code raises into one line, which says where it came from.
-
-    Args:
-      variables: whether it may make variables.
-    """
-    try:
-        with contextlib.nullcontext() if variables else tf.variable_creator_scope(_no_variables):
-            yield
-    except LabError:
-        raise
-    except Exception as error:
-        place = ""
-        for frame in traceback.extract_tb(error.__traceback__):
-            if not frame.filename.startswith(_NOT_OF_USER):
-                place = f" ({frame.filename}, line {frame.lineno})"
-        text = " ".join(re.sub(r"\x1b\[\d*m", "", str(error)).split())
-        short = text if len(text) <= 300 else f"{text[:297]}..."
-        raise LabError(f"{what}: {type(error).__name__}: {short}{place}") from error
+def explained(what: str) -> Iterator[None]:
+    """As `blamed`, of code that may not make variables."""
+    with blamed(what), tf.variable_creator_scope(_no_variables):
+        yield
 
 
 def _form(spec: Any) -> str:

@@ -11,7 +11,7 @@ from typing import Any
 import tensorflow as tf
 
 from lab.data import Data, load
-from lab.errors import LabError
+from lab.errors import LabError, blamed
 from lab.kernels import xla
 from lab.kernels.inputs import prepare
 from lab.models import layers, losses
@@ -23,7 +23,6 @@ from lab.settings.fields import REFERENCE
 from lab.step.placement import cpu_program
 from lab.step.replica import PerExample
 from lab.training import user_code
-from lab.training.checks import explained
 
 
 @dataclasses.dataclass(frozen=True)
@@ -110,7 +109,7 @@ def problem_with(
 
 def _maker(model: Any, seed: int) -> Callable[[Any], Any]:
     def make(strategy: Any) -> Any:
-        with explained("the model cannot be made", variables=True):
+        with blamed("the model cannot be made"):
             return seeded(model, seed)()
 
     return make
@@ -127,7 +126,7 @@ def load_data(name: str) -> tuple[Data, str]:
         return load(name), ""
     found, digest = _load("data", name)
     if callable(found):
-        with user_code.blamed(source.read("data", name)):
+        with blamed():
             found = found()
     if not isinstance(found, Data):
         raise LabError(f"--data={name}: is {type(found).__name__}: must be a lab.Data")
@@ -159,7 +158,7 @@ def _from_file(config: Config, kind: Any, strategy: tf.distribute.Strategy) -> A
     arguments = source.arguments(config)
     if config.model == "transformer":
         arguments["matmul"] = matmul_for(strategy)
-    with user_code.blamed(source.read("model", config.model)):
+    with blamed():
         return seeded(kind, config.seed)(**arguments)
 
 

@@ -9,13 +9,10 @@ import importlib.util
 import linecache
 import os
 import sys
-import traceback
-from collections.abc import Iterator
 from types import ModuleType
 from typing import Any, NamedTuple
 
-import lab
-from lab.errors import LabError
+from lab.errors import LabError, blamed
 from lab.settings.config import READY_MADE
 from lab.settings.source import Source, digest_of
 
@@ -68,30 +65,6 @@ def load(found: Source) -> UserCode:
     return UserCode(getattr(loaded.module, found.name), digest_of(loaded.files, folder))
 
 
-@contextlib.contextmanager
-def blamed(found: Source) -> Iterator[None]:
-    """Turns an error of the user's code into a LabError: one line with file, line and error."""
-    try:
-        yield
-    except (Exception, SystemExit) as error:
-        if isinstance(error, LabError):
-            raise
-        raise LabError(_blame(error, os.path.dirname(found.path))) from error
-
-
-def _blame(error: BaseException, folder: str) -> str:
-    """Where in the user's files an error comes from, and what it is."""
-    place, foreign = "", (os.path.dirname(lab.__file__) + os.sep, os.sep + "site-packages" + os.sep)
-    for frame in traceback.extract_tb(error.__traceback__):
-        theirs = frame.filename.startswith(folder + os.sep)
-        if theirs and not any(part in frame.filename for part in foreign):
-            place = f"{frame.filename}, line {frame.lineno}: "
-    text = str(error)
-    if isinstance(error, SyntaxError):  # of a neighbour
-        place, text = f"{error.filename}, line {error.lineno}: ", error.msg
-    return " ".join(f"{place}{type(error).__name__}: {text}".split())
-
-
 def _run(found: Source) -> _Loaded:
     """Runs a file as a module of its own, with its folder first on the path."""
     folder = os.path.dirname(found.path)
@@ -109,7 +82,7 @@ def _run(found: Source) -> _Loaded:
     sys.path.insert(0, folder)
     sys.dont_write_bytecode = True  # it would hide a change within the same second
     try:
-        with blamed(found):
+        with blamed():
             with open(found.path, "rb") as file:
                 content = file.read()
             exec(compile(content, found.path, "exec"), module.__dict__)
