@@ -789,6 +789,10 @@ def test_what_does_not_fit_is_told_in_one_line(train, images, tmp_path, argument
         (lambda: lab.Data([[1, 2], [3]], [1, 2]), "training x is no array: .*inhomogeneous"),
         (lambda: lab.Data(numbers(5), numbers(5), numbers(5)), "x_test and y_test must be given"),
         (lambda: lab.Data(batch=lambda step: 1 / 0), r"batch\(1\): ZeroDivisionError: .* line"),
+        (
+            lambda: lab.Data(batch=lambda step: np.stack([numbers(2), numbers(3)])),
+            r"batch\(1\): ValueError: .*test_library\.py, line",
+        ),
         (lambda: lab.Data(), "either x .* or batch"),
         (lambda: lab.Data(numbers(3) / 0, numbers(3)).digest, r"x\[0\] holds NaN or infinity"),
         (lambda: lab.Data(batch=lambda step: 3), r"batch\(1\) must return \(x, y\)"),
