@@ -97,6 +97,10 @@ def test_a_label_says_what_is_shown_and_not_the_recipes(found):
     assert label(config, []) == "adam 1e-05"
     shown = ["n_hidden_1", "activation", "shuffle_labels", "epsilon", "seed"]
     assert label(config, shown) == "adam 1e-05 8×6 activation=relu shuffle_labels"
+    config |= {"model": "/x/net.py:Net", "model_arguments": ["channels=8", "kernel=3x3"]}
+    shown = ["model", "model_arguments", "shuffle_labels"]
+    assert label(config, shown) == "net.py:Net channels=8 kernel=3x3 adam 1e-05 shuffle_labels"
+    assert label(config, shown, ["model"]).startswith("/x/net.py:Net channels=8")
 
 
 @pytest.mark.parametrize(

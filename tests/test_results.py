@@ -7,6 +7,7 @@ import itertools
 import json
 import random
 import statistics
+import types
 
 import numpy as np
 import pytest
@@ -16,6 +17,7 @@ from lab.compare import formats, results
 from lab.compare import statistics as st
 from lab.compare import table as r
 from lab.errors import LabError
+from lab.report.questions import readme_table
 from lab.settings import source
 from lab.settings.config import Config
 from lab.training import user_code
@@ -278,6 +280,31 @@ def test_statuses_are_never_averaged_together(ends, status, averaged, kind, mean
     assert any(note.startswith("runs: only completed runs") for note in shown.notes) == left_out
     if kind == "collapsed":
         assert "collapsed" in formats.to_text(shown).splitlines()[1]
+
+
+def section(*records):
+    """The report's section of the table of some runs, a row each config."""
+    found = table(*records)
+    labels = [f"{row.config['optimizer']} {row.config['learning_rate']:g}" for row in found.rows]
+    runs = types.SimpleNamespace(table=found, labels=labels, groups=[])
+    return readme_table.table(types.SimpleNamespace(runs=runs, reference=None))
+
+
+def test_the_reports_answer_names_the_best_of_the_rows_that_were_compared():
+    """A row of one seed may have done better: that is said as well."""
+    rates = {0.005: 9700, 0.003: 9200}
+    sure = [record(seed, correct + seed, learning_rate=rate)
+            for rate, correct in rates.items() for seed in range(6)]  # fmt: skip
+    found = section(*sure)
+    assert found.outcome == "best" and "of 2 configurations that completed" in found.answer
+    assert "97.03%" in found.answer and "fewer than two seeds" not in found.evidence
+    found = section(*sure, record(correct=9800, optimizer="adam", learning_rate=0.02))
+    assert found.outcome == "best" and "of 2 configurations that were compared" in found.answer
+    assert "adam 0.02 has 98%" in found.evidence
+    pairs = {0.005: (9700, 9100), 0.003: (9150, 9300)}
+    random = [record(seed, correct, learning_rate=rate)
+              for rate, both in pairs.items() for seed, correct in enumerate(both)]  # fmt: skip
+    assert section(*random).outcome == "unsure"
 
 
 def test_collapsed_runs_are_not_compared():

@@ -19,16 +19,21 @@ _IN_NO_LABEL = RECORDING_FIELDS | {"seed", "deterministic", "on_nonfinite"}
 
 def label(config: dict[str, Any], shown: Collection[str], always: Collection[str] = ()) -> str:
     """`sgd 0.01 128×64`: rule, rate, and what is not the recipe's among the fields `shown`; of
-    those in `always` also what is in no label else, and folders in full."""
-    words = [f"{config['optimizer']} {config['learning_rate']:g}"]
+    those in `always` also what is in no label else, and folders in full. Before that a model and
+    its arguments."""
     usual = {one.name: default(one, config["model"]) for one in dataclasses.fields(Config)}
     usual = DEFAULTS | {name: usual[name] for name in ("loss", "reduction")}
     unlike = [name for name in shown if config[name] != usual[name]]
+    model = config["model"] if "model" in always else os.path.basename(config["model"])
+    words = [model] if "model" in unlike else []
+    words += config["model_arguments"] if "model_arguments" in unlike else []
+    words.append(f"{config['optimizer']} {config['learning_rate']:g}")
     if {"n_hidden_1", "n_hidden_2"} & set(unlike):
         words.append(f"{config['n_hidden_1']}×{config['n_hidden_2']}")
-    for name in sorted({*unlike} - set(README_FIELDS) - (_IN_NO_LABEL - {*always})):
+    in_words = {*README_FIELDS, "model", "model_arguments"}
+    for name in sorted({*unlike} - in_words - (_IN_NO_LABEL - {*always})):
         value = ",".join(config[name]) if isinstance(config[name], list) else config[name]
-        if name in ("data", "loss", "model") and name not in always:
+        if name in ("data", "loss") and name not in always:
             value = os.path.basename(value.rstrip("/"))
         flags = {True: name, False: f"no{name}"}
         words.append(flags[value] if isinstance(value, bool) else f"{name}={value}")

@@ -81,7 +81,8 @@ def _figures(draft: Draft, rows: Rows, shown: Rows) -> None:
     if ours:
         draft.table("table", columns, ours)
     if others or not ours:
-        draft.table("others" if ours else "table", columns, others)
+        without = [(line[0], *line[2:]) for line in (columns, *others)]  # the README's accuracy
+        draft.table("others" if ours else "table", without[0], without[1:])
 
 
 def _errors(draft: Draft, drawn: Rows) -> None:
@@ -118,10 +119,15 @@ def _outcome(draft: Draft, shown: Rows, readme: Rows) -> tuple[str, dict[str, An
     group = [(name, other.mean or 0) for name, other in judged if letter in other.groups]
     unknown = [pair.detectable for pair in pairs if pair.differ is None]
     every, other = max(compared, key=lambda pair: pair[1].mean or 0)
+    alone = [(name, row.mean or 0) for name, row in shown
+             if not row.groups and row.averaged_status != "collapsed"]  # fmt: skip
     facts = {
+        "alone": len(alone), "alone_best": max(alone, key=lambda pair: pair[1], default=None),
         "every": every, "highest": other.mean, "all": len(compared),
         "best": best, "row": row, "group": group, "count": len(judged), "pairs": len(pairs),
         "seeds": sorted({pair.n for pair in pairs}), "readme": judged is ours,
         "untold": len(unknown), "blind": 100 * min(unknown, default=0),
     }  # fmt: skip
+    if "?" in row.groups:
+        return "unsure", facts
     return "best" if len(group) == 1 else "best_group", facts
