@@ -154,7 +154,8 @@ def test_marks_of_a_run_that_was_resumed_and_broke(tmp_path):
     found = {(mark.kind, mark.step) for mark in marks(RunReader(str(run)))}
     assert found == {("end of warm-up", 5), ("nonfinite", 34), ("loss", 34), ("resume", 41)}
     noted = {"h1/weights": {"first_step": 30}, "h2/weights": {"first_step": 31}}
-    (run / "result.json").write_text(json.dumps({"nonfinite": noted}))
+    broken = {"nonfinite": noted, "frozen": None}  # it was never evaluated
+    (run / "result.json").write_text(json.dumps(broken))
     found = [mark for mark in marks(RunReader(str(run))) if mark.step == 30]
     assert {(mark.kind, mark.tag) for mark in found} == {
         ("nonfinite", ""),

@@ -265,8 +265,8 @@ what the lab asks: report.html, its figures as report.json, and the same as Tens
 
 _VIEW = """bin/view RUN [RUN ...] [--flag=value ...]
 
-Writes a page that shows every step of these run directories: view.html in the first of them. It
-needs nothing but a browser; all that it shows is in it."""
+Writes a page that shows every step: view.html in the run directory; of several runs, beside the
+first one. It needs nothing but a browser; all that it shows is in it."""
 
 
 _LAUNCH = """bin/launch [--workers=N] -- bin/train [--flag=value ...]

@@ -24,7 +24,9 @@ class ReportSettings(Checked):
 class ViewSettings(Checked):
     """What bin/view is asked for."""
 
-    out: str = field("", "file to write; view.html in the first run's directory", group="View")
+    out: str = field(
+        "", "file to write; view.html in the run's directory, or beside the first one", group="View"
+    )
     steps: tuple[str, ...] = field(
         (), "A..B, or several: steps that are kept where not all fit into a page of 30 MB"
     )

@@ -29,8 +29,7 @@ def marks(run: RunReader) -> list[Mark]:
 def _frozen(run: RunReader) -> list[Mark]:
     """After which step the tensors that the result names as frozen are as at the end."""
     since = collections.defaultdict(list)
-    frozen = (run.result or {}).get("frozen", ())
-    for tag in frozen:
+    for tag in (run.result or {}).get("frozen") or ():  # null without an evaluation
         if tag in run.histograms:
             steps, rows = run.histograms[tag]
             changed = np.flatnonzero((rows != rows[-1]).any((1, 2))[:-1])
