@@ -119,7 +119,7 @@ def _outcome(draft: Draft, shown: Rows, readme: Rows) -> tuple[str, dict[str, An
     group = [(name, other.mean or 0) for name, other in judged if letter in other.groups]
     unknown = [pair.detectable for pair in pairs if pair.differ is None]
     every, other = max(compared, key=lambda pair: pair[1].mean or 0)
-    alone = [(name, row.mean or 0) for name, row in shown
+    alone = [(name, row.mean or 0) for name, row in (readme if judged is ours else shown)
              if not row.groups and row.averaged_status != "collapsed"]  # fmt: skip
     facts = {
         "alone": len(alone), "alone_best": max(alone, key=lambda pair: pair[1], default=None),
