@@ -105,7 +105,7 @@ def test_bounds_themselves_fit(name):
         ("adam_beta_1", "a number, at least 0 and below 1"),
         ("epsilon_inside_root", "true or false"),
         ("watch", f"none or some of {', '.join(WATCHABLE)}, each once"),
-        ("data", "a text"),
+        ("data", "a string"),
         ("model", "one of mlp, convnet, transformer, or FILE.py:NAME"),
         ("model_arguments", "a list"),
     ],

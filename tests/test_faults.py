@@ -46,7 +46,7 @@ def assert_no_room(program, directory, wanted, flags=RUN, **options):
     outcome = program.train(directory, flags, **options)
     assert_one_line(outcome, 1, directory.parent)
     assert re.search("File too large|No space left", outcome.err), outcome.err
-    assert re.search("make room|--logdir", outcome.err), outcome.err
+    assert re.search("free some space|--logdir", outcome.err), outcome.err
     assert not (directory / "result.json").exists()
     assert set(before) <= {0} | set(forks.checkpoints(directory)) or max(before) < max(
         forks.checkpoints(directory)

@@ -135,7 +135,7 @@ def test_a_network_of_ones_own(train, images, capsys):
     # The same call opens the run, and says what would train it again; another seed is another run.
     capsys.readouterr()
     assert train(**arguments, seed=3, verbose=True).result == run.result
-    assert capsys.readouterr().out.startswith(f"{run.path} is there already; overwrite=True ")
+    assert capsys.readouterr().out.startswith(f"{run.path} already exists; overwrite=True ")
     with pytest.raises(LabError, match="seed was 3, is 4"):
         train(**arguments, seed=4)
 
@@ -406,12 +406,12 @@ def test_any_step_again(train, images, monkeypatch, xla, steps):
 
 def test_a_run_that_was_given_objects_is_told_them_again(trained, images):
     run = trained
-    with pytest.raises(LabError, match=r"data, model as objects: open it by .*model=\.\.\."):
+    with pytest.raises(LabError, match=r"data, model as objects: open it with .*model=\.\.\."):
         lab.open_run(run.path).at(3)
     moment = lab.open_run(run.path, model=Net, data=images).at(9)
     assert same(moment.weights | moment.slots | moment.state, run.weights(9))
     other = lab.open_run(run.path, model=lambda seed: Net(7, seed=seed), data=images)
-    with pytest.raises(LabError, match="cannot be trained again: its network was"):
+    with pytest.raises(LabError, match="cannot be retrained: its network was"):
         other.at(3)
 
 
@@ -719,21 +719,24 @@ def numbers(*shape, dtype=np.float32):
         ({"model": Pair}, r"the model returns a tuple: must be one tensor, \[batch, \.\.\.\]"),
         ({"model": Careless}, r"makes a variable in its call \(offset\).*in its constructor"),
         ({"model": Wrong}, r"cannot be called on a batch of x, uint8 \[16, 4, 3\].*library\.py"),
-        ({"model": 3}, "3 is no model and no loss: must be callable"),
+        ({"model": 3}, "3 is neither a model nor a loss: must be callable"),
         ({"model": lambda: 3}, "the model is int: must be a callable with trainable_variables"),
         ({"model": lambda: MLP([12, 4])}, r"cannot be called"),
         ({"model": lambda seed: Net(classes=4)}, "labels y go from 0 to 4.*4 classes.* 0 to 3"),
-        ({"loss": lambda y, out: 0.0}, r"the loss is float32 \[\]: must be one floating value"),
+        (
+            {"loss": lambda y, out: 0.0},
+            r"the loss is float32 \[\]: must be one floating-point value",
+        ),
         ({"loss": lambda y, out: y}, "the loss is int32"),
         ({"loss": "mean_squared_error"}, "the loss cannot be computed of y int32"),
         ({"loss": "hinge"}, "--loss=hinge: must be one of"),
         ({"metrics": {"odd": lambda y, out: tf.reduce_mean(out)}}, r"the odd is float32 \[\]"),
         ({"optimizer": "lion"}, "--optimizer=lion: must be one of"),
         ({"optimizer": lab.SGD(-1.0)}, "--learning_rate=-1.0: must be a number, at least 0"),
-        ({"stepz": 3}, "stepz is no argument of lab.train"),
+        ({"stepz": 3}, "stepz is neither an argument of lab.train"),
         (
             {"optimizer": lab.Adam(0.1), "learning_rate": 0.2},
-            "learning_rate is the optimizer's: give it to Adam",
+            "learning_rate belongs to the optimizer: pass it to Adam",
         ),
         ({"data": [1, 2]}, "data is list: must be a lab.Data"),
         ({"data": "nowhere"}, "nowhere"),
@@ -746,8 +749,8 @@ def numbers(*shape, dtype=np.float32):
         ({"model": calling(lambda x: x * np.random.rand())}, "NumPy's random numbers in its call"),
         ({"model": of_outside}, r"variable offset:0, which is not among its own"),
         ({"model": probing("p", None, inside=True)}, r"probe\('p', \.\.\.\) is called inside"),
-        ({"model": probing("blocks/0/w", tf.abs)}, "no other tag of the record"),
-        ({"model": probing(3, tf.abs)}, r"probe\(3, .*must be a text"),
+        ({"model": probing("blocks/0/w", tf.abs)}, "not a tag already on record"),
+        ({"model": probing(3, tf.abs)}, r"probe\(3, .*must be a string"),
         ({"model": probing("p", lambda x: "text")}, r"is string \[\]: must hold numbers"),
         ({"model": probing("p", lambda x: x[x > 0])}, r"float32 \[None\]: its shape must be"),
         (
@@ -760,7 +763,7 @@ def numbers(*shape, dtype=np.float32):
         ({"metrics": [abs]}, "metrics is list: must be a dict"),
         ({"metrics": {"loss": abs}}, "the metric 'loss': its name must be"),
         ({"metrics": {"m": "accuracy"}}, "the metric m is str: must be a function"),
-        ({"optimizer": lab.Adam}, r"optimizer is Adam: must be such as lab.Adam\(1e-3\)"),
+        ({"optimizer": lab.Adam}, r"optimizer is Adam: must be an object such as lab.Adam\(1e-3\)"),
         ({"data": None}, "data is NoneType: must be a lab.Data"),
         (
             {"data": lab.Data(np.ones([20, 4, 3], np.uint8), np.ones([20, 1], np.int32))},
@@ -786,7 +789,7 @@ def test_what_does_not_fit_is_told_in_one_line(train, images, tmp_path, argument
         (lambda: lab.Data(numbers(0, 3), numbers(0)), "examples are empty"),
         (lambda: lab.Data(numbers(5), numbers(5), numbers(5, 2), numbers(5)), "same shape"),
         (lambda: lab.Data(np.array(["a"]), numbers(1)), "dtype <U1: must be an array of numbers"),
-        (lambda: lab.Data([[1, 2], [3]], [1, 2]), "training x is no array: .*inhomogeneous"),
+        (lambda: lab.Data([[1, 2], [3]], [1, 2]), "training x is not an array: .*inhomogeneous"),
         (lambda: lab.Data(numbers(5), numbers(5), numbers(5)), "x_test and y_test must be given"),
         (lambda: lab.Data(batch=lambda step: 1 / 0), r"batch\(1\): ZeroDivisionError: .* line"),
         (

@@ -467,7 +467,7 @@ def test_runs_of_an_earlier_version_are_read():
     assert row.runs == 3 and row.config["data"] == "mnist" and "data_dir" not in row.config
     found = rows(*old, record(0, data_dir="/a/set"), record(1, data="/a/set"))
     assert [(row.config["data"], row.runs) for row in found] == [("mnist", 2), ("/a/set", 2)]
-    with pytest.raises(LabError, match=r"config\.data is \[\]: must be a text"):
+    with pytest.raises(LabError, match=r"config\.data is \[\]: must be a string"):
         rows(record(data_dir=[]))
 
 

@@ -531,7 +531,7 @@ def test_overwrite_that_is_killed_can_be_given_again(program, whole):
         assert killed.status == -signal.SIGKILL
         half = forks.contents(directory)
         outcome = program.here(directory, *RUN)
-        assert_one_line(outcome, 1, "has been deleted in part: --overwrite deletes the rest")
+        assert_one_line(outcome, 1, "has been partly deleted: --overwrite deletes the rest")
         assert forks.contents(directory) == half
         outcome = program.train(directory, flags)
         assert (outcome.status, outcome.err) == (0, ""), count

@@ -52,7 +52,7 @@ class Logdir:
             assert made.startswith(f"{name},")
             self.directories.append(made)
             # What the program prints last, of the folder of all runs.
-            command = outcome.out.splitlines()[-1].partition("look at it with")[2]
+            command = outcome.out.splitlines()[-1].partition("view it with")[2]
             own = shlex.quote(os.path.join(path, made))
             assert command.rstrip().endswith(own)
             self.command = command.rstrip().removesuffix(own) + shlex.quote(str(path))

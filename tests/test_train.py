@@ -43,7 +43,7 @@ SIZES = {
 SIZES |= {f"{tag}/gradient": size for tag, size in SIZES.items()}
 
 # Everything that the program can say goes to these two ends of the last lines.
-LIES_IN, LOOK = "the run lies in  ", "look at it with  "
+LIES_IN, LOOK = "run directory:  ", "view it with  "
 
 
 def last_lines(outcome):

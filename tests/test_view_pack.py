@@ -203,7 +203,7 @@ def test_tensors_stand_in_the_order_of_the_forward_pass(run):
         ([], 2, "name one or more run directories"),
         (["{run}", "--steps=9..3"], 2, "must be A..B"),
         (["{run}", "--speed=3"], 2, "--speed is not a flag"),
-        (["{run}/checkpoints"], 1, "is no run"),
+        (["{run}/checkpoints"], 1, "is not a run"),
         (["{run}", "--out={run}"], 1, "cannot be written"),
         (["{run}", "--out={run}/none/x.html"], 1, "cannot be written"),
     ],
@@ -223,4 +223,4 @@ def test_a_page_in_the_run_directory_does_not_stop_the_run(run, tiny_folder):
         f"--data={tiny_folder}",
         f"--logdir={run.parent}",
     )
-    assert again.status == 0 and "is there already" in again.out
+    assert again.status == 0 and "already exists" in again.out

@@ -525,7 +525,7 @@ def test_the_command(run):
 
 
 @pytest.mark.parametrize(
-    "words, said", [([], "the following"), (["nowhere"], "is no run"), (["a", "-x"], "-x")]
+    "words, said", [([], "the following"), (["nowhere"], "is not a run"), (["a", "-x"], "-x")]
 )
 def test_a_wrong_command_line_ends_in_one_line(words, said):
     outcome = command(*words)

@@ -73,7 +73,7 @@ class Workers:
                 progress(done, len(jobs))
         except futures.process.BrokenProcessPool as error:
             raise LabError(
-                "a process that measured was killed, perhaps for want of memory: try again with"
+                "a measuring process was killed, perhaps for lack of memory: try again with"
                 " fewer cores (taskset) or fewer runs"
             ) from error
         return [one.result() for one in waiting]

@@ -154,7 +154,7 @@ def _array(name: str, part: str, what: str, value: Any) -> np.ndarray:
         array = value if isinstance(value, np.ndarray) else np.asarray(value)
     except (ValueError, TypeError) as error:
         short = " ".join(str(error).split())[:200]
-        raise LabError(f"{name}: {part} {what} is no array: {short}") from error
+        raise LabError(f"{name}: {part} {what} is not an array: {short}") from error
     if isinstance(value, (list, tuple)):  # Python's numbers have no precision: as TensorFlow does
         kinds = {"f": np.float32, "i": np.int32}
         narrow = array.astype(kinds.get(array.dtype.kind, array.dtype))
@@ -216,7 +216,7 @@ def _load_npz(path: str) -> Data:
         raise LabError(f"{path} cannot be read: {' '.join(str(error).split())}") from error
     known = ("x", "y", "x_test", "y_test")
     if "x" not in arrays or not set(arrays) <= set(known):
-        raise LabError(f"{path} holds {', '.join(arrays)}: must be x, y, x_test and y_test")
+        raise LabError(f"{path} holds {', '.join(arrays)}: must hold x, y, x_test and y_test")
     arrays = {
         name: array.astype(np.int32) if name.startswith("y") and array.dtype.kind in "iu" else array
         for name, array in arrays.items()

@@ -63,7 +63,7 @@ def from_environment(environment: Mapping[str, str] = os.environ) -> Cluster | N
                 raise ValueError(f"{address!r} is not host:port")
         index = int(task["index"])
         if not 0 <= index < len(workers) or len(set(workers)) < len(workers):
-            raise ValueError(f"task {index} of {len(workers)} different workers cannot be")
+            raise ValueError(f"task {index} of {len(workers)} different workers does not exist")
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         what = f"{error} is missing" if isinstance(error, KeyError) else error
         raise LabError(
@@ -119,7 +119,7 @@ def _gather(cluster: Cluster, door: socket.socket, deadline: float) -> None:
                 line = stack.enter_context(door.accept()[0])
             except TimeoutError:
                 names = cluster.names(sorted(missing))
-                raise LabError(f"{cluster.me}: {names} did not come; start every worker") from None
+                raise LabError(f"{cluster.me}: {names} did not join; start every worker") from None
             index = _hello(line)
             if index in missing:
                 missing.remove(index)
@@ -155,6 +155,6 @@ def _report(cluster: Cluster, deadline: float) -> None:
                 return
         time.sleep(0.1)
     raise LabError(
-        f"{cluster.me}: worker 0 ({cluster.workers[0]}) did not come, or still waits for another; "
+        f"{cluster.me}: worker 0 ({cluster.workers[0]}) did not join, or waits for another; "
         "start every worker"
     )

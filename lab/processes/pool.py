@@ -56,7 +56,7 @@ async def _run(configs: Sequence[Config], settings: Settings, stop: Stop, board:
         if stop.signal and not stopping:
             stopping = True
             waiting.clear()
-            board.print("stopping: the running trials end after their loop")
+            board.print("stopping: the running trials end after their current loop")
             for worker in workers:
                 worker.send_signal(stop.signal)
 
@@ -240,7 +240,7 @@ class _Board:
 def _outcome(answer: dict[str, Any]) -> str:
     if "error" in answer:
         return f"failed: {answer['error']}"
-    result, known = answer["result"], "" if answer["ran"] else ", there already"
+    result, known = answer["result"], "" if answer["ran"] else ", already done"
     if result["test_correct"] is None:
         return f"{result['status']} at step {result['step']}{known}"
     accuracy, seconds = result["test_accuracy"], result["seconds"]

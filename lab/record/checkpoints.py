@@ -92,8 +92,8 @@ class Checkpoints:
             self._clean()
             raise LabError(
                 f"the checkpoint of step {step} cannot be written to {self._folder} "
-                f"({' '.join(why.split())}): make room and run the same command again, it goes on "
-                "from the one before"
+                f"({' '.join(why.split())}): free some space and run the same command again to "
+                "resume from the one before"
             ) from error
 
     def _write(
@@ -136,15 +136,15 @@ class Checkpoints:
                 damaged.append(f"{os.path.basename(path)}: {error}")
                 continue
             for problem in damaged:
-                notify(f"passing over {problem}")
+                notify(f"skipping {problem}")
             if damaged:
-                notify(f"going on from the checkpoint of step {step} instead")
+                notify(f"resuming from the checkpoint of step {step} instead")
             return found
         if damaged or event_files(self._run):
-            why = "; ".join(damaged) or "none is there"
+            why = "; ".join(damaged) or "there is none"
             raise LabError(
-                f"{self._run} has no checkpoint to go on from ({why}): --overwrite deletes the run "
-                "and starts again"
+                f"{self._run} has no checkpoint to resume from ({why}): --overwrite deletes the "
+                "run and starts again"
             )
         return None
 

@@ -64,7 +64,7 @@ def read_object(path: str) -> dict[str, Any]:
     except (OSError, ValueError, RecursionError) as error:
         raise LabError(f"{path} cannot be read: {error}") from error
     if not isinstance(value, dict):
-        raise LabError(f"{path} cannot be read: it holds no object")
+        raise LabError(f"{path} cannot be read: it is not a JSON object")
     return value
 
 
@@ -120,7 +120,7 @@ class RunDirectory:
             fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             raise LabError(
-                f"another process is writing to {self.path}: wait for its end, or choose another "
+                f"another process is writing to {self.path}: wait for it to end, or choose another "
                 "--run_name"
             ) from None
         present = set(os.listdir(self.path)) - {LOCK, f"{CONFIG}.tmp"}
@@ -129,10 +129,13 @@ class RunDirectory:
         with contextlib.suppress(LabError):
             earlier = read_object(os.path.join(self.path, CONFIG))
         if foreign or (present and "fingerprint" not in earlier):
-            what = f"{min(foreign)}, which is no run's" if foreign else f"no {CONFIG} of a run"
+            what = (
+                f"{min(foreign)}, which does not belong to a run"
+                if foreign
+                else f"no {CONFIG} of a run"
+            )
             raise LabError(
-                f"{self.path} holds {what}: move that away, or choose another --logdir or "
-                "--run_name"
+                f"{self.path} holds {what}: move it away, or choose another --logdir or --run_name"
             )
         if overwrite:
             self._clear(earlier)
@@ -143,8 +146,8 @@ class RunDirectory:
     def _compare(self, earlier: dict[str, Any], config: dict[str, Any]) -> None:
         if earlier["fingerprint"] is None:
             raise LabError(
-                f"{self.path} has been deleted in part: --overwrite deletes the rest, --run_name "
-                "gives this run another name"
+                f"{self.path} has been partly deleted: --overwrite deletes the rest, --run_name "
+                "renames this run"
             )
         if earlier["fingerprint"] == config["fingerprint"]:
             return
@@ -156,7 +159,7 @@ class RunDirectory:
         ]
         raise LabError(
             f"{self.path} holds another run ({'; '.join(changes) or 'its code differs'}): "
-            "--overwrite deletes it, --run_name gives this one another name"
+            "--overwrite deletes it, --run_name renames this one"
         )
 
     def _clear(self, earlier: dict[str, Any]) -> None:

@@ -148,7 +148,7 @@ class Recorder:
             if self._missing:
                 raise LabError(
                     f"{self._path} lacks {self._missing} of its events (No space left, or File too "
-                    "large): make room or choose another --logdir"
+                    "large): free some space or choose another --logdir"
                 )
 
     def close(self) -> None:
@@ -228,8 +228,8 @@ def _readable_errors() -> Iterator[None]:
         yield
     except tf.errors.OpError as error:
         raise LabError(
-            f"the event file cannot be written ({' '.join(error.message.split())}): make room or "
-            "choose another --logdir"
+            f"the event file cannot be written ({' '.join(error.message.split())}): free some "
+            "space or choose another --logdir"
         ) from error
 
 

@@ -47,15 +47,15 @@ class RunReader:
     def __init__(self, path: str) -> None:
         self.path = path
         if not os.path.isdir(path):
-            raise LabError(f"{path} is no run: there is no such directory")
+            raise LabError(f"{path} is not a run: there is no such directory")
         self.circumstances = read_object(os.path.join(path, CONFIG))
         self.config: Any = renamed(self.circumstances.get("config"))
         if not isinstance(self.config, dict):
             runs = sorted(glob.glob(os.path.join(glob.escape(path), "*", CONFIG)))
-            what = f"it has no {CONFIG} of one"
+            what = f"it has no {CONFIG} of a run"
             if runs:
                 what = f"it holds {len(runs)}, such as {os.path.dirname(runs[0])}"
-            raise LabError(f"{path} is no run: {what}")
+            raise LabError(f"{path} is not a run: {what}")
         self.result: dict[str, Any] | None = read_object(os.path.join(path, RESULT)) or None
         self.forward_order: list[str] = self.circumstances.get("forward_order", [])
 

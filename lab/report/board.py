@@ -26,12 +26,12 @@ def check(logdir: str) -> None:
     """Raises LabError if `logdir`/report is there and holds anything that no report wrote."""
     path = os.path.join(logdir, RUN)
     if os.path.lexists(path) and not os.path.isdir(path):
-        raise LabError(f"{path} is no folder: move it away, the report is written there")
+        raise LabError(f"{path} is not a folder: move it away, the report is written there")
     for name in sorted(os.listdir(path)) if os.path.isdir(path) else []:
         if not fnmatch.fnmatch(name, _OURS):
             raise LabError(
-                f"{path} holds {name}, which no report wrote: move it away, the report is written "
-                "there"
+                f"{path} holds {name}, which was not written by a report: move it away, "
+                "the report is written there"
             )
 
 
@@ -52,8 +52,8 @@ def write(story: Story, logdir: str, compute: Compute = workers.compute) -> None
         added = sorted(set(os.listdir(path)) - old)
         if len(added) != 1:
             raise LabError(
-                f"{path}: {len(added)} new event files where one was written: does another"
-                " bin/report run on the same folder? Run it again alone"
+                f"{path}: {len(added)} new event files where one was written: is another"
+                " bin/report running on the same folder? Run it again alone"
             )
         (new,) = added
         kept = _events_in(os.path.join(path, new))
@@ -63,7 +63,7 @@ def write(story: Story, logdir: str, compute: Compute = workers.compute) -> None
     except (OSError, tf.errors.OpError) as error:
         gone = set(os.listdir(path)) - old if os.path.isdir(path) else set()
         reason = " ".join(str(getattr(error, "message", error)).split())
-        raise LabError(f"{path} cannot be written: make room ({reason})") from error
+        raise LabError(f"{path} cannot be written: free some space ({reason})") from error
     finally:
         for name in gone:
             with contextlib.suppress(FileNotFoundError):  # another report's work

@@ -36,7 +36,7 @@ def main() -> int:
     sys.stdout.flush()
     try:
         if not found:
-            raise LabError(f"{settings.logdir}: no run has left a result.json: no page is written")
+            raise LabError(f"{settings.logdir}: no run has a result.json: no page is written")
         lines = _write(settings.logdir)
     except LabError as error:
         return fail("report", error, 1)
@@ -52,7 +52,7 @@ def _write(logdir: str) -> str:
     if not importlib.util.find_spec("matplotlib"):
         raise LabError(
             f"the page needs matplotlib: {sys.executable} -m pip install matplotlib"
-            " (--nopage prints the table alone)"
+            " (--nopage prints only the table)"
         )
     # The measurements compute on the CPU: a GPU is left to those who train.
     os.environ["CUDA_VISIBLE_DEVICES"] = "-1"
@@ -80,9 +80,9 @@ def _write(logdir: str) -> str:
             _put(figures, figures_json.as_json(whole))
             board.write(whole, logdir, drawing)
     return (
-        f"the page lies in  {html}\n"
-        f"its figures in    {figures}\n"
-        f"TensorBoard has both as the run {board.RUN!r}:\n{tensorboard_command(logdir)}"
+        f"page:     {html}\n"
+        f"figures:  {figures}\n"
+        f"both in TensorBoard, as the run {board.RUN!r}:\n{tensorboard_command(logdir)}"
     )
 
 
@@ -98,8 +98,8 @@ def _put(path: str, text: str, commit: bool = True) -> None:
             os.remove(f"{path}.tmp")
     except OSError as error:
         raise LabError(
-            f"{path} cannot be written ({error.strerror}): make room, or copy the runs to where"
-            " you may write (--nopage prints the table alone)"
+            f"{path} cannot be written ({error.strerror}): free some space, or copy the runs"
+            " to a writable folder (--nopage prints only the table)"
         ) from error
 
 

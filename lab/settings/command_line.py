@@ -26,16 +26,16 @@ RENAMED = {"steps": "training_steps", "name": "run_name"}
 
 
 def parse(argv: Sequence[str]) -> tuple[list[Config], Settings]:
-    """Trials and settings from a command line, `argv[0]` being the program's name.
+    """Reads trials and settings from a command line, `argv[0]` being the program's name.
 
     A hyperparameter with several values, separated by commas, stands for as many trials, and
     several of them for their product. The lines of a grid file are read in the same way; a flag
     on the command line overrides them all. Trials of one seed come before those of the next, here
-    and not where they run (see processes/pool.py). What is not given has the default of the trial's
+    and not where they run (see processes/pool.py). Flags not given take the defaults of the trial's
     model.
 
     Raises:
-      LabError: a flag that does not exist, or a value that does not fit; says what is allowed.
+      LabError: a flag does not exist, or a value is invalid; says what is allowed.
       SystemExit: after --help.
     """
     values = _read(argv, _TRAIN, Config, Settings)
@@ -58,9 +58,11 @@ def parse(argv: Sequence[str]) -> tuple[list[Config], Settings]:
         by_name.setdefault(config.run_name, config)
     configs = list(by_name.values())
     if not configs:
-        raise LabError(f"--grid={settings.grid}: has no run in it, write the flags of one a line")
+        raise LabError(f"--grid={settings.grid}: has no runs: write the flags of one per line")
     if settings.run_name and len(configs) > 1:
-        raise LabError(f"--run_name={settings.run_name}: names one run, but these are many")
+        raise LabError(
+            f"--run_name={settings.run_name}: names one run, but there are {len(configs)}"
+        )
     first, _, every = settings.shard.partition("/")
     if not (first.isdecimal() and every.isdecimal() and int(first) < int(every)):
         raise LabError(f"--shard={settings.shard}: must be I/N with I from 0 to N - 1")
@@ -68,7 +70,7 @@ def parse(argv: Sequence[str]) -> tuple[list[Config], Settings]:
 
 
 def parse_report(argv: Sequence[str]) -> ReportSettings:
-    """bin/report's settings; the folder may stand without a flag. Raises as `parse`."""
+    """bin/report's settings; the folder may be given without a flag. Raises as `parse`."""
     words = [f"--logdir={w}" if i and not w.startswith("-") else w for i, w in enumerate(argv)]
     return ReportSettings(**_single(_read(words, _REPORT, ReportSettings), ReportSettings))
 
@@ -146,7 +148,7 @@ def _choices(given: dict[str, Any]) -> Iterator[dict[str, tuple]]:
 
 def _seeds(text: str) -> list[dict[str, tuple]]:
     """What to put over the fields of each round of trials: "5" stands for the seeds 0 to 4, "3,7"
-    for these two, and "" for the one that each trial says itself."""
+    for these two, and "" for the one that each trial gives itself."""
     if not text:
         return [{}]
     try:
@@ -156,7 +158,7 @@ def _seeds(text: str) -> list[dict[str, tuple]]:
     if len(numbers) == 1:
         numbers = list(range(numbers[0]))
     if not numbers or min(numbers) < 0 or len(set(numbers)) < len(numbers):
-        raise LabError(f"--seeds={text}: must be how many seeds, or a list of different ones")
+        raise LabError(f"--seeds={text}: must be a number of seeds, or a list of distinct seeds")
     return [{"seed": (number,)} for number in numbers]
 
 
@@ -248,30 +250,30 @@ _ARGUMENT_FLAG = re.compile(r"--?(model\.[^=]*)", re.DOTALL)
 _TRAIN = f"""bin/train [--flag=value ...]
 
 Trains a network and records every weight, bias and gradient at every step. The defaults are the
-reference recipe, on MNIST; of another model, the RECIPE in its file (a dict of the flags below) or,
-for what that leaves open, these with --reduction=mean --loss=softmax_cross_entropy.
+reference recipe, on MNIST; those of another model are the RECIPE in its file (a dict of the flags
+below) and, for what it leaves out, these with --reduction=mean --loss=softmax_cross_entropy.
 --help --model=FILE.py:NAME shows them, and the model's parameters.
 
-Flags of the groups Model, Loss, Optimizer, Data and Training take lists too:
---learning_rate=0.1,0.01 is two runs, and several lists are the grid of their products.
+Flags of the groups Model, Loss, Optimizer, Data and Training also take lists:
+--learning_rate=0.1,0.01 is two runs, and several lists are the grid of their combinations.
 Grids that come with the lab: {", ".join(grid_file.names())}."""
 
 _REPORT = """bin/report [LOGDIR] [--flag=value ...]
 
-Prints the table of all runs below LOGDIR, and writes into it a page that answers from these runs
-what the lab asks: report.html, its figures as report.json, and the same as TensorBoard's run
+Prints a table of all runs below LOGDIR, and writes a page there that answers the lab's questions
+from these runs: report.html, its figures as report.json, and the same as the TensorBoard run
 `report`."""
 
 
 _VIEW = """bin/view RUN [RUN ...] [--flag=value ...]
 
 Writes a page that shows every step: view.html in the run directory; of several runs, beside the
-first one. It needs nothing but a browser; all that it shows is in it."""
+first one. It is self-contained and needs only a browser."""
 
 
 _LAUNCH = """bin/launch [--workers=N] -- bin/train [--flag=value ...]
 
-Starts so many workers on this machine that train together, as several machines would."""
+Starts N workers on this machine that train together, as several machines would."""
 
 
 def _help(
@@ -289,7 +291,7 @@ def _help(
         lines += _entry(field, model.text if model and field.name == "model" else default)
         if model and field.name == "model":
             lines += _parameters(model)
-    lines += ["", "Also: --flagfile=FILE reads flags from a file, one a line; --help shows this."]
+    lines += ["", "Also: --flagfile=FILE reads flags from a file, one per line; --help shows this."]
     return "\n".join(lines)
 
 
@@ -310,7 +312,7 @@ def _parameters(model: source.Source) -> list[str]:
 
 
 def _limits(one: source.Parameter) -> str:
-    return one.allowed + (", must be given" if one.required else "")
+    return one.allowed + (", required" if one.required else "")
 
 
 def _entry(field: dataclasses.Field, default: Any) -> list[str]:
@@ -321,7 +323,7 @@ def _entry(field: dataclasses.Field, default: Any) -> list[str]:
     else:
         head = f"  --{field.name}={','.join(default) if isinstance(default, tuple) else default}"
         limits = allowed(field)
-    return _rows(head, about if limits == "a text" else f"{about} ({limits})")
+    return _rows(head, about if limits == "a string" else f"{about} ({limits})")
 
 
 def _rows(head: str, about: str) -> list[str]:

@@ -53,15 +53,15 @@ class Config(Checked):
     n_hidden_2: int = field(256, "units of the second hidden layer", of="mlp", **_COUNT)
     activation: str = choice("of the hidden layers", ("sigmoid", "tanh", "relu"), of="mlp")
     initializer: str = choice(
-        "of the weights; biases start at 0", ("normal", "glorot", "he"), of="mlp"
+        "initial law of the weights; biases start at 0", ("normal", "glorot", "he"), of="mlp"
     )
     init_stddev: float = field(
         0.05, "standard deviation of --initializer=normal", of="mlp", least=0
     )
 
     loss: str = choice(
-        "of an example; clipped: -log of the softmax in [1e-9, 1], the recipe's; softmax: from "
-        "logits, stable",
+        "loss per example; clipped: -log of the softmax in [1e-9, 1], as in the recipe; softmax: "
+        "from logits, numerically stable",
         (
             *("clipped_cross_entropy", "softmax_cross_entropy", "mean_squared_error"),
             *("mean_absolute_error", "sigmoid_cross_entropy"),
@@ -70,88 +70,89 @@ class Config(Checked):
         group="Loss",
     )
     reduction: str = choice(
-        "over the batch; sum multiplies every gradient by the batch size", ("sum", "mean")
+        "of the loss over the batch; sum multiplies every gradient by the batch size",
+        ("sum", "mean"),
     )
 
     optimizer: str = choice(
         "update rule", ("sgd", "adam", "rmsprop", "adagrad", "adadelta"), group="Optimizer"
     )
-    learning_rate: float = field(0.01, "of the update rule", least=0)
+    learning_rate: float = field(0.01, "peak learning rate", least=0)
     learning_rate_decay: str = choice(
-        "of the learning rate, from the first step or the end of the warm-up on, to 0 after the "
+        "decay of the learning rate from the end of the warm-up (or step 1) to 0 after the "
         "last step",
         ("none", "linear", "cosine"),
     )
     warmup_steps: int = field(
-        0, "steps in which the learning rate rises linearly to its full size", least=0, below=2**31
+        0, "steps over which the learning rate rises linearly to full size", least=0, below=2**31
     )
     weight_decay: float = field(
         0.0,
-        "decoupled (AdamW): times learning rate and weight, subtracted from the weight; biases too",
+        "decoupled, as in AdamW: subtracts learning rate * decay * weight; biases too",
         least=0,
     )
     clip_norm: float = field(
-        0.0, "largest norm of all gradients together that an update is made of; 0: any", least=0
+        0.0, "clips all gradients together to this global norm; 0: no clipping", least=0
     )
-    sgd_momentum: float = field(0.0, "share of the last step that is added to a step", **_SHARE)
-    sgd_nesterov: bool = field(False, "momentum as Nesterov's; without momentum it does nothing")
-    epsilon: float = field(1e-7, "keeps the divisor from 0; unused by sgd", least=0)
+    sgd_momentum: float = field(0.0, "fraction of the previous step added to each step", **_SHARE)
+    sgd_nesterov: bool = field(False, "Nesterov momentum; no effect without momentum")
+    epsilon: float = field(1e-7, "added to the divisor for stability; unused by sgd", least=0)
     epsilon_inside_root: bool = field(
-        False, "sqrt(a + epsilon) as in Keras 3, not sqrt(a) + epsilon; adadelta's always is"
+        False, "sqrt(a + epsilon), as in Keras 3, not sqrt(a) + epsilon; always on for adadelta"
     )
     adam_beta_1: float = field(0.9, "decay of the first moment", **_SHARE)
     adam_beta_2: float = field(0.999, "decay of the second moment", **_SHARE)
     rmsprop_rho: float = field(0.9, "decay of the mean square gradient", **_SHARE)
-    adagrad_initial_accumulator: float = field(0.1, "first sum of squared gradients", least=0)
+    adagrad_initial_accumulator: float = field(0.1, "initial sum of squared gradients", least=0)
     adadelta_rho: float = field(0.95, "decay of both accumulators", **_SHARE)
 
     data: str = field(
         "mnist",
-        "mnist; a folder with four IDX files named as MNIST's, gzipped or not; FILE.npz; or "
+        "mnist; a folder with four IDX files named like MNIST's, gzipped or not; FILE.npz; or "
         "FILE.py:NAME",
         group="Data",
         single=True,
     )
-    shuffle_labels: bool = field(False, "train on labels in random order, to be learnt by heart")
-    batch_size: int = field(256, "examples a step, over all replicas", **_COUNT)
+    shuffle_labels: bool = field(False, "train on shuffled labels, which can only be memorized")
+    batch_size: int = field(256, "examples per step, over all replicas", **_COUNT)
     microbatches: int = field(
         1,
-        "parts of a replica's share of the batch, one after the other: less memory, and with more "
-        "than one the gradient noise scale",
+        "sequential parts of each replica's share of the batch: saves memory, and more than one "
+        "also records the gradient noise scale",
         later=True,
         **_COUNT,
     )
     seed: int = field(
-        0, "of the initial weights and the order of the examples", single=True, least=0, below=2**63
+        0, "seed of the initial weights and the example order", single=True, least=0, below=2**63
     )
     training_steps: int = field(3000, "updates, one batch each", group="Training", **_COUNT)
     threads: int = field(
         2,
-        "for each operation on a CPU; they decide its last bits",
+        "threads per CPU operation; affects the last bits of the results",
         single=True,
         least=1,
         below=1025,
     )
     deterministic: bool = field(
-        True, "the same bits on the same devices; a GPU may be faster without", single=True
+        True, "bit-identical results on the same devices; a GPU may be faster without", single=True
     )
     xla: str = choice(
-        "whether XLA compiles the step; auto: of one replica, where that is faster",
+        "whether XLA compiles the step; auto: with one replica, where that is faster",
         ("auto", "on", "off"),
     )
 
     display_step: int = field(
         100, "steps between evaluations on the test set", single=True, group="Record", **_COUNT
     )
-    histogram_every: int = field(1, "steps between two sets of histograms", single=True, **_COUNT)
+    histogram_every: int = field(1, "steps between histograms", single=True, **_COUNT)
     watch: tuple[str, ...] = field(
         ("weights", "gradients", "norms", "probes"),
-        "what has histograms, separated by commas, and the norms; --watch= for none",
+        "what to record histograms of, separated by commas, and the norms; --watch= for none",
         choices=WATCHABLE,
         single=True,
     )
     on_nonfinite: str = choice(
-        "at the first NaN or infinity in loss, gradients or weights",
+        "what to do at the first NaN or infinity in loss, gradients or weights",
         ("stop", "continue"),
         single=True,
     )
@@ -254,23 +255,23 @@ class Settings(Checked):
 
     grid: str = field(
         "",
-        "many runs: the name of a grid, or a file with the flags of one run a line",
+        "many runs: the name of a grid, or a file with the flags of one run per line",
         group="Grid",
     )
-    seeds: str = field("", "every run with each of these seeds: how many, or a list; empty: --seed")
-    jobs: int = field(0, "runs at a time; 0: what is fastest here", least=0)
-    shard: str = field("0/1", "I/N: only every N-th run, from the I-th on, counted from 0")
+    seeds: str = field("", "seeds to repeat every run with: how many, or a list; empty: --seed")
+    jobs: int = field(0, "runs in parallel; 0: what is fastest here", least=0)
+    shard: str = field("0/1", "I/N: only every N-th run, starting with the I-th, counted from 0")
 
-    logdir: str = field("logs", "folder that the run directory is made in", group="Run")
-    run_name: str = field("", "name of the run directory; empty: from the hyperparameters")
-    overwrite: bool = field(False, "delete a run of that name first")
+    logdir: str = field("logs", "folder in which the run directory is created", group="Run")
+    run_name: str = field("", "name of the run directory; empty: built from the hyperparameters")
+    overwrite: bool = field(False, "first delete an existing run of that name")
     devices: str = field(
         "auto", "auto: all GPUs, else one CPU; gpu:N; cpu:N, logical devices; or names, GPU:0,GPU:2"
     )
     checkpoint_every: int = field(
-        1000, "steps between two checkpoints; there is one at the start and the end", **_COUNT
+        1000, "steps between checkpoints; one is always saved at the start and the end", **_COUNT
     )
-    steps_per_loop: int = field(100, "steps a call of the compiled function", **_COUNT)
+    steps_per_loop: int = field(100, "steps per call of the compiled function", **_COUNT)
     profile: bool = field(False, "record a profile of one loop, for TensorBoard")
 
     def directory(self, config: Config) -> str:

@@ -15,13 +15,13 @@ REFERENCE = re.compile(r"(?P<path>.*\.py):(?P<name>[^\W\d]\w*)", re.DOTALL)
 
 
 def field(default: Any, help: str, **limits: Any) -> Any:
-    """A dataclass field with what flags, --help and the checks need to know of it.
+    """A dataclass field with what flags, --help and the checks need to know about it.
 
     Limits: `choices`, `least` (inclusive), `below` (exclusive); `file`: besides its choices it
-    takes FILE.py:NAME. `single`: the flag takes no list. `flag`: False where it has no flag of that
+    takes FILE.py:NAME. `single`: the flag takes no list. `flag`: False if there is no flag of that
     name. `of`: the one model that it belongs to. `group`: of --help, which begins with this field.
-    `later`: it came when there were runs already, whose fingerprints stay: at its default it is in
-    none.
+    `later`: added when runs already existed, whose fingerprints must not change: at its default it
+    is in none.
     """
     return dataclasses.field(default=default, metadata={"help": help, **limits})
 
@@ -59,7 +59,7 @@ def refusal(one: dataclasses.Field, value: Any) -> LabError:
 
 
 def from_json(kind: type[Checked], values: Any, place: str) -> dict[str, Any]:
-    """The fields of `kind` as a file has them; what it lacks has its default, what is no field is
+    """The fields of `kind` as read from a file; missing ones take their defaults, unknown ones are
     left out.
 
     Args:
@@ -89,7 +89,7 @@ def allowed(one: dataclasses.Field) -> str:
         if "tuple" in kind:
             return f"none or some of {names}, each once"
         return f"one of {names}" + (", or FILE.py:NAME" if limits.get("file") else "")
-    words = {"int": "an integer", "float": "a number", "bool": "true or false", "str": "a text"}
+    words = {"int": "an integer", "float": "a number", "bool": "true or false", "str": "a string"}
     words |= {"tuple": "a list", "dict": "an object"}
     text = words[re.split(r"\W", kind)[0]]
     least, below = limits.get("least"), limits.get("below")
@@ -102,7 +102,7 @@ def allowed(one: dataclasses.Field) -> str:
 
 
 def fits(one: dataclasses.Field, value: Any) -> bool:
-    """Whether a value has the type of a field, and lies within its limits."""
+    """Whether a value has the type of a field and is within its limits."""
     limits = one.metadata
     if not _has_type(str(one.type), value):
         return False

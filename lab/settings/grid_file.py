@@ -29,7 +29,7 @@ def read_lines(grid: str) -> Iterator[tuple[str, list[str]]]:
             lines = file.readlines()
     except (OSError, UnicodeDecodeError) as error:
         raise LabError(
-            f"--grid={grid}: neither a file that can be read nor one of {', '.join(names())}"
+            f"--grid={grid}: neither a readable file nor one of {', '.join(names())}"
         ) from error
     for number, line in enumerate(lines, start=1):
         place = f"{path}:{number}"

@@ -1,4 +1,4 @@
-"""What the programs beside bin/train are asked for. Nothing here loads TensorFlow."""
+"""Settings of the programs other than bin/train. Nothing here loads TensorFlow."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ TABLE_FORMATS = ("text", "markdown", "csv", "json")
 
 @dataclasses.dataclass(frozen=True)
 class ReportSettings(Checked):
-    """What bin/report is asked for."""
+    """Settings of bin/report."""
 
-    logdir: str = field("logs", "folder that the run directories lie in", group="Report")
-    format: str = choice("of the table", TABLE_FORMATS)
+    logdir: str = field("logs", "folder that contains the run directories", group="Report")
+    format: str = choice("format of the table", TABLE_FORMATS)
     page: bool = field(
         True, "answer the questions: report.html, report.json, TensorBoard's run report"
     )
@@ -22,23 +22,23 @@ class ReportSettings(Checked):
 
 @dataclasses.dataclass(frozen=True)
 class ViewSettings(Checked):
-    """What bin/view is asked for."""
+    """Settings of bin/view."""
 
     out: str = field(
         "", "file to write; view.html in the run's directory, or beside the first one", group="View"
     )
     steps: tuple[str, ...] = field(
-        (), "A..B, or several: steps that are kept where not all fit into a page of 30 MB"
+        (), "A..B, or several: steps to keep if not all fit into a page of 30 MB"
     )
     follow: bool = field(
-        False, "serve the page on this machine while the runs train, with what they add"
+        False, "serve the page on this machine, and update it while the runs train"
     )
-    port: int = field(0, "where --follow serves it; 0 for a free one", least=0, below=65536)
+    port: int = field(0, "port that --follow serves on; 0 for a free one", least=0, below=65536)
 
 
 @dataclasses.dataclass(frozen=True)
 class LaunchSettings(Checked):
-    """What bin/launch is asked for."""
+    """Settings of bin/launch."""
 
     workers: int = field(
         2, "processes, each with one share of every batch", least=1, group="Launch"

@@ -21,9 +21,9 @@ _WORDS = {
     "int": "an integer",
     "float": "a number",
     "bool": "true or false",
-    "str": "a text",
+    "str": "a string",
     "ints": "integers joined by x, as in 8x16",
-    "": "left alone: flags give int, float, bool, str or tuple[int, ...], as annotated",
+    "": "not settable: flags take int, float, bool, str or tuple[int, ...], as annotated",
 }
 _BOOLEANS = {"true": True, "1": True, "false": False, "0": False}
 _LIMIT = 2**63

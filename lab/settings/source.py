@@ -85,7 +85,7 @@ class Source:
 
     def _unknown(self, name: str) -> str:
         if name == "seed":
-            return "--seed decides it"
+            return "it is set by --seed"
         if self.text == "mlp":
             own = (one.name for one in dataclasses.fields(Config) if one.metadata.get("of"))
             return f"mlp has {', '.join(f'--{flag}' for flag in own)}"
@@ -215,7 +215,7 @@ def _recipe(node: ast.stmt | None, path: str) -> dict[str, Any]:
         if name not in fields - _NOT_OF_A_RECIPE:
             guess = difflib.get_close_matches(str(name), fields - _NOT_OF_A_RECIPE, 1)
             hint = f": did you mean {guess[0]!r}?" if guess else ""
-            raise LabError(f"{place} cannot say {name!r}{hint}")
+            raise LabError(f"{place} cannot set {name!r}{hint}")
     checked = from_json(Config, given, f"{place}: ")
     return {name: _beside(path, name, checked[name]) for name in given}
 

@@ -108,7 +108,7 @@ class Group:
 
 _ALIKE = "start every worker with the same command, on the same data"
 _APART = (
-    "{name} is not the same on {what} as on the first: the replicas have come apart, and the "
+    "{name} is not the same on {what} as on the first: the replicas have diverged, and the "
     "curves are no longer those of one training. Run again; if it happens again, suspect the "
     "hardware, or an update that is not the same everywhere"
 )

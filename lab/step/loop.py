@@ -130,7 +130,7 @@ class TrainLoop:
         watch = Watch(kinds, self._training, activations, probes, self.replicas)
         if len({*watch.tags}) < len(watch.tags):
             twice = max(watch.tags, key=watch.tags.count)
-            raise LabError(f"{twice} is the tag of two tensors: give the probe another name")
+            raise LabError(f"{twice} is the tag of two tensors: rename the probe")
         return watch
 
     def watching(self, watch: Sequence[str]) -> TrainLoop:

@@ -39,8 +39,8 @@ def set_threads(count: int) -> None:
     except RuntimeError:
         now = tf.config.threading.get_intra_op_parallelism_threads()
         raise LabError(
-            f"--threads={count}: in this process TensorFlow has begun already, with "
-            f"{now or 'its own number of'} threads: start another process"
+            f"--threads={count}: TensorFlow is already running in this process, with "
+            f"{now or 'its own number of'} threads: start a new process"
         ) from None
 
 
@@ -60,7 +60,7 @@ def make_strategy(devices: str = "auto", cluster: Cluster | None = None) -> tf.d
     names = _names(devices)
     if cluster:
         if names[0].startswith("CPU") and len(names) > 1:
-            raise LabError(f"--devices={devices}: a worker of several trains on one CPU device")
+            raise LabError(f"--devices={devices}: each of several workers trains on one CPU device")
         # Over the workers TensorFlow takes all that it sees.
         gpus = enumerate(tf.config.list_physical_devices("GPU"))
         tf.config.set_visible_devices([gpu for i, gpu in gpus if f"GPU:{i}" in names], "GPU")

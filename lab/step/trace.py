@@ -114,5 +114,5 @@ def _check_reachable(probes: dict[str, tf.Tensor]) -> None:
         if tf.is_symbolic_tensor(tensor) and tensor.graph is not graph:
             raise LabError(
                 f"lab.probe({name!r}, ...) is called inside a tf.function, tf.cond or "
-                "tf.while_loop of the model's: call it outside, on what that returns"
+                "tf.while_loop of the model: call it outside, on the result"
             )

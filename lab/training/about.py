@@ -1,4 +1,4 @@
-"""What a run says of itself before its first step."""
+"""What a run prints about itself before its first step."""
 
 from __future__ import annotations
 
@@ -21,14 +21,14 @@ def about(
     evaluate: Evaluation,
     save: Checkpointing,
 ) -> list[str]:
-    """What is trained, how, and what it will take on disk, one line each; path: the run directory,
-    where the first checkpoint is."""
+    """What is trained, how, and the disk space it will take, one line each; path: the run
+    directory, which holds the first checkpoint."""
     config, data, replicas = state.config, state.data, state.loop.replicas
     why = ""
     if config.reduction == "sum" and state.training.optimizer.rule.degree:
         why = f" (the loss is summed over {config.batch_size} examples)"
     elif config.reduction == "sum":
-        why = f" ({config.optimizer} divides that scale out, but for its constants)"
+        why = f" ({config.optimizer} cancels that scale, except in its constants)"
     if config.model == "mlp":
         network = f"{'-'.join(map(str, sizes(config, data)))} {config.activation}"
     else:
@@ -51,9 +51,9 @@ def about(
         words = f"{here} replicas of {threads} threads share {cores} cores; "
         words += f"--threads={share} keeps them apart"
     elif threads < share:
-        words = f"each operation takes {threads} of {share} cores; --threads={share} takes them all"
+        words = f"each operation uses {threads} of {share} cores; --threads={share} uses them all"
     if words and not state.loop.on_gpu:
-        lines.append(f"{words}, and gives other last bits")
+        lines.append(f"{words}, but changes the last bits of the results")
     return lines
 
 
@@ -64,7 +64,7 @@ def _disk(
     evaluate: Evaluation,
     save: Checkpointing,
 ) -> str:
-    """What the run takes at its end: what is there already, and what is to come."""
+    """The disk space that the run takes when it ends: what is written, and what is to come."""
     config, every = state.config, state.config.histogram_every
     evaluation = sum(Layout([tag]).size for tag in evaluate.tags)
     there = recorder.size + evaluate.left(state.step) * evaluation

@@ -59,7 +59,7 @@ def train(
       metrics: by name, functions like the loss. Default: the accuracy, where y are the labels of
         classes.
       optimizer: such as `lab.Adam(1e-3)`, or what --optimizer takes.
-      verbose: print the progress, the result and how to look at it.
+      verbose: print the progress, the result and how to view it.
       **flags: any other flag of bin/train (see its --help), with `steps` for --training_steps and
         `name` for --run_name: batch_size, seed, devices, logdir, overwrite, watch, ...; and, of a
         model that is named, its constructor's arguments. `threads` is what TensorFlow takes, if it
@@ -77,7 +77,7 @@ def train(
     given = {n for n, value in objects.items() if not (value is None or isinstance(value, str))}
     if not (optimizer is None or isinstance(optimizer, (str, Rule))):
         name = getattr(optimizer, "__name__", type(optimizer).__name__)
-        raise LabError(f"optimizer is {name}: must be such as lab.Adam(1e-3), or a name")
+        raise LabError(f"optimizer is {name}: must be an object such as lab.Adam(1e-3), or a name")
     if not isinstance(data, (Data, str)):
         raise LabError(
             f"data is {type(data).__name__}: must be a lab.Data, such as lab.Data(x, y), or what "
@@ -124,7 +124,7 @@ def _configured(
     for name in flags.keys() - of_config - of_settings - arguments.keys():
         near = difflib.get_close_matches(name, of_config | of_settings, 1)
         hint = f": did you mean {near[0]}?" if near else ""
-        raise LabError(f"{name} is no argument of lab.train, and no flag of bin/train{hint}")
+        raise LabError(f"{name} is neither an argument of lab.train nor a flag of bin/train{hint}")
     named, place = _name_of(model)
     values = source.defaults(place)
     values |= {"model": named, "data": _data_name(data)}
@@ -135,7 +135,9 @@ def _configured(
     if isinstance(optimizer, Rule):
         fields = build.fields_of(optimizer)
         if twice := sorted(fields.keys() & flags.keys()):
-            raise LabError(f"{twice[0]} is the optimizer's: give it to {type(optimizer).__name__}")
+            raise LabError(
+                f"{twice[0]} belongs to the optimizer: pass it to {type(optimizer).__name__}"
+            )
         values |= fields
     elif optimizer is not None:
         values["optimizer"] = optimizer
@@ -175,7 +177,7 @@ def _name_of(value: Any) -> tuple[str, str]:
     if isinstance(value, str):
         return value, value
     if not callable(value):
-        raise LabError(f"{value!r} is no model and no loss: must be callable, or a name")
+        raise LabError(f"{value!r} is neither a model nor a loss: must be callable, or a name")
     named = value if hasattr(value, "__name__") else type(value)
     try:
         path = inspect.getsourcefile(named) or ""

@@ -77,7 +77,7 @@ def _check_memory(config: Config, units: list[int], strategy: tf.distribute.Stra
             f"--batch_size={config.batch_size}: a step needs about"
             f" {(examples * one + weights) / 2**30:,.1f} GiB here, for {examples:,} examples and"
             f" {'-'.join(map(str, units))} units, and {free / 2**30:,.1f} GiB are free for it: "
-            + (f"take at most {fit:,} examples" if fit else "take smaller layers")
+            + (f"use at most {fit:,} examples" if fit else "use smaller layers")
         )
 
 
@@ -91,7 +91,7 @@ def make_training(
     """
     data = problem.data
     if config.shuffle_labels and data.is_function:
-        raise LabError("--shuffle_labels: the labels must be an array, not of a function's batches")
+        raise LabError("--shuffle_labels: needs labels in an array, not in batches from a function")
     with strategy.scope(), _seeded(config.seed):
         model = problem.make_model(strategy)
         _build(model, data, problem.prepare)
@@ -157,8 +157,8 @@ def _check_mirrored(network: Network, strategy: tf.distribute.Strategy) -> None:
                 strategy.extended.worker_devices
             ):
                 raise LabError(
-                    f"{tag} was made for one device, and there are several replicas: give a "
-                    "function that makes the model"
+                    f"{tag} was created for one device, but there are several replicas: pass a "
+                    "function that creates the model"
                 )
 
 

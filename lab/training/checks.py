@@ -85,7 +85,7 @@ def checked(
         if not spec.shape.rank or spec.shape[0] != size or not spec.dtype.is_floating:
             keras = "" if spec.shape.rank else "; a loss of Keras's needs reduction=None for that"
             raise LabError(
-                f"the {name} is {_form(spec)}: must be one floating value for each example, or "
+                f"the {name} is {_form(spec)}: must be one floating-point value per example, or "
                 f"several: [{size}, ...]{keras}"
             )
     _check_probes(strategy, training, traced)
@@ -108,7 +108,9 @@ def _check_metrics(metrics: Any) -> None:
         raise LabError(f"metrics is {kind}: must be a dict, from names to functions (y, output)")
     for name, metric in metrics.items():
         if not isinstance(name, str) or not re.fullmatch(r"[^\s/]+", name) or name == "loss":
-            raise LabError(f"the metric {name!r}: its name must be a word without /, but not loss")
+            raise LabError(
+                f"the metric {name!r}: its name must be a word without /, other than loss"
+            )
         if not callable(metric):
             raise LabError(
                 f"the metric {name} is {type(metric).__name__}: must be a function (y, output)"
@@ -133,8 +135,8 @@ def _check_operations(traced: Traced) -> None:
     if found := sorted(filter(_RANDOM.fullmatch, traced.operations)):
         raise LabError(
             f"the model or prepare uses {found[0]}, whose random numbers a resumed run could not "
-            "draw again: take lab.layers.Dropout, or TensorFlow's stateless operations with the "
-            "seed that the call is given"
+            "draw again: use lab.layers.Dropout, or TensorFlow's stateless operations with the "
+            "seed passed to the call"
         )
     if traced.strays:
         raise LabError(
@@ -151,7 +153,7 @@ def _check_probes(strategy: tf.distribute.Strategy, training: Training, traced: 
     for name, spec in traced.probes.items():
         what = f"lab.probe({name!r}, ...)"
         if not isinstance(name, str) or not name.strip("/ ") or name in taken:
-            raise LabError(f"{what}: the name must be a text, and no other tag of the record")
+            raise LabError(f"{what}: the name must be a string, and not a tag already on record")
         if not (spec.dtype.is_floating or spec.dtype.is_integer or spec.dtype.is_bool):
             raise LabError(f"{what} is {_form(spec)}: must hold numbers")
         if not spec.shape.is_fully_defined() or not spec.shape.num_elements():
@@ -172,7 +174,7 @@ def _repeatable() -> Iterator[None]:
         raise LabError(
             "the model draws from Python's or NumPy's random numbers in its call, which happens "
             "once for all steps: draw in its constructor, or use TensorFlow's stateless operations "
-            "with the seed that the call is given"
+            "with the seed passed to the call"
         )
 
 
@@ -186,7 +188,7 @@ def _check_classes(data: Data, output: tf.TensorSpec, loss: str) -> None:
     if output.shape[:-1] != expected:
         raise LabError(
             f"the model returns {_form(output)}, and y are {data.y.dtype} "
-            f"{list(data.y.shape[1:])} each: {loss} takes one label for each row of logits, "
+            f"{list(data.y.shape[1:])} each: {loss} takes one label per row of logits, "
             f"[{', '.join(map(str, expected))}, classes]"
         )
     classes = output.shape[-1]
@@ -203,8 +205,8 @@ def _check_classes(data: Data, output: tf.TensorSpec, loss: str) -> None:
 
 def _no_variables(make: Any, **options: Any) -> Any:
     raise LabError(
-        f"the model makes a variable in its call ({options.get('name') or 'without a name'}): make "
-        "all variables in its constructor"
+        f"the model creates a variable in its call ({options.get('name') or 'without a name'}): "
+        "create all variables in its constructor"
     )
 
 

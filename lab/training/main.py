@@ -38,7 +38,7 @@ def train() -> int:
         if len(configs) == 1 and not settings.grid and settings.shard == "0/1":
             return _train_here(configs[0], settings)
         if not configs:
-            print(f"--shard={settings.shard}: there is no run for this one")
+            print(f"--shard={settings.shard}: this shard has no runs")
             return 0
         with Stop() as stop:
             outcomes = pool.run(configs, settings, stop)

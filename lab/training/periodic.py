@@ -146,7 +146,7 @@ def _standstill(figures: dict[str, Any]) -> str:
     """A frozen or collapsed run in words."""
     words = []
     if figures["collapsed"] is not None:
-        words.append(f"collapsed, every test example is taken for class {figures['collapsed']}")
+        words.append(f"collapsed, every test example is classified as {figures['collapsed']}")
     if figures["frozen"]:
         words.append(f"frozen, not a bit has changed in {', '.join(figures['frozen'])}")
     return "; ".join(words)

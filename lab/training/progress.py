@@ -1,4 +1,4 @@
-"""What a run tells the terminal: a bar on a terminal, plain lines elsewhere."""
+"""What a run prints: a progress bar on a terminal, plain lines elsewhere."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ class Reporter:
     """What a trial calls as it goes; this one reports nothing. Losses are in nats per example."""
 
     def there(self, path: str) -> None:
-        """The trial was done before, and lies in `path`: nothing is trained."""
+        """The trial was done before and is in `path`: nothing is trained."""
 
     def begin(self, about: list[str], steps: int, first: int) -> None:
         """The trial is about to run steps first + 1 to `steps`; `about` describes it."""
@@ -47,7 +47,7 @@ class Console(Reporter):
         self._overwrite = overwrite
 
     def there(self, path: str) -> None:
-        self.notify(f"{path} is there already; {self._overwrite} trains it again")
+        self.notify(f"{path} already exists; {self._overwrite} trains it again")
 
     def begin(self, about: list[str], steps: int, first: int) -> None:
         print("\n".join(about), flush=True)
@@ -81,17 +81,17 @@ def conclusion(result: dict[str, Any], directory: str) -> str:
     lines = [f"{result['status']} at step {result['step']}: {_figures(result)}"]
     if result["nonfinite"]:
         first = min(note["first_step"] for note in result["nonfinite"].values())
-        lines.append(f"NaN or infinity from step {first} on: {', '.join(result['nonfinite'])}")
+        lines.append(f"NaN or infinity from step {first}: {', '.join(result['nonfinite'])}")
     if result["nonfinite"] or result["collapsed"] is not None or result["frozen"]:
         lines[:0] = _broke_first(directory)
-    lines.append(f"the run lies in  {directory}")
-    lines.append(f"a page of every step:  {command('view', directory)}")
-    lines.append(f"look at it with  {tensorboard_command(directory)}")
+    lines.append(f"run directory:  {directory}")
+    lines.append(f"page of every step:  {command('view', directory)}")
+    lines.append(f"view it with  {tensorboard_command(directory)}")
     return "\n".join(lines)
 
 
 def _broke_first(directory: str) -> list[str]:
-    """A line about the first link of the run that left its range, if the record tells one."""
+    """A line about the first link of the run that left its range, if the record shows one."""
     from lab.diagnosis import why  # its templates take a tenth of a second to load
 
     try:
@@ -100,7 +100,7 @@ def _broke_first(directory: str) -> list[str]:
         return []
     if not found.finding or not found.finding.kind:
         return []
-    return [f"what broke first: {found.line} ({command('why', directory)} says more)"]
+    return [f"what broke first: {found.line} (details: {command('why', directory)})"]
 
 
 def _figures(result: dict[str, Any]) -> str:
@@ -116,7 +116,7 @@ def _figures(result: dict[str, Any]) -> str:
         f"{low:.4f} to {high:.4f}), mean of batch means {result['readme_accuracy']:.4f}"
     )
     if result["collapsed"] is not None:
-        text += f"; every test example is taken for class {result['collapsed']}"
+        text += f"; every test example is classified as {result['collapsed']}"
     if result["frozen"]:
         text += f"; frozen: {', '.join(result['frozen'])}"
     return text

@@ -129,7 +129,7 @@ def examples_of(run: RunReader, step: int, problem: Problem | None) -> np.ndarra
     config = run.checked_config
     data = problem.data if problem else _named_data(run, config)
     if data.is_function:
-        raise LabError(f"{run.path}: a function gave its batches: call it with the step")
+        raise LabError(f"{run.path}: its batches come from a function: call that with the step")
     _check_step(run, step)
     return Batches(config.seed, len(data.x), config.batch_size).indices(step, 1)[0]
 
@@ -146,7 +146,9 @@ def problem_with_objects(run: RunReader, objects: dict[str, Any]) -> Problem:
     _check_given(run, objects)
     rule = objects.pop("optimizer", None)
     if rule is not None and not isinstance(rule, Rule):
-        raise LabError(f"optimizer is {type(rule).__name__}: must be such as lab.Adam(1e-3)")
+        raise LabError(
+            f"optimizer is {type(rule).__name__}: must be an object such as lab.Adam(1e-3)"
+        )
     given = tuple(run.circumstances.get("given", ()))
     problem = problem_with(run.checked_config, **objects)
     return dataclasses.replace(problem, rule=rule, given=given)
@@ -157,7 +159,7 @@ def _check_given(run: RunReader, objects: Collection[str]) -> None:
     if not {*given} <= {*objects}:
         names = ", ".join(f"{name}=..." for name in given)
         raise LabError(
-            f"{run.path} was given its {', '.join(given)} as objects: open it by "
+            f"{run.path} was given its {', '.join(given)} as objects: open it with "
             f"lab.open_run(path, {names})"
         )
 
@@ -191,7 +193,7 @@ def state_of(run: RunReader, problem: Problem | None = None, record: bool = True
     if differ:
         name = differ[0]
         raise LabError(
-            f"{run.path} cannot be trained again: its {name} was {facts[name]}, and is {now[name]}"
+            f"{run.path} cannot be retrained: its {name} was {facts[name]}, and is {now[name]}"
         )
     use_xla = build.choose_xla(config, strategy, traced)
     data = problem.data

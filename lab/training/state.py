@@ -187,8 +187,8 @@ class TrainingState:
         if now != before:
             self.saved["cpus"].append({"first_step": self.step + 1, "cpu": now})
             notify(
-                f"another kind of CPU ({now}; before: {before}): the rest of this run equals the "
-                "uninterrupted one within rounding, and not in every bit"
+                f"different CPU ({now}; before: {before}): the rest of this run equals the "
+                "uninterrupted one within rounding, but not bit for bit"
             )
 
     def run(self, steps: int, notify: Notify) -> Recorded:

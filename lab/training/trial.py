@@ -116,7 +116,7 @@ def run(
             save.end()
             reporter.end()
             if state.broken:
-                reporter.notify(f"the last checkpoint before that is of step {save.saved}")
+                reporter.notify(f"the last checkpoint before that is from step {save.saved}")
             recorder.finish(succeeded=state.status in ("completed", "collapsed"))
         result = session.finish(_result(state, facts, startup))
         group.largest(0)  # the chief would miss a worker that ends before it
@@ -131,8 +131,8 @@ def _check_start(path: str, training: Training) -> None:
         now = variable.numpy()
         if tag in before and not np.allclose(now, before[tag], 1e-3, 1e-5, equal_nan=True):
             raise LabError(
-                f"{path} holds another run (its {tag} began with other values): give this one "
-                "another name, or overwrite=True, which deletes that"
+                f"{path} holds another run (its {tag} started from different values): rename this "
+                "one, or pass overwrite=True to delete the other"
             )
 
 
@@ -172,7 +172,7 @@ def _begin(
 ) -> AnyRecorder:
     """Resumes the run, or saves its first checkpoint; returns a recorder that continues there."""
     if session.checkpoint:
-        reporter.notify(f"{path} goes on after step {session.checkpoint.step}")
+        reporter.notify(f"{path}: resuming after step {session.checkpoint.step}")
         state.restore(session.checkpoint, reporter.notify)
     else:
         group.check_identical(state.training.all_variables)
@@ -263,7 +263,7 @@ def _explained(path: str, cluster: Cluster | None) -> Iterator[None]:
         raise LabError(f"{error.filename or path}: {error.strerror}") from error
     except tf.errors.ResourceExhaustedError as error:
         raise LabError(
-            "the memory does not suffice: take a smaller --batch_size, or smaller layers"
+            "not enough memory: use a smaller --batch_size, or smaller layers"
             f" ({' '.join(error.message.split())[:200]})"
         ) from error
     except tf.errors.OpError as error:
@@ -272,6 +272,6 @@ def _explained(path: str, cluster: Cluster | None) -> Iterator[None]:
         tasks = {int(task) for task in re.findall(r"/task:(\d+)", error.message)} - {cluster.index}
         who = cluster.names(sorted(tasks)) or cluster.others
         raise LabError(
-            f"{cluster.me}: {who} was lost; start every worker again, they go on from the last "
+            f"{cluster.me}: {who} was lost; start every worker again to resume from the last "
             "checkpoint"
         ) from error

@@ -46,7 +46,7 @@ def main() -> int:
 
 
 def _follow(server: Server) -> None:
-    print(f"open in a browser:  {server.address}  (Ctrl-C ends it)", flush=True)
+    print(f"open in a browser:  {server.address}  (Ctrl-C to stop)", flush=True)
     try:
         server.serve_forever()
     except KeyboardInterrupt:
@@ -58,7 +58,7 @@ def _write(path: str, text: str) -> None:
         write_file(path, text)
     except OSError as error:
         raise LabError(
-            f"{path} cannot be written ({error.strerror}): name another file, --out=FILE"
+            f"{path} cannot be written ({error.strerror}): choose another file with --out=FILE"
         ) from error
 
 
