@@ -351,7 +351,7 @@ def test_few_seeds_are_no_group():
     noisy = [row_of_seeds(c, batch_size=k) for k, c in ((1, [9700, 3250]), (2, [9780, 9000]))]
     shown = table(*itertools.chain(*noisy))
     assert [row.groups for row in shown.rows] == ["b?", "a?"] and shown.pairs[0].differ is None
-    assert any(note.startswith("?: not enough seeds") for note in shown.notes)
+    assert any(note.startswith("?: too few seeds") for note in shown.notes)
 
 
 def test_the_readmes_rows_are_compared_among_themselves():
@@ -401,7 +401,7 @@ def test_clearly_different_rows_get_different_letters():
 @pytest.mark.parametrize(
     "records, note",
     [
-        ([record(0), record(0, optimizer="adam")], "One seed a row allows no comparison"),
+        ([record(0), record(0, optimizer="adam")], "One seed per row allows no comparison"),
         ([*row_of_seeds([9700, 9710])], "one row, so nothing to compare"),
         (
             [record(s, optimizer=o) for o, s in [("sgd", 0), ("sgd", 1), ("adam", 2), ("adam", 3)]],
@@ -546,9 +546,9 @@ def test_no_directory_and_no_results(tmp_path):
         results.read_results(tmp_path / "nothing")
     assert results.read_results(tmp_path) == ([], [])
     empty = table()
-    assert "No result to show" in formats.to_text(
+    assert "No results to show" in formats.to_text(
         empty
-    ) and "No result to show" in formats.to_markdown(empty)
+    ) and "No results to show" in formats.to_markdown(empty)
     assert (
         json.loads(formats.to_json(empty))["rows"] == [] and formats.to_csv(empty).count("\n") == 1
     )

@@ -19,7 +19,7 @@ def _places(places: Iterable[int]) -> str:
 def of(rows: Sequence[Row], pairs: Sequence[Pair]) -> list[str]:
     """Only what applies to this table."""
     if not rows:
-        return ["No result to show: no run here has left a usable result.json yet."]
+        return ["No results to show: no run here has a usable result.json yet."]
     kinds = {row.interval for row in rows}
     inside = [i for i, row in enumerate(rows) if row.readme_agrees]
     outside = [i for i, row in enumerate(rows) if row.readme_agrees is False]
@@ -29,22 +29,22 @@ def of(rows: Sequence[Row], pairs: Sequence[Pair]) -> list[str]:
         "accuracy: correct/total over the test images, mean ± sample standard deviation over"
         " seeds.": counted or not others,
         f"{', '.join(names)}: over the test set, mean ± sample standard deviation over seeds. The"
-        " 95% interval is of the first of them that a row has.": names,
+        " 95% interval is that of the first of them that a row has.": names,
         f"No figure for {_places(i for i in others if not rows[i].metric)}: no test set.": any(
             not rows[i].metric for i in others
         ),
         "95% interval: Student's t, for the mean over seeds; of accuracies on the logit scale"
         ", which keeps it between 0 and 1.": "t" in kinds,
-        "w: one run only: Wilson's 95% interval of its correct/total. It holds the chance in the"
+        "w: one run only: Wilson's 95% interval of its correct/total. It covers the chance in the"
         " choice of test images, not the spread over seeds.": "wilson" in kinds,
         "README: its figure, from one run. same rule: our mean by the README's rule, the"
         " unweighted mean of the test batches' means.": any(r.readme is not None for r in rows),
-        "The README's figure lies within our mean ± 3 standard deviations (at least"
+        "The README's figure is within our mean ± 3 standard deviations (at least"
         f" ± {README_TOLERANCE}) in {len(inside)} of {len(inside + outside)} rows"
         + (f"; not in {_places(outside)}." if outside else "."): inside or outside,
-        "network, data digest: rows of one config, told apart by digests of the network and of the"
+        "network, data digest: rows of one config, distinguished by digests of the network and the"
         " data.": bool(told_by(rows)),
-        "runs: only completed runs are averaged and compared; what became of the others says"
+        "runs: only completed runs are averaged and compared; for the others see"
         " status, not accuracy. Where none completed, accuracy is the collapsed runs', marked"
         " collapsed, without interval or letter.": any(
             row.averaged < row.runs or row.averaged_status != "completed" for row in rows
@@ -66,7 +66,7 @@ def _group_notes(rows: Sequence[Row], pairs: Sequence[Pair]) -> list[str]:
         return ["group: none. Only accuracies are compared."]
     if not pairs and all(row.interval != "t" for row in rows):
         return [
-            "group: none. One seed a row allows no comparison: give every row the same seeds, two"
+            "group: none. One seed per row allows no comparison: give every row the same seeds, two"
             " or more."
         ]
     if not pairs:
@@ -90,7 +90,7 @@ def _group_notes(rows: Sequence[Row], pairs: Sequence[Pair]) -> list[str]:
         f"No letter for {_places(others)}: only accuracies are compared.": others,
         "Accuracies on different data are not compared, and share no letter.": len(data) > 1,
         f"{untested} pair{'s' * (untested > 1)} of rows with letters had fewer than two seeds in"
-        " common: not compared, and so not told apart.": untested,
+        " common: not compared, and so not distinguished.": untested,
     }
     return [note for note, applies in notes.items() if applies]
 
@@ -100,8 +100,8 @@ def _unknown(pairs: Sequence[Pair]) -> str:
     least, most = (f"{float(f'{100 * end:.2g}'):g}" for end in (min(some), max(some)))
     points = least if least == most else f"{least} to {most}"
     return (
-        f"?: not enough seeds to tell the row from some other, in {len(some)} of {len(pairs)}"
-        f" pairs: with 80% power their tests see differences from {points} points on."
+        f"?: too few seeds to distinguish the row from some other, in {len(some)} of {len(pairs)}"
+        f" pairs: with 80% power their tests detect differences of {points} points or more."
     )
 
 

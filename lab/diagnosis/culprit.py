@@ -58,10 +58,10 @@ def first_link(chain: Chain, event: Event) -> Finding:
         reason = "its norm changed by more than the norm of its update"
         return Finding("weight", first.step, first.tags[:1], reason=reason)
     if first.link == "update":
-        reason = "the update left its range, by itself and against its gradient"
+        reason = "the update left its range, both by itself and relative to its gradient"
         return Finding("rate", first.step, few, reason=reason)
     where = "loss and gradients" if first.link == "loss" else "gradients"
-    reason = f"{where} left their range at once, on weights whose last updates were in theirs"
+    reason = f"{where} left their range together, on weights whose last updates were in theirs"
     return Finding("batch", first.step, reason=reason)
 
 

@@ -81,7 +81,9 @@ def _examined(run: Any, chain: Chain, event: Event, found: Finding) -> Finding:
     if found.kind == "batch":
         if grown := growth(chain, event):
             return dataclasses.replace(grown, checked=True)
-        reason = "other batches have as high a loss on the same weights, all gradients are right, "
+        reason = (
+            "other batches have as high a loss on the same weights, all gradients are correct, "
+        )
         reason += "and no recorded link left its range before"
         return Finding("", found.step, reason=reason, checked=True)
     return dataclasses.replace(found, checked=True)
@@ -151,7 +153,7 @@ def _update(rerun: Any, found: Finding) -> Finding:
     if off:
         names = tuple(dict.fromkeys(name.rpartition("/")[0] for name in off))
         kinds = ", ".join(sorted({name.rpartition("/")[2] for name in off}))
-        reason = f"the slots {kinds} are not what the rule makes of the slots before"
+        reason = f"the slots {kinds} are not what the rule computes from the previous slots"
         tensors = names if len(names) < len(moved) / 2 else ()
         return dataclasses.replace(
             found, kind="slots", tensors=tensors, reason=reason, checked=True
@@ -160,7 +162,7 @@ def _update(rerun: Any, found: Finding) -> Finding:
     high = [tag for tag, factor in factors.items() if factor > _FACTOR]
     small = [tag for tag in moved if _by_epsilon(parts, tag)]
     if small and len(high) <= len(moved) / 2:
-        reason = "it divides by next to nothing: with an epsilon of 1e-7 it is in its range"
+        reason = "it divides by almost 0: with an epsilon of 1e-7 it is in its range"
         tensors = tuple(t for t in (*found.tensors, *small) if t in small)
         return dataclasses.replace(
             found, kind="epsilon", tensors=tensors[:1], reason=reason, checked=True,
@@ -168,13 +170,13 @@ def _update(rerun: Any, found: Finding) -> Finding:
         )  # fmt: skip
     if high:
         middle = float(np.median([factors[tag] for tag in high]))
-        reason = f"the update is {middle:.3g} times what the rule makes of gradient and slots"
+        reason = f"the update is {middle:.3g} times what the rule computes from gradient and slots"
         tensors = () if len(high) > len(moved) / 2 else tuple(high)
         return dataclasses.replace(
             found, kind="rate", tensors=tensors, reason=reason, checked=True,
             facts=found.facts | {"times": middle},
         )  # fmt: skip
-    reason = "gradient, slots and update are as the rule has them: its rate is too high here"
+    reason = "gradient, slots and update follow the rule: its rate is too high here"
     return dataclasses.replace(found, kind="rate", reason=reason, checked=True)
 
 
@@ -264,7 +266,7 @@ def repeat_changed(run: Any, chain: Chain, event: Event, found: Finding) -> Outc
         change, changes = f"without the update of step {step}", {"steps": 1}
     elif found.kind in ("rate", "slots"):
         if found.kind == "slots" or "times" in found.facts:
-            change, changes = "with what the rule makes of the gradients", {"by_rule": True}
+            change, changes = "with what the rule computes from the gradients", {"by_rule": True}
             changes["steps"] = min(_LASTING, until - step + 1)
         else:  # a rate that is too high is so at all steps
             change, changes = "with a tenth of the update", {"share": 0.1}

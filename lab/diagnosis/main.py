@@ -23,10 +23,10 @@ class _Parser(argparse.ArgumentParser):
 def main() -> int:
     """Prints the diagnosis; returns the exit status."""
     parser = _Parser(prog="bin/why", description=__doc__, allow_abbrev=False)
-    parser.add_argument("run", help="the folder of a run")
+    parser.add_argument("run", help="run directory")
     parser.add_argument("--json", action="store_true", help="as JSON")
-    parser.add_argument("--record", action="store_true", help="from the record alone: at once")
-    text = "repeat the run with the suspected link changed, too"
+    parser.add_argument("--record", action="store_true", help="use only the record, which is fast")
+    text = "also repeat the run with the suspected link changed"
     parser.add_argument("--experiment", action="store_true", help=text)
     try:
         flags = parser.parse_args()

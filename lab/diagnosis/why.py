@@ -107,11 +107,11 @@ def _remedy(run: RunReader, chain: Chain, event: Event, finding: Finding) -> str
     if change := _change(run.config, chain, event, finding):
         return _command(run, **change)
     kind = finding.kind
-    what = {"weight": "writes to", "slots": "writes to the slots of"}.get(kind, "has a part in")
+    what = {"weight": "writes to", "slots": "writes to the slots of"}.get(kind, "contributes to")
     where = finding.tensors[0] if finding.tensors else "the tensors"
     moment = f"lab.open_run({run.path!r}).at({finding.step})"
     gradient = "" if kind in ("weight", "slots") else "the gradient of "
-    return f"{moment}, and look for what else {what} {gradient}{where}"
+    return f"{moment}, and see what else {what} {gradient}{where}"
 
 
 def _change(

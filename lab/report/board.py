@@ -129,7 +129,7 @@ def _markdown(section: Section) -> str:
             parts[-1] += _line(picture.see)
     if section.controls:
         rows = [[" ".join(VERDICTS[c.passed]), c.claim, c.outcome] for c in section.controls]
-        parts.append(_rows(["Control", "What could have proved it false", "What came"], rows))
+        parts.append(_rows(["Control", "What could have proved it false", "Outcome"], rows))
     if section.unknown:
         parts.append("Not established:\n\n" + "\n".join(f"- {_line(u)}" for u in section.unknown))
     if section.commands:

@@ -40,7 +40,7 @@ def make_story(
     evidence = measure(runs, compute)
     if training and evidence.reference:
         problem = retrain.fill(evidence.reference, training)
-        runs.problems.extend([f"not trained again: {problem}"] if problem else [])
+        runs.problems.extend([f"not retrained: {problem}"] if problem else [])
     count = sum(len(group.runs) for group in runs.groups)
     summary = f"No run below {runs.logdir} can be used."
     if count:
@@ -66,7 +66,7 @@ def _made(evidence: Evidence) -> list[tuple[str, str]]:
         gone = (
             ""
             if runs.folders or not any(run.known for run in every)
-            else ", no longer at hand: only what needs no images"
+            else ", no longer available: only what needs no images"
         )
         made += [
             ("trained with", _different(versions) or "not on record"),
@@ -114,9 +114,9 @@ def _about(reference: Group, evidence: Evidence) -> list[tuple[str, str]]:
             ),
         ]
         others = [group.label for group in groups if not group.known]
-        why = "the report rebuilds --model=mlp alone. In a folder of their own they are looked into"
+        why = "the report rebuilds only --model=mlp. In a folder of their own they are analyzed"
     if others:
-        made.append(("in the table alone", f"{'; '.join(others)} ({why})"))
+        made.append(("only in the table", f"{'; '.join(others)} ({why})"))
     return made
 
 

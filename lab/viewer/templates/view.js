@@ -543,7 +543,7 @@ async function renew() {
   if (reply.status === 205) return location.reload();
   if (reply.status === 200) await add(await reply.json());
   const live = runs.every((run) => !run.status.startsWith("still")) ? "The record is complete." : "Live: new steps appear as they are recorded.";
-  $("live").textContent = [200, 204].includes(reply.status) ? live : "bin/view does not answer: this is what it sent last.";
+  $("live").textContent = [200, 204].includes(reply.status) ? live : "bin/view does not respond: this is the last data it sent.";
   setTimeout(renew, Math.max(1000, 4 * (performance.now() - begun)));
 }
 
