@@ -1,4 +1,4 @@
-"""The one exception that ends a program with a line instead of a traceback."""
+"""The exception that ends a program with one line instead of a traceback."""
 
 from __future__ import annotations
 
@@ -17,13 +17,13 @@ _NOT_OF_USER = (
 
 
 class LabError(Exception):
-    """Something that the user, or the machine, can put right; the text says what and how."""
+    """An error that the user can fix; the message says what is wrong and how to fix it."""
 
 
 @contextlib.contextmanager
 def blamed(what: str = "") -> Iterator[None]:
     """Turns what a user's code raises into one line: what failed, the error, and where in their
-    files it came up; that comes first where nothing is said of what failed."""
+    files it arose; the place comes first if `what` is empty."""
     try:
         yield
     except LabError:

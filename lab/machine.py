@@ -33,8 +33,8 @@ def cores() -> list[int]:
 
 
 def free_memory() -> int:
-    """Bytes that can be had without swapping, here and in this process's control group; 2^60
-    where the system does not tell."""
+    """Bytes available without swapping, here and in this process's control group; 2^60
+    if the system does not say."""
     free = [2**60]
     if text := _read("/proc/meminfo"):
         free += [int(kib) * 1024 for kib in re.findall(r"MemAvailable:\s*(\d+)", text)]

@@ -1,4 +1,4 @@
-"""What all programs need of a terminal: a quiet start of TensorFlow, a quiet end where the
+"""What all programs need in a terminal: a quiet start of TensorFlow, a quiet end where the
 output pipe is closed, the TensorBoard command."""
 
 from __future__ import annotations
@@ -42,13 +42,13 @@ def command(program: str, run: str) -> str:
 
 
 def fail(program: str, error: Exception | str, status: int) -> int:
-    """Prints why a program cannot do what it was asked for; returns its exit status."""
+    """Prints why a program failed; returns its exit status."""
     print(f"{program}: {error}", file=sys.stderr)
     return status
 
 
 def program(main: Callable[[], int]) -> Callable[[], int]:
-    """Ends a program silently where its standard output is a closed pipe, as `| head` leaves it,
+    """Ends a program silently if its standard output is a closed pipe, as `| head` leaves it,
     with the status that a shell gives such programs."""
 
     @functools.wraps(main)
@@ -73,7 +73,7 @@ def load_tensorflow() -> None:
     """
     unwanted, modules = "keras.src.optimizers", cast(dict[str, object], sys.modules)
     if unwanted not in modules:
-        modules[unwanted] = None  # TensorFlow goes on where it cannot import it
+        modules[unwanted] = None  # TensorFlow carries on if it cannot import it
         try:
             importlib.import_module("tensorflow")
         finally:

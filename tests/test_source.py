@@ -399,7 +399,7 @@ def test_help_shows_the_parameters_and_the_defaults_of_a_model(capsys):
         assert other not in text
     text = " ".join(help_text(capsys, "--model=recipe.py:make").split())
     assert "--optimizer=adam " in text and "--learning_rate=1.0 " in text
-    assert "--model.depth=... an integer, must be given" in " ".join(
+    assert "--model.depth=... an integer, required" in " ".join(
         help_text(capsys, "--model=net.py:Needs").split()
     )
     assert "No such file" in failure("--help", "--model=absent.py:Net")
@@ -413,7 +413,7 @@ def test_help_says_of_a_parameter_what_its_docstring_does(capsys, tmp_path):
     ]
     (tmp_path / "told.py").write_text("\n".join(lines))
     text = " ".join(help_text(capsys, f"--model={tmp_path}/told.py:make").split())
-    assert "--model.units=... of each layer; 0 for none: no layer (an integer, must be giv" in text
+    assert "--model.units=... of each layer; 0 for none: no layer (an integer, required)" in text
     assert "--model.heads=1x2 how many (integers joined by x, as in 8x16)" in text
     assert "--model.other=1.5 a number" in text
     assert "0 for images (an integer)" in " ".join(help_text(capsys, "--model=transformer").split())

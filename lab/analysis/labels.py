@@ -1,4 +1,4 @@
-"""What tells a configuration from the others, in a few words."""
+"""What distinguishes a configuration from the others, in a few words."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ def label(config: dict[str, Any], shown: Collection[str], always: Collection[str
 
 
 def labels_of(configs: list[dict[str, Any]], shown: Collection[str]) -> list[str]:
-    """A label each, those of different configs told apart by all that differs between them."""
+    """A label for each; those of different configs are distinguished by all that differs."""
     short = [label(config, shown) for config in configs]
     found = []
     for name, config in zip(short, configs, strict=True):
@@ -61,7 +61,7 @@ def told_apart(labels: Sequence[str], networks: Sequence[str]) -> list[str]:
 
 
 def counted(labels: Sequence[str]) -> list[str]:
-    """Labels with (2), (3), ... behind those that are there already."""
+    """Labels with (2), (3), ... appended to repeated ones."""
     found: list[str] = []
     for name in labels:
         tries = (f"{name} ({k})" if k > 1 else name for k in itertools.count(1))

@@ -1,6 +1,6 @@
 """Run directories -> runs: config, result, weights by step, and every scalar on record.
 
-What cannot be used is left out with a line that says why, and never ends a report.
+Unusable runs are left out with a line that says why, and never end a report.
 """
 
 from __future__ import annotations
@@ -92,7 +92,7 @@ class Group:
     """Runs that differ in nothing but the seed, by seed.
 
     Attributes:
-      label: what tells it from the others.
+      label: what distinguishes it from the others.
       data: the digest of what they were trained on.
       replicas: that trained together; their number does not change a run but for rounding.
       network: of its runs.
@@ -122,7 +122,7 @@ class Group:
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Runs:
-    """What lies below a folder.
+    """The contents of a folder of runs.
 
     Attributes:
       table: of all results.
@@ -158,7 +158,7 @@ def read_runs(logdir: str, compute: Compute = workers.compute) -> Runs:
       compute: reads the runs, in this process or in others.
 
     Raises:
-      LabError: `logdir` is no folder.
+      LabError: `logdir` is not a folder.
     """
     found, problems = read_results(logdir)
     table = comparison.make_table(found, problems=problems)

@@ -111,7 +111,7 @@ def barrier(model: Model, a: Weights, b: Weights, x: Any, labels: Any, points: i
 
 
 def match(a: Weights, b: Weights, rng: np.random.Generator) -> list[np.ndarray]:
-    """Permutations for which `permute_hidden(b, ...)` lies near a: weight matching.
+    """Permutations for which `permute_hidden(b, ...)` is close to a: weight matching.
 
     Layer after layer in random order, the assignment that maximizes the inner product with a of
     what it moves, until no layer gains. With one hidden layer that is the nearest permutation; with
@@ -209,7 +209,7 @@ def linear_cka(a: np.ndarray, b: np.ndarray) -> float:
     """Linear CKA of two representations [n, units] of the same examples: 0 to 1.
 
     ||B^T A||_F^2 / (||A^T A||_F ||B^T B||_F), the columns centred; nan where one is constant.
-    Untrained networks have a high one, too: show it beside theirs.
+    Untrained networks have a high one, too: compare with theirs.
 
     Source: Kornblith et al., "Similarity of Neural Network Representations Revisited", ICML 2019.
     """

@@ -93,11 +93,11 @@ class Evidence(NamedTuple):
     paired: dict[tuple[int, int], PairMeasurements]
 
     def of(self, run: Run) -> RunMeasurements:
-        """What was measured of a run; nothing of what is in the table alone."""
+        """What was measured of a run; nothing for those only in the table."""
         return self.measured.get(run.path, _NOTHING)
 
     def on_images(self, group: Group) -> dict[int, ImageMeasurements]:
-        """By seed, of the completed runs whose images are at hand."""
+        """By seed, of the completed runs whose images are available."""
         found = {run.seed: self.of(run).on_images for run in group.completed}
         return {seed: measured for seed, measured in found.items() if measured}
 

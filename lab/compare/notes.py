@@ -1,4 +1,4 @@
-"""What a reader must know to read a table of results."""
+"""The notes below a table of results."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ def _places(places: Iterable[int]) -> str:
 
 
 def of(rows: Sequence[Row], pairs: Sequence[Pair]) -> list[str]:
-    """Only what applies to this table."""
+    """Only the notes that apply to this table."""
     if not rows:
         return ["No results to show: no run here has a usable result.json yet."]
     kinds = {row.interval for row in rows}

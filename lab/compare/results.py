@@ -73,7 +73,7 @@ def parse_result(text: str, path: str) -> Result:
 
 
 def network_of(found: Mapping[str, Any]) -> str:
-    """Of a checked result, 64 hex digits that tell apart networks which have one config: the files
+    """Of a checked result, 64 hex digits that distinguish networks of the same config: the files
     and the objects that model, loss and metrics were; "" where the config says it all."""
     told = [name for name in ("model_files", "loss_files", "rule") if found[name] is not None]
     if {*(found["given"] or ())} & {"model", "loss", "metrics"}:

@@ -96,7 +96,7 @@ class Table:
 
 
 def told_by(rows: Sequence[Row]) -> set[str]:
-    """Which of `network` and `data` tell rows of one config apart."""
+    """Which of `network` and `data` distinguish rows of one config."""
     alike: dict[str, list[Row]] = {}
     for row in rows:
         alike.setdefault(json.dumps(row.config, sort_keys=True), []).append(row)

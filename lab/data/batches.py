@@ -22,7 +22,7 @@ def permutation(seed: int, epoch: int, examples: int) -> np.ndarray:
 
 
 def shuffled(labels: np.ndarray, seed: int) -> np.ndarray:
-    """The labels in a random order: as many of each class, and none says anything of its image.
+    """The labels in a random order: as many of each class, but unrelated to the images.
 
     Zhang et al., "Understanding deep learning requires rethinking generalization", ICLR 2017.
     """
@@ -30,7 +30,7 @@ def shuffled(labels: np.ndarray, seed: int) -> np.ndarray:
 
 
 class Batches:
-    """Which training examples make up which step.
+    """Which training examples make up each step.
 
     The epochs follow one another, and step t (from 1) takes the t-th `batch_size` examples: a
     batch may cross from one epoch into the next, and none is smaller.

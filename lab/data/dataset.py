@@ -24,21 +24,21 @@ class Data:
     """Training and test examples: arrays, or a function from the step to its batch.
 
     Args:
-      x, y: training examples, of any dtype and rank, as many of each; the first axis counts the
-        examples. Lists become float32 or int32. A np.memmap stays on the disk if it is large.
+      x, y: training examples, of any dtype and rank, as many y as x; the first axis counts the
+        examples. Lists become float32 or int32. A large np.memmap stays on disk.
         Without `y`, the target is `x`.
-      x_test, y_test: test examples in the same form; without them there are no evaluations.
+      x_test, y_test: test examples in the same form; without them there is no evaluation.
       batch: in place of x and y: step (from 1) -> (x, y) of that step. It must be pure: a run that
         is resumed asks for the same step again.
-      test: in place of x_test and y_test: the pair of them.
-      prepare: what the model is given, from a batch of x; TensorFlow operations, which run on the
-        device. By default uint8 becomes float32 / 255, and all else stays as it is.
+      test: in place of x_test and y_test: the pair (x_test, y_test).
+      prepare: maps a batch of x to the model's input; TensorFlow operations, which run on the
+        device. By default uint8 becomes float32 / 255, and everything else is unchanged.
       name: for messages and the run's name.
       image_shape: (rows, columns), where x are flattened images.
-      digest: of the contents, where it is known already.
+      digest: of the contents, if already known.
 
     Attributes:
-      source: the name by which `load` has read them; "" for other data.
+      source: the name from which `load` read them; "" for other data.
 
     Raises:
       LabError: the arrays do not fit together.
@@ -193,7 +193,7 @@ def _pieces(array: np.ndarray) -> Iterator[tuple[int, np.ndarray]]:
 
 
 def load(name: str = "mnist") -> Data:
-    """Reads a data set: labels int32 [examples], x as the file has it, images flattened.
+    """Reads a data set: labels int32 [examples], x as in the file, images flattened.
 
     Args:
       name: "mnist", embedded: images uint8 [examples, 784]; a folder with four IDX files, named as

@@ -1,6 +1,6 @@
 """bin/why: what broke first in a run.
 
-0: said, also where nothing broke; 2: a wrong command line, or no run; 130: interrupted.
+0: diagnosed, even if nothing broke; 2: a wrong command line, or not a run; 130: interrupted.
 """
 
 from __future__ import annotations

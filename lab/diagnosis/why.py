@@ -1,4 +1,4 @@
-"""What broke first in a run, from its record and from the step in question trained again."""
+"""What broke first in a run, from its record and from retraining the step in question."""
 
 from __future__ import annotations
 
@@ -71,7 +71,7 @@ def diagnose(run: Any, repeat: bool = True, experiments: bool = False) -> Diagno
 
     Args:
       run: as lab.open_run gives it; a RunReader will do if nothing is repeated.
-      repeat: whether the step in question is trained again.
+      repeat: whether the step in question is retrained.
       experiments: whether the run is repeated with the suspected link changed, and whether inputs,
         losses and gradients of a run without an event are checked.
     """

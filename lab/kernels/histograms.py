@@ -1,7 +1,7 @@
 """Histograms counted in the graph: only counts and edges leave the device.
 
 A histogram has 30 buckets of equal width from the smallest to the largest finite value, as
-TensorBoard's own has. NaN and infinity are in no bucket; they are counted beside them.
+TensorBoard's own has. NaN and infinity are in no bucket; they are counted separately.
 """
 
 from __future__ import annotations

@@ -6,6 +6,6 @@ import tensorflow as tf
 
 
 def prepare(x: tf.Tensor) -> tf.Tensor:
-    """What a model is given unless the data say otherwise: uint8 as float32 in [0, 1], all else as
-    it is."""
+    """The model's input unless the data say otherwise: uint8 as float32 in [0, 1], anything else
+    unchanged."""
     return tf.cast(x, tf.float32) / 255.0 if x.dtype == tf.uint8 else x

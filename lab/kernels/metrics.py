@@ -1,4 +1,4 @@
-"""What is read off a classifier's logits."""
+"""What is computed from a classifier's logits."""
 
 from __future__ import annotations
 

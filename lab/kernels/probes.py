@@ -1,4 +1,4 @@
-"""`lab.probe`: a tensor inside a model, handed to whoever traces the model."""
+"""`lab.probe`: a tensor inside a model, passed to whoever traces the model."""
 
 from __future__ import annotations
 
@@ -14,14 +14,14 @@ _collected: contextvars.ContextVar[dict[str, tf.Tensor] | None] = contextvars.Co
 
 
 def probe(name: str, tensor: tf.Tensor) -> tf.Tensor:
-    """Records a tensor of a model at every step, as weights and gradients are: its histogram, its
+    """Records a tensor of a model at every step, like weights and gradients: its histogram, its
     largest finite absolute value, and how many of its entries are NaN or infinite.
 
-    Call it in the model's call, outside a tf.function or tf.while_loop of the model's own. Where
+    Use it in the model's call, outside any tf.function or tf.while_loop of the model itself. If
     the model is not being trained by the lab it does nothing.
 
     Args:
-      name: the tag of the record. A name that is used again gets a number: `name_1`, `name_2`.
+      name: the tag of the record. A repeated name gets a number: `name_1`, `name_2`.
       tensor: floating, of any shape that starts with the batch.
 
     Returns:

@@ -31,7 +31,7 @@ class Network:
         them in its call.
 
     Raises:
-      LabError: it is no such callable, has nothing to train, or holds texts.
+      LabError: it is not such a callable, has nothing to train, or holds strings.
     """
 
     def __init__(self, model: Any) -> None:
@@ -71,7 +71,7 @@ class Network:
 
     @property
     def has_activations(self) -> bool:
-        """Whether the model gives the outputs of its layers by a method `activations`."""
+        """Whether the model returns the outputs of its layers from a method `activations`."""
         return hasattr(self.model, "activations")
 
     def activations(

@@ -17,9 +17,9 @@ class MultiHeadAttention(tf.Module):
 
     Args:
       width: of x, and of all heads together.
-      heads: their number, which divides width.
-      causal: whether a position sees no later one.
-      qk_norm: whether each head's queries and keys pass a LayerNorm of their own, which keeps the
+      heads: their number, which must divide width.
+      causal: whether each position attends only to itself and earlier ones.
+      qk_norm: whether each head's queries and keys go through their own LayerNorm, which keeps the
         softmax from saturating (Dehghani et al., ICML 2023).
       probe_scores: whether the scores, float32 [batch, heads, positions, positions], are on record
         before a mask and the softmax, as `scores`; of further layers as `scores_1`, ...

@@ -15,7 +15,7 @@ Seed: TypeAlias = "Sequence[int] | tf.Tensor"
 
 
 def split_seed(seed: Seed, count: int) -> list[tf.Tensor]:
-    """So many seeds, int64 [2], each unlike the others and unlike those of another seed."""
+    """Distinct seeds, int64 [2], which also differ from those of any other seed."""
     return tf.unstack(tf.random.experimental.stateless_split(as_seed(seed), count, alg="philox"))
 
 
@@ -136,9 +136,9 @@ class Conv2D(tf.Module):
 
 def max_pool(x: tf.Tensor, size: int = 2) -> tf.Tensor:
     """The largest entry of each window of size x size; the windows do not overlap, and rows and
-    columns at the end that fill none are left out.
+    columns at the end that do not fill a window are dropped.
 
-    Of equal entries the first in a window, row by row, has all of the gradient.
+    Of equal entries, the first in a window, row by row, receives the whole gradient.
 
     Args:
       x: float32 [batch, height, width, channels].
@@ -153,7 +153,7 @@ class Embedding(tf.Module):
     """y = W[x]: a row of weights for each integer.
 
     Args:
-      n_in: x is in 0, 1, ..., n_in - 1; what is not takes the nearest row under XLA, a row of
+      n_in: x is in 0, 1, ..., n_in - 1; anything else takes the nearest row under XLA, a row of
         zeros on a GPU, and is an error otherwise.
       width: of a row.
       initializer: (shape, seed) -> float32 weights [n_in, width].
@@ -179,7 +179,7 @@ class Embedding(tf.Module):
 
 
 class Dropout(tf.Module):
-    """In training, each entry is 0 with probability `rate`, and else 1 / (1 - rate) times itself
+    """In training, zeroes each entry with probability `rate` and scales the rest by 1 / (1 - rate)
     (Srivastava et al., JMLR 2014).
 
     Raises:

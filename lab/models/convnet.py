@@ -24,9 +24,9 @@ class ConvNet(tf.Module):
     Args:
       channels: of the first convolution; the second has twice as many.
       units: of the hidden Dense layer.
-      dropout: share of its outputs that are 0 in training.
+      dropout: fraction of its outputs set to 0 in training.
       batch_norm: whether each convolution's output is normalized over the batch.
-      classes: outputs.
+      classes: number of outputs.
       seed: of the initial weights.
     """
 

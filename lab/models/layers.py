@@ -1,6 +1,6 @@
 """Layers: tf.Module over tf.Variable, written out.
 
-A layer makes its variables in its constructor: call it under the strategy's scope. The gradients
+A layer creates its variables in its constructor: call it under the strategy's scope. The gradients
 are summed over the replicas before they are applied, so that every replica assigns the same value.
 
 A seed is two integers, and the same seed gives the same numbers: give each layer its own.

@@ -12,7 +12,7 @@ CLIP = 1e-9
 def clipped_cross_entropy(labels: tf.Tensor, logits: tf.Tensor) -> tf.Tensor:
     """-log of the true class's softmax, clipped to [1e-9, 1]; the reference recipe's loss.
 
-    An example whose true class has a probability below 1e-9 gives a gradient of exactly 0: it
+    An example whose true class has a probability below 1e-9 has a gradient of exactly 0: it
     stops teaching just where the network is most wrong.
 
     Args:
@@ -23,7 +23,7 @@ def clipped_cross_entropy(labels: tf.Tensor, logits: tf.Tensor) -> tf.Tensor:
       Of labels' shape and logits' dtype, in nats.
 
     Raises:
-      ValueError: labels are no integers, or their shape does not fit.
+      ValueError: labels are not integers, or their shape does not fit.
     """
     labels = _classes(labels, logits)
     probabilities = tf.nn.softmax(logits)

@@ -49,7 +49,7 @@ class MLP(tf.Module):
 
     @property
     def layers(self) -> list[Dense]:
-        """From the first to the last; each is an attribute of its name, too."""
+        """From first to last; each is also an attribute under its own name."""
         return [getattr(self, name) for name in self._names]
 
     def __call__(self, x: tf.Tensor) -> tf.Tensor:

@@ -23,8 +23,8 @@ class Rule:
     """The hyperparameters of an update rule, which is a pure and elementwise function of gradient
     and slots.
 
-    A rule of one's own is a subclass with its own `delta`; one that keeps slots names them:
-    `slots = ("m",)`. The rest, below, is done for every rule alike.
+    A custom rule is a subclass with its own `delta`; one that keeps slots names them:
+    `slots = ("m",)`. The rest, below, is the same for every rule.
 
     Attributes:
       learning_rate: at its peak.
@@ -220,7 +220,7 @@ DECAYS: dict[str, Callable[[tf.Tensor], tf.Tensor]] = {
 
 
 class Optimizer(tf.Module):
-    """A rule and its slots for given variables; make it under the strategy's scope.
+    """A rule and its slots for given variables; create it under the strategy's scope.
 
     Args:
       total_steps: of the whole run, over which the rule's decay goes.

@@ -61,15 +61,15 @@ class Transformer(tf.Module):
 
     Args:
       vocabulary: of the tokens, in and out; 0 for images.
-      length: tokens of an example; 0 for images.
-      width: of a token or patch inside.
-      heads: of each block, whose number divides width.
-      depth: blocks.
-      causal: whether a token sees no later one.
+      length: tokens per example; 0 for images.
+      width: of a token or patch within the network.
+      heads: per block; must divide width.
+      depth: number of blocks.
+      causal: whether each token attends only to itself and earlier ones.
       qk_norm: whether queries and keys are normalized, see layers.MultiHeadAttention.
-      probe_scores: whether the attention scores of the blocks are on record: `scores`, `scores_1`.
-      dropout: share of each block's new entries that are 0 in training.
-      classes: of images.
+      probe_scores: whether to record the blocks' attention scores: `scores`, `scores_1`.
+      dropout: fraction of each block's new entries set to 0 in training.
+      classes: number of image classes.
       seed: of the initial weights.
       patch: height and width of the pieces of an image.
       matmul: computes all products of matrices, see layers.Dense.

@@ -1,6 +1,6 @@
-"""Which workers train together, and whether they are all there. No TensorFlow.
+"""Which workers train together, and whether all have joined. No TensorFlow.
 
-TensorFlow's own start waits for ever for a worker that never comes, and nothing in the process can
+TensorFlow's own start waits forever for a worker that never joins, and nothing in the process can
 interrupt it. So the workers meet here first, on the ports that TensorFlow will use, with a deadline
 and by name.
 """
@@ -84,10 +84,10 @@ def patience(environment: Mapping[str, str] = os.environ) -> float:
 
 
 def meet(cluster: Cluster) -> None:
-    """Returns when every worker has come: worker 0 waits for the others, they for its word.
+    """Returns when every worker has joined: worker 0 waits for the others, they for its reply.
 
     Raises:
-      LabError: this worker's port is taken, or the time is over; names who did not come.
+      LabError: this worker's port is taken, or time is up; names those that did not join.
     """
     deadline = time.monotonic() + patience()
     host, _, port = cluster.workers[cluster.index].rpartition(":")

@@ -233,7 +233,7 @@ class _Board:
         sys.stdout.flush()
 
     def close(self) -> None:
-        """Leaves the bar as it stands."""
+        """Leaves the bar as it is."""
         self._bar.close()
 
 

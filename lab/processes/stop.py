@@ -1,4 +1,4 @@
-"""Ctrl-C and SIGTERM end a program at the next good moment; a second one ends it at once."""
+"""Ctrl-C and SIGTERM end a program at the next safe point; a second one ends it at once."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ class Stop:
     `check` has not been called in time.
 
     Args:
-      last_words: for standard error, if the process is ended in the midst of something; empty:
+      last_words: for standard error, if the process is ended in the middle of something; empty:
         it is given all the time that it takes.
     """
 

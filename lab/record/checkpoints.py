@@ -1,4 +1,4 @@
-"""Checkpoints: written whole before they count, checked before they are used.
+"""Checkpoints: written completely before they count, checked before they are used.
 
     RUN/checkpoints/step-000001000/variables.index, variables.data-*   TensorFlow's own format
                                    manifest.json
@@ -33,7 +33,7 @@ KEEP = 2  # of the checkpoints after the first, the newest ones
 
 @dataclasses.dataclass(frozen=True)
 class Checkpoint:
-    """What a run is resumed from: tensors by name, the state that was saved beside them, and by
+    """What a run is resumed from: tensors by name, the state saved with them, and by
     file name the length in bytes of each event file at that step."""
 
     step: int
@@ -120,10 +120,10 @@ class Checkpoints:
             _sync(path)
 
     def newest(self, notify: Callable[[str], None]) -> Checkpoint | None:
-        """The newest checkpoint that is whole; None for a run that has not begun.
+        """The newest complete checkpoint; None for a run that has not begun.
 
         Args:
-          notify: is called with a line for each checkpoint that is not whole.
+          notify: is called with a line for each incomplete checkpoint.
 
         Raises:
           LabError: the run has begun, but no checkpoint of it is whole.
@@ -149,7 +149,7 @@ class Checkpoints:
         return None
 
     def cut_events(self, checkpoint: Checkpoint) -> None:
-        """Takes from the record what was written after the checkpoint."""
+        """Removes from the record what was written after the checkpoint."""
         for path in event_files(self._run):
             size = checkpoint.events.get(os.path.basename(path))
             if size is None:

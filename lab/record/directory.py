@@ -87,10 +87,10 @@ def json_value(value: Any) -> Any:
 
 
 class RunDirectory:
-    """A run's directory, locked from here on until `close` or the end of the process.
+    """A run's directory, locked until `close` or the end of the process.
 
     Args:
-      path: of the directory; it is made if it is not there.
+      path: of the directory; it is created if it does not exist.
       identity: all that decides what the run gives: plain JSON values by name; with a fingerprint.
       overwrite: delete what an earlier run left here.
 

@@ -37,7 +37,7 @@ class Series(NamedTuple):
 class EventReader:
     """The series in the event files of a run, of some kinds: "scalars", "histograms".
 
-    A file is read up to the first record that is damaged or not yet whole; `update` goes on there.
+    A file is read up to the first record that is damaged or incomplete; `update` continues there.
 
     Attributes:
       starts: by file, in the order in which TensorBoard reads them, the first step in it. A run
@@ -140,7 +140,7 @@ class EventReader:
         return [tag for tag in self._contents if self._kinds[tag] == kind]
 
     def series(self, kind: str, have: Mapping[str, int] | None = None) -> dict[str, Series]:
-        """The series of a kind by tag; of a step that is there twice, the last one counts.
+        """The series of a kind by tag; of a step recorded twice, the last one counts.
 
         Args:
           have: by tag, the last step to leave out.

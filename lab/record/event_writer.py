@@ -130,7 +130,7 @@ class Recorder:
         self._submit(self._write_summaries, [summary])
 
     def flush(self) -> None:
-        """Returns when all that was recorded so far is in the file.
+        """Returns once everything recorded so far is in the file.
 
         The records in it are counted: TensorFlow's writer loses some without an error, where there
         is no room for what its buffer cannot hold.
@@ -234,7 +234,7 @@ def _readable_errors() -> Iterator[None]:
 
 
 class NullRecorder:
-    """Takes all that a Recorder takes, and records nothing."""
+    """Accepts everything that a Recorder accepts, and records nothing."""
 
     def __init__(self) -> None:
         self.nonfinite: dict[str, dict[str, int]] = {}

@@ -1,4 +1,4 @@
-"""result.json, read back: every field is checked before anything believes it. No TensorFlow."""
+"""result.json, read back: every field is checked before it is used. No TensorFlow."""
 
 from __future__ import annotations
 

@@ -33,13 +33,13 @@ class Histograms(NamedTuple):
 
 
 class RunReader:
-    """What a run directory holds, read when it is first asked for.
+    """The contents of a run directory, read on first use.
 
     Attributes:
       path: of the directory.
       config: every field of the run's config, by name.
-      circumstances: all of config.json: what decided the numbers beside the config, too.
-      result: of result.json; None as long as the run has not ended.
+      circumstances: all of config.json, including what decided the numbers besides the config.
+      result: of result.json; None while the run has not ended.
       forward_order: the tags of the variables in the order in which the model first uses them; of
         an older run empty.
     """
@@ -61,7 +61,7 @@ class RunReader:
 
     @property
     def checked_config(self) -> Config:
-        """The config as the program has it. LabError for a value that a field cannot have."""
+        """The config, checked. LabError for a value that a field cannot have."""
         return Config(**from_json(Config, self.config, f"{self.path}: config."))
 
     @functools.cached_property

@@ -1,4 +1,4 @@
-"""The evidence of a report inside TensorBoard: a run named `report` beside the runs it is about."""
+"""A report inside TensorBoard: a run named `report` next to the runs it is about."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ _OURS = f"events.out.tfevents.*{_SUFFIX}"
 
 
 def check(logdir: str) -> None:
-    """Raises LabError if `logdir`/report is there and holds anything that no report wrote."""
+    """Raises LabError if `logdir`/report exists and holds anything not written by a report."""
     path = os.path.join(logdir, RUN)
     if os.path.lexists(path) and not os.path.isdir(path):
         raise LabError(f"{path} is not a folder: move it away, the report is written there")

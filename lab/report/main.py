@@ -1,6 +1,6 @@
-"""bin/report: what lies below a folder of runs, as a table and as a page.
+"""bin/report: the runs below a folder, as a table and as a page.
 
-0: done; 2: a wrong command line; 1: anything else that the user can put right; 130: interrupted.
+0: done; 2: a wrong command line; 1: any other error that the user can fix; 130: interrupted.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Runs of the reference trained again, for the weights where their phases end."""
+"""Runs of the reference retrained, for the weights where their phases end."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ def fill(group: Group, compute: Compute) -> str:
     """Adds to the networks of some runs those where their phases, and the halves of these, end.
 
     Returns:
-      Why a run could not be trained again; "" if all could.
+      Why a run could not be retrained; "" if all could.
     """
     from lab.training.between import weights_at
 

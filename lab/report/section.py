@@ -119,7 +119,7 @@ Picture = Drawn | Table
 
 @dataclasses.dataclass(frozen=True)
 class Control:
-    """A test that could have proved the answer false; passed is None where these runs do not tell.
+    """A test that could have proved the answer false; passed is None if these runs cannot tell.
     claim: what was tested. outcome: what was found. key: unique in its section."""
 
     claim: str

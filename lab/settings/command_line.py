@@ -100,7 +100,7 @@ def parse_launch(argv: Sequence[str]) -> tuple[int, list[str]]:
 
 
 def _line(place: str, words: list[str], given: dict[str, Any]) -> list[dict[str, tuple]]:
-    """The choices of a grid's line, overridden by what was given beside it."""
+    """The choices of a grid's line, overridden by the command line."""
     try:
         return list(_choices(_given(_read([place, *words], "", Config)) | given))
     except LabError as error:

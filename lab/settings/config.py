@@ -280,7 +280,7 @@ class Settings(Checked):
 
 
 def default(one: dataclasses.Field, model: str) -> Any:
-    """What a field of Config is in a run of that model unless something is said of it. Clipped
+    """The default of a field of Config in a run of that model. Clipped
     loss and sum belong to the reference recipe, and so to mlp."""
     return one.default if model == "mlp" else _OF_OTHER_MODELS.get(one.name, one.default)
 
@@ -294,7 +294,7 @@ def own_fields(fields: Mapping[str, Any]) -> dict[str, Any]:
 
 def placeless(fields: Mapping[str, Any]) -> dict[str, Any]:
     """A config's fields without the places of files: of FILE.py:NAME the NAME is left, of other
-    data nothing. What lies there is told by digests."""
+    data nothing. Digests identify their contents."""
     found = dict(fields)
     for name in {"model", "loss", "data"} & found.keys():
         if isinstance(found[name], str) and (match := REFERENCE.fullmatch(found[name])):

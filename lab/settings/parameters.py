@@ -1,4 +1,4 @@
-"""The parameters of a class or function, as its source says them, and their values as texts."""
+"""The parameters of a class or function, read from its source, and their values as strings."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ class Parameter:
       default: its value; where that is no literal, as the source has it; None where there is none.
       required: it has no default.
       literal: `default` is a value.
-      about: what the docstring says of it under `Args:`.
+      about: what the docstring says about it under `Args:`.
     """
 
     name: str
@@ -177,7 +177,7 @@ def _kind(value: Any) -> str:
 
 
 def _parse(kind: str, text: str) -> Any:
-    """Raises ValueError or KeyError where a text is no value of that kind."""
+    """Raises ValueError or KeyError where a text is not a value of that kind."""
     if kind == "str":
         return text
     if kind == "bool":

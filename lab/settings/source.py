@@ -1,4 +1,4 @@
-"""Models, losses and data in files of the user's: what the files say, read without running them.
+"""Models, losses and data in user files: what the files say, read without running them.
 
 A reference is FILE.py:NAME; a ready-made model has its name alone. The file is parsed by `ast`, so
 that a wrong flag ends a program at once, whatever the file would import.
@@ -134,7 +134,7 @@ def arguments(config: Config) -> dict[str, Any]:
     """What a config gives the constructor of its model, by parameter, but for the seed.
 
     Raises:
-      LabError: as `read`, or the file's parameters are others now.
+      LabError: as `read`, or the file's parameters have changed.
     """
     if not config.model_arguments:
         return {}
@@ -221,7 +221,7 @@ def _recipe(node: ast.stmt | None, path: str) -> dict[str, Any]:
 
 
 def _beside(path: str, name: str, value: Any) -> Any:
-    """A file that a RECIPE names is looked for beside it."""
+    """A file that a RECIPE names is looked up next to it."""
     file = name == "loss" and REFERENCE.fullmatch(value)
     if file or (name == "data" and value != "mnist"):
         return os.path.join(os.path.dirname(path), value)

@@ -1,4 +1,4 @@
-"""What the workers of a strategy tell each other."""
+"""What the workers of a strategy communicate to each other."""
 
 from __future__ import annotations
 

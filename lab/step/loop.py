@@ -31,14 +31,14 @@ class TrainLoop:
       strategy: a tf.distribute strategy; model and optimizer were made under its scope.
       training: what is trained, and how.
       x, y: the training examples, [examples, ...]: arrays that are put on the devices, or
-        what was put there already; or tf.TensorSpec of one example each, where `run` is
+        what is already there; or tf.TensorSpec of one example each, where `run` is
         given the batches themselves.
       watch: what to record, see Watch.
       histogram_every: histograms are counted at the steps that this divides.
       steps_per_loop: the most steps that a call of `run` may do.
       xla: whether XLA compiles: for one replica the whole loop, by default; for several each
         replica's gradient and its update, with the reduction between.
-      observe: return every tensor of the steps, too.
+      observe: also return every tensor of the steps.
       traced: the model, if it was traced before on a whole batch.
 
     Attributes:

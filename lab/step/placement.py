@@ -1,4 +1,4 @@
-"""Devices -> the tf.distribute strategy over them, and arrays that lie on them."""
+"""Devices -> the tf.distribute strategy over them, and arrays placed on them."""
 
 from __future__ import annotations
 
@@ -21,12 +21,12 @@ from lab.processes.cluster import Cluster, patience
 
 
 def set_threads(count: int) -> None:
-    """Has TensorFlow compute each operation with so many threads, on however many cores.
+    """Makes TensorFlow use this number of threads per operation, on however many cores.
 
     A product of matrices is cut for the threads, and on some CPUs the last bits depend on the cut.
 
     Raises:
-      LabError: TensorFlow runs in this process already, with another number.
+      LabError: TensorFlow is already running in this process, with another number.
     """
     if count > len(machine.cores()):
         # A thread that waits for work by spinning would keep a core from one that has some.

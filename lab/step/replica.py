@@ -36,7 +36,7 @@ class Training:
         other axes.
       batch_size: of the global batch, over all replicas.
       scale: what multiplies the sum of the losses over the global batch.
-      metrics: by name, what is recorded beside the loss; as `loss`.
+      metrics: by name, what is recorded besides the loss; as `loss`.
       prepare: a batch of x -> what the model is given.
       microbatches: the parts in which a replica computes its share of the batch, one after the
         other.

@@ -28,7 +28,7 @@ SLOW_ON_A_GPU = SLOW_UNDER_XLA | {"GatherV2", "GatherNd", "ResourceGather", "Res
 
 @dataclasses.dataclass(frozen=True)
 class Traced:
-    """What a model makes of a batch, as far as it is known without running it.
+    """What a model computes from a batch, as far as it is known without running it.
 
     Attributes:
       output, loss: tf.TensorSpec of the model's output and of the loss.
@@ -60,7 +60,7 @@ def trace(
     """Traces a model in training on a batch of x and y. What the model raises comes through.
 
     Raises:
-      LabError: a probe lies inside a function or a loop of the model's own.
+      LabError: a probe is inside a function or a loop of the model itself.
     """
 
     def call(x: tf.Tensor, y: tf.Tensor) -> dict[str, Any]:

@@ -43,7 +43,7 @@ class Watch:
       histograms: the tensors with histograms; those of a list are counted together.
       scalar_tags: loss, the metrics, the norms, `gradient/norm`, the largest finite absolute value
         of each probe and, with several parts, what gradient_noise.py measures.
-      keeps_local: whether the gradient of each part is needed, and not its norm alone.
+      keeps_local: whether the gradient of each part is needed, and not only its norm.
       tags, sizes: of the histograms, and the number of entries of each; those of the parts come
         last.
     """

@@ -43,14 +43,14 @@ def train(
 ) -> Run:
     """Trains a model and records every step, as `bin/train` does; returns the run.
 
-    A run that was interrupted, by Ctrl-C or the end of the process, is resumed by the same call;
-    one that is finished is opened.
+    A run interrupted by Ctrl-C or the end of the process is resumed by the same call;
+    a finished one is opened.
 
     Args:
       model: a callable with `trainable_variables`, such as a tf.Module or a Keras model; a function
-        or class that makes it, which is given `seed` if it accepts that, and which several
-        devices need; or what --model takes: "mlp", "convnet", "transformer", "FILE.py:NAME". Its
-        call is given `training`, `seed` (int64 [2], another at each step) and `step` if it accepts
+        or class that creates it, which is given `seed` if it accepts that, and which several
+        devices require; or what --model takes: "mlp", "convnet", "transformer", "FILE.py:NAME". Its
+        call is given `training`, `seed` (int64 [2], new at each step) and `step` if it accepts
         them; that of a Keras model only `training`.
       data: a `lab.Data`, or what --data takes.
       loss: (y, output) -> floating [batch, ...], or what --loss takes. The loss of an example is
@@ -62,11 +62,11 @@ def train(
       verbose: print the progress, the result and how to view it.
       **flags: any other flag of bin/train (see its --help), with `steps` for --training_steps and
         `name` for --run_name: batch_size, seed, devices, logdir, overwrite, watch, ...; and, of a
-        model that is named, its constructor's arguments. `threads` is what TensorFlow takes, if it
-        has begun in this process.
+        model given by name, its constructor's arguments. `threads` is what TensorFlow uses, if it
+        is already running in this process.
 
     Raises:
-      LabError: in one line, what does not fit, and what would.
+      LabError: an argument is invalid; one line says what is wrong and what is allowed.
       KeyboardInterrupt: after Ctrl-C, once the run is saved.
     """
     started = time.monotonic()
@@ -172,7 +172,7 @@ def _arguments(model: Any, names: Iterable[str], flags: Mapping[str, Any]) -> di
 
 
 def _name_of(value: Any) -> tuple[str, str]:
-    """What a config calls a model or a loss, FILE.py:NAME for what is no text; and the same with
+    """What a config calls a model or a loss, FILE.py:NAME for objects; and the same with
     the file's folder."""
     if isinstance(value, str):
         return value, value

@@ -1,4 +1,4 @@
-"""The weights of a run at steps that no checkpoint holds, trained again without the record."""
+"""The weights of a run at steps that no checkpoint holds, retrained without recording."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ _kept: list[tuple[Any, TrainingState]] = []  # the last that was compiled, kept 
 
 
 def weights_at(path: str, steps: Iterable[int]) -> dict[int, dict[str, np.ndarray]] | str:
-    """The weights after each of these steps, by tag; or why the run cannot be trained again.
+    """The weights after each of these steps, by tag; or why the run cannot be retrained.
 
     From the first checkpoint on, in one pass: the bits that the run had, as `Run.at` has them. What
     else is kept of a later checkpoint can then be held against them.

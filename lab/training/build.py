@@ -1,4 +1,4 @@
-"""The parts of a run, made from its config."""
+"""The parts of a run, built from its config."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ from lab.training.problem import Problem, sizes
 def make_strategy(
     config: Config, devices: str, problem: Problem, cluster: Cluster | None
 ) -> tf.distribute.Strategy:
-    """The strategy over the devices that are asked for, see placement.make_strategy.
+    """The strategy over the requested devices, see placement.make_strategy.
 
     Raises:
       LabError: there are no such devices, or a step is too small or too large for them.

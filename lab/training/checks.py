@@ -47,7 +47,7 @@ def checked(
       metrics: None for accuracy, where the model gives logits of the classes of integer labels.
 
     Raises:
-      LabError: what was expected, and what came: the model cannot be called on such a batch, makes
+      LabError: what was expected and what was found: the model cannot be called on a batch, makes
         a variable in its call, draws random numbers that do not repeat, or its output does not fit
         the labels; the loss or a metric is not one value for each example; labels are out of range;
         a probe cannot be recorded.

@@ -1,6 +1,6 @@
 """bin/train: command line in, exit status out.
 
-0: done; 2: a wrong flag; 3: NaN or infinity came up; 1: anything else that the user can put right;
+0: done; 2: a wrong flag; 3: NaN or infinity occurred; 1: any other error that the user can fix;
 130 and 143: interrupted. TensorFlow is loaded only once the command line has been found right.
 """
 

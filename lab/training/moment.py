@@ -1,4 +1,4 @@
-"""What a step of a run is made of."""
+"""The contents of one step of a run."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import numpy as np
 
 @dataclasses.dataclass(frozen=True, repr=False)
 class Moment:
-    """Everything of one step, trained again. Arrays are NumPy's, by tag.
+    """Everything about one step, recomputed. NumPy arrays by tag.
 
     Attributes:
       step: its number, from 1.
@@ -22,7 +22,7 @@ class Moment:
         the batches.
       losses: float32 [batch], of each example.
       activations: what the model probes, and the outputs of its layers where they are watched.
-      scalars: loss, metrics and all else that is recorded of the step, by tag.
+      scalars: loss, metrics and everything else recorded at the step, by tag.
       differing: the tags of histograms that differ from the recorded ones; empty, unless this
         machine or its TensorFlow computes other last bits than the one that trained the run.
     """

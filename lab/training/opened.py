@@ -1,4 +1,4 @@
-"""A run that can be asked for any step again: `lab.open_run`."""
+"""A run of which any step can be recomputed: `lab.open_run`."""
 
 from __future__ import annotations
 
@@ -19,11 +19,11 @@ if TYPE_CHECKING:
 
 
 class Run(RunReader):
-    """A run directory: what it holds, and any of its steps again.
+    """A run directory: its contents, and any of its steps recomputed.
 
     Args:
       path: of the directory.
-      problem: what it trained, where its config does not name it.
+      problem: what it trained, if its config does not name it.
     """
 
     def __init__(self, path: str, problem: Problem | None = None) -> None:
@@ -38,9 +38,9 @@ class Run(RunReader):
         return f"Run of {self.path}, {result['status']}{step}"
 
     def at(self, step: int) -> Moment:
-        """Trains again from the nearest checkpoint to a step, and gives all of that step.
+        """Retrains from the nearest checkpoint up to a step, and returns everything of that step.
 
-        The weights, slots and state are the bits that the run had, on the same kind of device; all
+        Weights, slots and state are bit-identical to the run's, on the same kind of device; all
         else comes from another compiled program, and may differ in rounding. The first call
         compiles; the run keeps what it needs for others.
 
@@ -48,7 +48,7 @@ class Run(RunReader):
           step: from 1 to the last one that was done.
 
         Raises:
-          LabError: there is no such step, or what the run trained is not at hand.
+          LabError: there is no such step, or what the run trained is not available.
         """
         return self._replays().at(step)
 
@@ -62,11 +62,11 @@ class Run(RunReader):
         return self._replays().before(step)
 
     def why(self, repeat: bool = True, experiments: bool = False) -> Diagnosis:
-        """What broke first in the run: see `bin/why`.
+        """Diagnoses what broke first in the run: see `bin/why`.
 
         Args:
-          repeat: look into the step in question by training it again, where that can be done.
-          experiments: repeat the run with the suspected link changed, too.
+          repeat: examine the step in question by retraining it, where possible.
+          experiments: also repeat the run with the suspected link changed.
         """
         from lab.diagnosis.why import diagnose
 
@@ -83,7 +83,7 @@ class Run(RunReader):
         """Which training examples made up a step: int32 [batch].
 
         Raises:
-          LabError: there is no such step, a function gave the batches, or the data are not at hand.
+          LabError: there is no such step, a function gave the batches, or the data are missing.
         """
         from lab.training.replay import examples_of
 
@@ -91,14 +91,14 @@ class Run(RunReader):
 
 
 def open_run(path: str | os.PathLike, **objects: Any) -> Run:
-    """Opens a run directory, also one that is still being written: open it again for what is new.
+    """Opens a run directory, even one still being written: open it again to see what is new.
 
     Args:
       **objects: the model, data, loss, metrics and optimizer that `lab.train` was given, where
-        these were objects and not names, and steps are to be trained again.
+        these were objects and not names, and steps are to be retrained.
 
     Raises:
-      LabError: it is none.
+      LabError: it is not a run directory.
     """
     run = Run(os.fspath(path))
     if objects:

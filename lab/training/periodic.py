@@ -48,7 +48,7 @@ class LoopLength:
 
     @contextlib.contextmanager
     def timed(self, steps: int) -> Iterator[None]:
-        """Notes how long so many steps take, which the context runs."""
+        """Measures how long the steps run in the context take."""
         begun = time.monotonic()
         yield
         self.milliseconds = math.ceil(1000 * (time.monotonic() - begun) / steps)
@@ -62,7 +62,7 @@ class Profile:
         self._folder, self._last, self._loops = folder, last, 0
 
     def around(self, steps: int) -> AbstractContextManager:
-        """The context of the next loop, of so many steps."""
+        """The context of the next loop, with its number of steps."""
         self._loops += 1
         if self._folder and (self._loops == 2 or steps == self._last):
             return tf.profiler.experimental.Profile(self._folder)

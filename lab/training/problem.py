@@ -30,13 +30,13 @@ class Problem:
     """What a run trains.
 
     Attributes:
-      make_model: makes the model, or returns one that is there; called under the strategy's scope
+      make_model: creates the model, or returns an existing one; called under the strategy's scope
         with the strategy.
       loss: (y, output) -> floating [batch, ...].
       metrics: by name, functions as the loss. None: accuracy, where y are the labels of classes.
       fresh: whether make_model makes a new model, which begins where the run began.
       rule: the update rule; None: the config's.
-      given: what the caller has given as objects, which no config can name: "model", "data", ...
+      given: what the caller passed as objects, which no config can name: "model", "data", ...
       files: of what is read from files of the user's, a digest of each, by flag.
     """
 
@@ -51,7 +51,7 @@ class Problem:
 
     @property
     def prepare(self) -> Callable[[tf.Tensor], tf.Tensor]:
-        """A batch of x -> what the model is given."""
+        """A batch of x -> the model's input."""
         return self.data.prepare or prepare
 
 
@@ -62,7 +62,7 @@ def problem_of(config: Config, data: Data | None = None, data_files: str = "") -
       data, data_files: what `load_data` gives, where that is known already.
 
     Raises:
-      LabError: a file cannot be read, or what it holds is no model, data or loss.
+      LabError: a file cannot be read, or does not hold a model, data or loss.
     """
     files = {"data": data_files}
     if data is None:

@@ -14,7 +14,7 @@ from lab.terminal import command, tensorboard_command
 
 
 class Reporter:
-    """What a trial calls as it goes; this one reports nothing. Losses are in nats per example."""
+    """Receives a trial's progress; this one reports nothing. Losses are in nats per example."""
 
     def there(self, path: str) -> None:
         """The trial was done before and is in `path`: nothing is trained."""
@@ -40,7 +40,7 @@ class Console(Reporter):
     """Reports one trial on standard output.
 
     Args:
-      overwrite: what the caller would give to have a trial trained again.
+      overwrite: the argument that would retrain an existing trial.
     """
 
     def __init__(self, overwrite: str = "--overwrite") -> None:

@@ -1,4 +1,4 @@
-"""A step of a run, trained again from the checkpoint before it."""
+"""A step of a run, retrained from the checkpoint before it."""
 
 from __future__ import annotations
 
@@ -27,10 +27,10 @@ from lab.training.state import TrainingState
 
 
 class Replay:
-    """Trains steps of a run again.
+    """Retrains steps of a run.
 
     Raises:
-      LabError: what the run trained is not at hand, or another one is.
+      LabError: what the run trained is not available, or has changed.
     """
 
     def __init__(self, run: RunReader, problem: Problem | None) -> None:
@@ -71,7 +71,7 @@ def _check_step(run: RunReader, step: int) -> None:
 
 
 def restore(state: TrainingState, run: RunReader, step: int) -> None:
-    """Gives a state what the run's newest checkpoint before a step holds.
+    """Restores a state from the run's newest checkpoint before a step.
 
     Raises:
       LabError: there is none, or it cannot be read.
@@ -180,7 +180,7 @@ def state_of(run: RunReader, problem: Problem | None = None, record: bool = True
     """What the run trained, compiled; without its record and its evaluations it is so sooner.
 
     Raises:
-      LabError: what is at hand is not what the run trained.
+      LabError: what is available is not what the run trained.
     """
     config = run.checked_config
     problem = problem or _named(run, config)

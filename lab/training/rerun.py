@@ -1,4 +1,4 @@
-"""A run at the moment before one of its steps: what the step does, and what it would do if."""
+"""A run just before one of its steps: what the step does, and what it would do if changed."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ class Parts(NamedTuple):
 
 
 class Rerun:
-    """A run as it was before a step; Replay.before makes it, of a state that it has trained so far.
+    """A run as it was before a step; created by Replay.before from the state trained up to it.
 
     Attributes:
       step: the number of the step.
@@ -69,7 +69,7 @@ class Rerun:
         return self._observing.run(self._state.rows(of, 1), self.step, self._state.config.seed)
 
     def outputs(self, changed: Mapping[str, np.ndarray] | None = None) -> np.ndarray:
-        """What the model makes of the batch at the weights before the step: [batch, ...].
+        """The model's output for the batch at the weights before the step: [batch, ...].
 
         Args:
           changed: weights that take the place of the run's own, by tag.
@@ -106,7 +106,7 @@ class Rerun:
         return "", ""
 
     def parts(self) -> Parts:
-        """Gradients, updates and slots of the step, beside what the rule makes of them."""
+        """Gradients, updates and slots of the step, and what the rule computes from them."""
         state, observed = self._state, self._observed({}, self.step)
         training, after = state.training, state.tensors()
         tags = list(training.variables)
@@ -150,7 +150,7 @@ class Rerun:
         by_rule: bool = False,
     ) -> np.ndarray:
         """The loss as it is minimized of each step from this one to `until`, if something were
-        changed: float64 [until - step + 1]. Ends early where NaN or infinity comes up after the
+        changed: float64 [until - step + 1]. Ends early if NaN or infinity appears after the
         changed steps.
 
         Args:
@@ -198,4 +198,4 @@ def _between(before: Any, after: Any, share: float, weights: Any) -> dict[str, A
 
 
 def ignore(text: str) -> None:
-    """Takes a message that nobody needs."""
+    """Discards a message."""

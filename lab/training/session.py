@@ -1,4 +1,4 @@
-"""The run directory as a worker sees it: what lies there, and what the run writes to it."""
+"""The run directory as a worker sees it: what it holds, and what the run writes to it."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Where a run is: its step, its variables, and what else a checkpoint has to hold."""
+"""The state of a run: its step, its variables, and what else a checkpoint must hold."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ FIGURES = (
     *("test_correct", "test_total", "test_accuracy", "readme_accuracy", "test_loss"),
     *("test_metrics", "collapsed", "frozen"),
 )
-_RESIDENT = 2**30  # bytes of examples at most that lie on the devices
+_RESIDENT = 2**30  # bytes of examples at most that are kept on the devices
 _INDICES = 2**24  # numbers of examples at most that a loop is given
 _FED = 2**26  # bytes of examples at most that a loop is given, if they do not
 
@@ -52,7 +52,7 @@ class TrainingState:
       initial: the weights before the first step, by tag.
       broken: whether NaN or infinity has ended the run.
       evaluator: of the test set; None without one.
-      saved: what a checkpoint holds beside the tensors, so that a run that is resumed ends with
+      saved: what a checkpoint holds besides the tensors, so that a resumed run ends with
         the same result.json: plain JSON values.
     """
 
@@ -180,7 +180,7 @@ class TrainingState:
             variable.assign(values[name])
 
     def restore(self, checkpoint: Checkpoint, notify: Notify) -> None:
-        """Continues from a checkpoint; warns if that was of another kind of CPU."""
+        """Continues from a checkpoint; warns if it came from a different kind of CPU."""
         self.step, self.saved = checkpoint.step, checkpoint.state
         self.assign(checkpoint.tensors)
         before, now = self.saved["cpus"][-1]["cpu"], machine.cpu()
@@ -192,7 +192,7 @@ class TrainingState:
             )
 
     def run(self, steps: int, notify: Notify) -> Recorded:
-        """Trains so many steps, or up to the step in which NaN or infinity ends the run.
+        """Trains a number of steps, or up to the step in which NaN or infinity ends the run.
 
         Args:
           notify: is called with a message at the first NaN or infinity.
@@ -255,7 +255,7 @@ class TrainingState:
         return self._x[examples], self._y[examples]
 
     def rows(self, first: int, steps: int) -> Any:
-        """What chooses the examples of so many steps, see TrainLoop.run."""
+        """What selects the examples of the next steps, see TrainLoop.run."""
         if self.data.is_function:
             batches = [self.data.batch(step) for step in range(first, first + steps)]
             if not batches:
@@ -272,7 +272,7 @@ class TrainingState:
 
 
 def is_fed(data: Data) -> bool:
-    """Whether the training examples are given to the loop, rather than lie on its devices."""
+    """Whether the training examples are given to the loop, rather than kept on its devices."""
     return data.is_function or data.x.nbytes + data.y.nbytes > _RESIDENT
 
 

@@ -55,7 +55,7 @@ def run(
     cluster: Cluster | None = None,
     programs: Programs | None = None,
 ) -> tuple[str, dict[str, Any]]:
-    """Trains, records and writes result.json, unless that was done before.
+    """Trains, records and writes result.json, unless that is already done.
 
     A run that was interrupted is resumed from its newest checkpoint, to exactly the result that it
     would have had. `started` is the time of the program's start on time.monotonic's clock,
@@ -199,7 +199,7 @@ def circumstances(
     strategy: tf.distribute.Strategy,
     cluster: Cluster | None,
 ) -> dict[str, Any]:
-    """What decides the numbers beside the config."""
+    """What decides the numbers besides the config."""
     variables = training.variables | training.model.state
     shapes = {tag: [v.dtype.name, *v.shape.as_list()] for tag, v in variables.items()}
     return {
@@ -216,7 +216,7 @@ def circumstances(
 
 
 def _rule(rule: Any) -> str:
-    """What tells a rule of the user's own from others: its fields, and a digest of its code."""
+    """What identifies a user-defined rule: its fields, and a digest of its code."""
     try:
         code = inspect.getsource(type(rule))
     except (OSError, TypeError):

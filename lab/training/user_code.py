@@ -1,4 +1,4 @@
-"""Files of the user's, run: the models, losses and data that flags refer to by FILE.py:NAME."""
+"""Loading user files: the models, losses and data that flags refer to by FILE.py:NAME."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ class UserCode(NamedTuple):
 
     Attributes:
       value: the class, function or value.
-      digest: sha256 over the file and all that it imports from its own folder, wherever that lies.
+      digest: sha256 over the file and all that it imports from its own folder, wherever that is.
     """
 
     value: Any

@@ -1,4 +1,4 @@
-"""A process that runs the trials it is told to, one after another; pool.py starts it.
+"""A process that runs the trials it is sent, one after another; started by pool.py.
 
 It reads orders on standard input and answers on standard output, a line of JSON each:
     {"config": ..., "settings": ...}

@@ -1,4 +1,4 @@
-"""Where on a page the tensors and scalars of runs stand."""
+"""Where on a page the tensors and scalars of runs are placed."""
 
 from __future__ import annotations
 

@@ -1,6 +1,6 @@
 """bin/view: every step of runs on one page.
 
-0: done; 2: a wrong command line; 1: anything else that the user can put right; 130: interrupted.
+0: done; 2: a wrong command line; 1: any other error that the user can fix; 130: interrupted.
 """
 
 from __future__ import annotations

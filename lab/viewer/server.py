@@ -1,4 +1,4 @@
-"""The page of runs that are still training, on the loopback address alone: bin/view --follow."""
+"""The page of runs that are still training, on the loopback address only: bin/view --follow."""
 
 from __future__ import annotations
 

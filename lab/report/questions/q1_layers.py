@@ -35,11 +35,11 @@ from lab.report.questions.common import (
 from lab.report.section import Figure, Mark, Section
 
 _RESETS = {  # by key: (part of a layer, how it is reset, in words)
-    "both": ("both", "rewound", "put back to its first values"),
-    "weights": ("weights", "rewound", "put back, weights alone"),
-    "redrawn": ("both", "redrawn", "drawn afresh"),
-    "redrawn_weights": ("weights", "redrawn", "drawn afresh, weights alone"),
-    "bias": ("bias", "rewound", "put back, bias alone"),
+    "both": ("both", "rewound", "put back to its initial values"),
+    "weights": ("weights", "rewound", "put back, weights only"),
+    "redrawn": ("both", "redrawn", "redrawn"),
+    "redrawn_weights": ("weights", "redrawn", "redrawn, weights only"),
+    "bias": ("bias", "rewound", "put back, bias only"),
 }
 _KINDS = [key for key in _RESETS if key != "bias"]  # resets of what a layer learned
 _UNITS = 24  # of the first layer that are shown
