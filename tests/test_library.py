@@ -717,7 +717,7 @@ def numbers(*shape, dtype=np.float32):
     ("arguments", "expected"),
     [
         ({"model": Pair}, r"the model returns a tuple: must be one tensor, \[batch, \.\.\.\]"),
-        ({"model": Careless}, r"makes a variable in its call \(offset\).*in its constructor"),
+        ({"model": Careless}, r"creates a variable in its call \(offset\).*in its constructor"),
         ({"model": Wrong}, r"cannot be called on a batch of x, uint8 \[16, 4, 3\].*library\.py"),
         ({"model": 3}, "3 is neither a model nor a loss: must be callable"),
         ({"model": lambda: 3}, "the model is int: must be a callable with trainable_variables"),

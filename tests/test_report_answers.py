@@ -470,7 +470,9 @@ def test_a_run_that_ended_with_nan_did_not_live(logdir, tmp_path, died):
     assert (breaks.x, breaks.y) == ([1.0, 1000.0, 2000.0], [0, 1, 1]) and lives.x == [1.0, 1000.0]
     (without,) = [one for one in found.controls if one.key == "without_clip"]
     assert without.passed is (not died)
-    assert without.outcome == f"{3 - died} of 3 runs of sgd 1000 loss=softmax_cross_entropy live."
+    assert (
+        without.outcome == f"{3 - died} of 3 runs of sgd 1000 loss=softmax_cross_entropy survive."
+    )
 
 
 def test_errors_that_two_seeds_share_are_counted():

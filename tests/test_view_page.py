@@ -383,7 +383,7 @@ def test_a_run_that_is_still_training(browser, tmp_path):
             server.shutdown()
             thread.join()
             server.server_close()
-        until(page, "document.querySelector('#live').textContent.includes('does not answer')")
+        until(page, "document.querySelector('#live').textContent.includes('does not respond')")
         assert not [text for text in wrong if "ERR_CONNECTION_REFUSED" not in text]
         page.close()
 

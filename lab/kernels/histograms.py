@@ -55,7 +55,7 @@ def histograms(tensors: Sequence[tf.Tensor], xla: bool = True, gpu: bool = False
     ordinary = finite & tf.math.is_finite(width) & ((width > 1e-30) | (width == 0.0))
 
     def plain() -> Histograms:
-        size = tf.where(width > 0, width, 1.0)  # a constant lies in the first bucket
+        size = tf.where(width > 0, width, 1.0)  # a constant is in the first bucket
         counts = _count([(x - low[i]) / size[i] for i, x in enumerate(flat)])
         return Histograms(counts, low, high, tf.zeros([len(flat)], tf.int32))
 

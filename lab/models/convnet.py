@@ -6,7 +6,7 @@ import tensorflow as tf
 
 from lab.models import layers
 
-# What it is trained with where nothing else is asked for.
+# The defaults of its runs.
 RECIPE = {
     "loss": "softmax_cross_entropy",
     "reduction": "mean",

@@ -119,7 +119,7 @@ def _signal(processes: Sequence[subprocess.Popen[str]], number: int) -> None:
 
 def _pass_on(index: int, lines: TextIO) -> None:
     for line in lines:
-        with contextlib.suppress(BrokenPipeError):  # who trains goes on, if nobody reads
+        with contextlib.suppress(BrokenPipeError):  # training continues if nobody reads
             print(f"[worker {index}] {line.rstrip()}", flush=True)
 
 

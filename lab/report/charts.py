@@ -25,7 +25,7 @@ from lab.analysis.workers import Compute
 from lab.report.figures import number
 from lab.report.section import Bars, Chart, Drawn, Mark, Series, Tiles
 
-# Name: (light, dark). c0 to c7 are told apart by colour-blind readers too, after Okabe and Ito,
+# Name: (light, dark). c0 to c7 can be told apart by colour-blind readers, after Okabe and Ito,
 # and stand out from both papers; no light one twice, since the light ones are what is drawn.
 COLOURS = {
     "paper": ("#fdfdfc", "#16181c"),

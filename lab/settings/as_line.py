@@ -22,7 +22,7 @@ def as_line(config: Mapping[str, Any], **changed: Any) -> str:
     """
     try:
         usual = source.read("model", config.get("model", Config.model)).defaults
-    except LabError:  # the file is not here: nothing is left to its RECIPE, which is not known
+    except LabError:  # the file is not here: its RECIPE is unknown, so all flags are given
         usual = {}
     usual["model"] = Config.model
     own = own_fields(config)

@@ -16,16 +16,16 @@ from typing import Any
 from lab.errors import LabError
 from lab.settings.fields import REFERENCE, Checked, choice, field
 
-# Raised by one whenever a change of code changes the numbers of an unchanged config.
+# Incremented whenever a change of code changes the numbers of an unchanged config.
 NUMERICS = 4
 
 READY_MADE = ("mlp", "convnet", "transformer")  # files of lab/models
 WATCHABLE = ("weights", "gradients", "norms", "probes", "updates", "activations", "replicas")
 
-# The README's columns stand in every run's name, the other fields only where they differ.
+# The README's columns appear in every run's name, the other fields only where they differ.
 _IN_EVERY_NAME = ("optimizer", "learning_rate", "n_hidden_1", "n_hidden_2", "seed")
 
-# What stands for the reference recipe's defaults in the runs of other models.
+# What replaces the reference recipe's defaults in the runs of other models.
 _OF_OTHER_MODELS = {"loss": "softmax_cross_entropy", "reduction": "mean"}
 
 # Limits of numbers.

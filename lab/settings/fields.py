@@ -10,7 +10,7 @@ from typing import Any
 
 from lab.errors import LabError
 
-# FILE.py:NAME, a class, function or value in a file of the user's.
+# FILE.py:NAME, a class, function or value in a user's file.
 REFERENCE = re.compile(r"(?P<path>.*\.py):(?P<name>[^\W\d]\w*)", re.DOTALL)
 
 

@@ -104,7 +104,7 @@ class Evaluation:
         figures["frozen"] = [tag for tag in digests if digests[tag] == saved["digests"][tag]]
         first = saved.get("first_loss")  # a checkpoint of an older version has none
         if not figures["frozen"] and first is not None and (figures["test_loss"] or 0) < first:
-            figures["collapsed"] = None  # slow, not dead: it has learned something, and goes on
+            figures["collapsed"] = None  # slow, not dead: it has learned something and still learns
         earlier = saved["figures"]
         saved |= {"figures": figures, "digests": digests}
         names = ["loss", *state.training.metrics]
@@ -146,7 +146,7 @@ def _standstill(figures: dict[str, Any]) -> str:
     """A frozen or collapsed run in words."""
     words = []
     if figures["collapsed"] is not None:
-        words.append(f"collapsed, every test example is classified as {figures['collapsed']}")
+        words.append(f"collapsed, every test example is predicted as class {figures['collapsed']}")
     if figures["frozen"]:
         words.append(f"frozen, not a bit has changed in {', '.join(figures['frozen'])}")
     return "; ".join(words)

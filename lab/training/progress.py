@@ -116,7 +116,7 @@ def _figures(result: dict[str, Any]) -> str:
         f"{low:.4f} to {high:.4f}), mean of batch means {result['readme_accuracy']:.4f}"
     )
     if result["collapsed"] is not None:
-        text += f"; every test example is classified as {result['collapsed']}"
+        text += f"; every test example is predicted as class {result['collapsed']}"
     if result["frozen"]:
         text += f"; frozen: {', '.join(result['frozen'])}"
     return text

@@ -17,7 +17,7 @@ from lab.report.figures import across, points
 from lab.report.section import Mark, Section, Series
 
 _BEFORE, _AFTER = 20, 40  # steps of the picture around the culprit
-_PASSING = {"departure", "plateau", "spike"}  # events after which a run goes on
+_PASSING = {"departure", "plateau", "spike"}  # events that a run recovers from
 _UNSEEN = 0.05  # share of the runs that may have an event that the loss does not show
 
 
@@ -54,7 +54,7 @@ def broke(evidence: Evidence) -> Section:
 
 
 def _broken(evidence: Evidence) -> list[Diagnosis]:
-    """The runs that did not go on as before: of the completed ones, those that came to stand."""
+    """The runs that broke: of the completed ones, those that came to a standstill."""
     completed = {run.path for group in evidence.runs.groups for run in group.completed}
     return [
         d for d in evidence.runs.broken
@@ -64,7 +64,7 @@ def _broken(evidence: Evidence) -> list[Diagnosis]:
 
 
 def _lost(evidence: Evidence) -> set[str]:
-    """The paths of the runs that broke, with those of which no weights are left."""
+    """The paths of the runs that broke, including those that kept no weights."""
     return {found.path for found in _broken(evidence)} | {run.path for run in evidence.runs.dead}
 
 
@@ -120,7 +120,7 @@ def _picture(
             series.append(Series(name, x.tolist(), (y / y[0]).tolist()))
     if series:
         marks = [Mark(f"culprit, step {found.finding.step}", found.finding.step, "x")]
-        draft.chart("links", "step", "times its first value here", series, marks,
+        draft.chart("links", "step", "relative to its first value here", series, marks,
                     ("linear", "log"), found=found, name=name)  # fmt: skip
 
 
@@ -156,7 +156,7 @@ def _cliff(draft: Draft) -> None:
 
 
 def _without_clip(draft: Draft, subject: Group) -> None:
-    """Whether runs of a configuration that broke on the clipped loss live without the clip."""
+    """Whether runs of a configuration that broke on the clipped loss survive without the clip."""
     if subject.config["loss"] != "clipped_cross_entropy":
         return
     others = draft.evidence.runs

@@ -48,7 +48,7 @@ Means = dict[str, dict[str, float]]  # accuracies by reset and layer
 
 
 class _Verdict(NamedTuple):
-    """outcome: of the section. lost: the layers of which, going by means, any reset leaves but
+    """outcome: of the section. lost: the layers of which, going by means, any reset leaves only
     chance."""
 
     outcome: str
@@ -94,7 +94,7 @@ def _means(measured: Iterable[ImageMeasurements], draws: slice = slice(None)) ->
 
 
 def _judge(means: Means, base: float, floor: float) -> _Verdict:
-    """What stands under every reset."""
+    """What holds under every reset."""
     names = [*means["both"]]
     most, least = ({n: end(means[key][n] for key in _KINDS) for n in names} for end in (max, min))
     spared = [name for name in names if least[name] > base - POINT]
@@ -110,12 +110,12 @@ def _judge(means: Means, base: float, floor: float) -> _Verdict:
 
 
 def _lost(found: dict[str, dict[str, Figure]], name: str, floor: float) -> bool | None:
-    """Whether any reset of a layer leaves but chance; None where the intervals do not tell."""
+    """Whether any reset of a layer leaves only chance; None where the intervals cannot tell."""
     return all_of([at_chance(found[key][name], floor) for key in _KINDS])
 
 
 def _resets(draft: Draft, group: Group, measured: dict[int, ImageMeasurements]) -> tuple[str, dict]:
-    """Adds what the resets show; returns the outcome and its facts."""
+    """Adds the effects of the resets; returns the outcome and its facts."""
     every, floor = list(measured.values()), chance(draft.evidence, group)
     names = group.runs[0].final.names
     base = draft.mean("accuracy", "test accuracy at the end", [s.accuracy for s in every], "%")

@@ -65,7 +65,7 @@ def _images(draft: Draft, group: Group, measured: list[ImageMeasurements]) -> tu
         ]  # fmt: skip
 
     kept = cut("rank", "every layer's change cut to rank", "accuracy")
-    alone = cut("rank_alone", "nothing but the change, cut to rank", "accuracy_without_initial")
+    alone = cut("rank_alone", "only the change, cut to rank", "accuracy_without_initial")
     floor = chance(draft.evidence, group)
     draft.bars(
         "shuffles",
@@ -166,7 +166,7 @@ def _matrices(group: Group) -> list[np.ndarray]:
 
 
 def _scales(draft: Draft, normal: list[Group], scales: list[Group]) -> None:
-    """The accuracy against the initial scale, beside the other ways to draw."""
+    """The accuracy against the initial scale, next to the other initializers."""
     x = [g.config["init_stddev"] for g in normal]
 
     def accuracy(group: Group) -> Figure:

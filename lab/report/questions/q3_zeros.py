@@ -115,7 +115,7 @@ def _scale(draft: Draft, measured: list[ImageMeasurements]) -> dict[str, Figure]
     draft.mean("weight_rms", f"{rms} weights, at the end", [s.weight for s in scales])
     sums = f"{rms} input sums"
     found = {
-        "independent": draft.mean("independent_rms", f"{sums}, were its weights independent",
+        "independent": draft.mean("independent_rms", f"{sums}, if its weights were independent",
                                   independent),
         "measured": draft.mean("preactivation_rms", sums, [s.measured for s in scales]),
         "shuffled": over_draws(draft, "shuffled_rms", f"{sums}, its weights shuffled",
@@ -127,7 +127,7 @@ def _scale(draft: Draft, measured: list[ImageMeasurements]) -> dict[str, Figure]
 
 
 def _pruning(draft: Draft, measured: list[ImageMeasurements], floor: float) -> dict[str, Figure]:
-    """Adds the pruning curves; returns what can go for a point, and what half of them costs.
+    """Adds the pruning curves; returns what can be pruned for a point, and what half of them costs.
 
     floor: the accuracy of chance, which nothing can cost.
     """
@@ -146,10 +146,10 @@ def _pruning(draft: Draft, measured: list[ImageMeasurements], floor: float) -> d
 
     found, costs = {}, {}
     for key, words in _PRUNED.items():
-        what = f"weights that can be set to 0 for a point of accuracy, {words}"
+        what = f"weights that can be set to 0 at a cost of one point, {words}"
         own = [prunable(s, key) for s in measured]
         found[key] = over_draws(draft, f"prunable:{key}", what, own, "%")
-        what = f"accuracy that half of the weights cost, set to 0 {words}"
+        what = f"accuracy lost when half of the weights are set to 0, {words}"
         half = shares[key].searchsorted(0.5)
         lost = [100 * (s.accuracy - curves(s, key)[:, half]) for s in measured]
         costs[key] = over_draws(draft, f"half:{key}", what, lost, "points")

@@ -50,7 +50,7 @@ def sameness(draft: Draft, group: Group) -> Section:
 
 
 def _errors(draft: Draft, found: Disagreements) -> tuple[str, dict]:
-    """Adds what errors pairs of seeds share; returns the outcome and its facts."""
+    """Adds the errors that pairs of seeds share; returns the outcome and its facts."""
 
     def mean(key: str, name: str, take: Callable[[Disagreement], float]) -> Figure:
         values = {seeds: take(pair) for seeds, pair in found.items()}
@@ -59,13 +59,13 @@ def _errors(draft: Draft, found: Disagreements) -> tuple[str, dict]:
         draft.add(figure)
         return figure
 
-    chance = "the same, were their errors independent"
+    chance = "the same, if their errors were independent"
     facts = {
         "seeds": len({seed for pair in found for seed in pair}),
         "share": mean("disagreement", "test images on which two seeds disagree",
                       lambda d: d.share),
         "independent": mean("independent", chance, lambda d: d.independent),
-        "shared": mean("shared", "errors of a seed that another one makes too", _shared),
+        "shared": mean("shared", "errors of one seed that another also makes", _shared),
         "shared_independent": mean("shared_independent", chance,
                                    lambda d: math.sqrt(d.both_wrong_independent)),
     }  # fmt: skip
@@ -165,7 +165,7 @@ def _spoken_families(found: Families | None) -> str:
 
 
 def _families(draft: Draft, pairs: Pairs, layer: str, found: Families | None) -> None:
-    """Every pair, and whether CKA knows the families that the barriers show."""
+    """Every pair, and whether CKA shows the families that the barriers show."""
     kinds: dict[str, list[PairMeasurements]] = {}
     for seeds, pair in pairs.items():
         within = found and any({*seeds} <= {*own} for own in found.members)
@@ -228,7 +228,7 @@ def _permutations(draft: Draft, measured: list[ImageMeasurements]) -> None:
     """Controls of the matching, on permuted copies."""
     changes = [s.symmetry.logits_change for s in measured]
     distances = [s.symmetry.distance / s.symmetry.norm for s in measured]
-    what = "largest change of a logit when hidden units are permuted, of the largest logit"
+    what = "largest change of a logit when hidden units are permuted, relative to the largest logit"
     draft.mean("permuted_logits", what, changes)
     what = "distance of the permuted weights, in norms of the weights"
     draft.mean("permuted_distance", what, distances)

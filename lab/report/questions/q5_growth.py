@@ -29,7 +29,7 @@ from lab.report.retrain import phases_of, spans_of
 from lab.report.section import Figure, Mark, Section, Series
 
 _FIT_POINTS = 20  # distances on record, for a fit of their growth
-RATIO = "distance covered, over that of a random walk of the same steps"
+RATIO = "distance covered, relative to a random walk of the same steps"
 PHASES = {"jolt": "in the jolt", "fall": "while the loss falls", "after": "after the fall"}
 
 
@@ -237,7 +237,7 @@ def _norm(run: Run) -> np.ndarray | None:
 
 
 def _late(draft: Draft, group: Group) -> dict[str, Figure]:
-    """What goes on in the last third of the steps."""
+    """What happens in the last third of the steps."""
     norms, tests, right = [], [], []
     for run in group.completed:
         norm, accuracy = _norm(run), run.every_step("accuracy")
