@@ -34,7 +34,7 @@ def fields(configs: Sequence[dict[str, Any]], parameters: Sequence[Mapping[str, 
 def sort_key(
     config: Mapping[str, Any], parameters: Mapping[str, str], shown: Sequence[str]
 ) -> list[tuple[Any, ...]]:
-    """What a row is sorted by: its values of these fields, numbers before texts."""
+    """The sort key of a row: its values of these fields, numbers before texts."""
     told = {**config, **{f"model.{k}": _number(text) for k, text in parameters.items()}}
     values = [told.get(name) if reads(config, name) else None for name in shown]
     return [(0, v, "") if type(v) in (int, float) else (1, 0, str(v)) for v in values]

@@ -24,7 +24,7 @@ def _plain(value: Any) -> Any:
 
 
 def decimals(value: float | None, digits: int) -> str:
-    """A figure for one cell; nothing where there is none."""
+    """A figure for one cell; empty if there is none."""
     return "" if value is None else f"{value:.{digits}f}"
 
 

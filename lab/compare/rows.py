@@ -1,4 +1,4 @@
-"""What the table of results is made of."""
+"""The parts of the table of results."""
 
 from __future__ import annotations
 

@@ -59,7 +59,7 @@ def wilson_interval(correct: int, total: int) -> tuple[float, float]:
 
 
 def paired_p(differences: Sequence[float]) -> float:
-    """Two-sided p of the paired t test.
+    """Two-sided p-value of the paired t test.
 
     Without any spread p is 1 if the differences are 0, else 0. Raises
     statistics.StatisticsError for fewer than two differences.

@@ -16,7 +16,7 @@ _ROUNDING = 1e-4  # relative, of a norm in float32
 
 
 class Chain:
-    """What is on record of each link, as float64 [steps, series] in the record's own order.
+    """The record of each link, as float64 [steps, series] in the record's own order.
 
     Attributes:
       steps: int64 [steps], those with a loss.

@@ -24,7 +24,7 @@ class Finding:
       tensors: tags; empty where it is all of them, or none.
       examples: of the batch: numbers of training examples, or rows where a function gives them.
       rows: the same examples as rows of the batch.
-      reason: in words, what the finding rests on, or why it cannot be said.
+      reason: in words, the evidence for the finding, or why there is none.
       checked: whether the step was repeated, and agrees.
       facts: figures by name.
     """

@@ -35,7 +35,7 @@ class Departure(NamedTuple):
     Attributes:
       step, link: see chain.LINKS.
       tags: of the series, the farthest out first; ("loss",) for the loss.
-      size: deviation over limit: above 1; inf for what needs no range, as NaN.
+      size: deviation over limit: above 1; inf for what needs no range, such as NaN.
       note: "nonfinite"; "zero", a gradient to the end of the record; "dead", the same of a whole
         layer; "early", before there are ranges; or "".
     """
@@ -146,7 +146,7 @@ def _with_what_followed(found: list[Event], rise: int) -> list[Event]:
 
 
 def main_event(found: list[Event]) -> Event | None:
-    """The gravest; of equal ones that which is farthest out of its range."""
+    """The most severe event; among equals, the one farthest out of its range."""
 
     def weight(event: Event) -> tuple[int, float]:
         return SEVERITY.index(event.kind), max((d.size for d in event.departures), default=0.0)

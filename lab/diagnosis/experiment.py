@@ -142,7 +142,7 @@ def unseen(run: Any, chain: Chain) -> Finding | None:
 
 
 def _update(rerun: Any, found: Finding) -> Finding:
-    """Which part of an update is not as the rule has it: its slots, its epsilon, or its rate."""
+    """Which part of an update does not follow the rule: its slots, its epsilon, or its rate."""
     parts = rerun.parts()
     moved = [tag for tag in parts.updates if np.any(parts.updates[tag])]
     off = [

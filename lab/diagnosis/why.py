@@ -35,11 +35,11 @@ class Diagnosis:
     Attributes:
       path: of the run.
       event: the gravest event; None if there is none.
-      finding: the culprit; its kind is "" where that cannot be said, and its reason says why. None
-        where nothing happened.
+      finding: the culprit; its kind is "" if it is unknown, and its reason says why. None
+        if nothing happened.
       others: all other events, in order.
       steps: how many are on record.
-      unchecked: why the step was not repeated; "" where it was, or was not asked to be.
+      unchecked: why the step was not repeated; "" if it was, or was not requested.
       outcome: of the experiment, if one was made.
       remedy: a command, or a line of Python, to try.
     """
@@ -70,7 +70,7 @@ def diagnose(run: Any, repeat: bool = True, experiments: bool = False) -> Diagno
     """What broke first in a run.
 
     Args:
-      run: as lab.open_run gives it; a RunReader will do if nothing is repeated.
+      run: from lab.open_run; a RunReader suffices if nothing is repeated.
       repeat: whether the step in question is retrained.
       experiments: whether the run is repeated with the suspected link changed, and whether inputs,
         losses and gradients of a run without an event are checked.

@@ -107,7 +107,7 @@ class _Waiting:
 
 
 class _Worker:
-    """Runs one trial after another in a process, and starts another process if that dies."""
+    """Runs one trial after another in a process, and starts a new process if that dies."""
 
     def __init__(
         self, number: int, jobs: int, settings: Settings, stop: Stop, board: _Board

@@ -69,7 +69,7 @@ def read_object(path: str) -> dict[str, Any]:
 
 
 def json_value(value: Any) -> Any:
-    """A value as strict JSON has it: dataclasses and named tuples are objects, arrays lists, and
+    """A value as strict JSON: dataclasses and named tuples are objects, arrays lists, and
     what is not finite is null."""
     if dataclasses.is_dataclass(value):
         value = {one.name: getattr(value, one.name) for one in dataclasses.fields(value)}
@@ -178,7 +178,7 @@ class RunDirectory:
         write_file(os.path.join(self.path, name), f"{text}\n")
 
     def close(self) -> None:
-        """Lets other processes write here."""
+        """Unlocks the directory for other processes."""
         self._lock.close()
 
 

@@ -31,7 +31,7 @@ _QUEUE = 100  # events that the writer holds back at most
 
 
 class Recorder:
-    """Writes one run's events. Every call but `flush` and `close` returns before it is written.
+    """Writes one run's events. All calls but `flush` and `close` return before the write.
 
     Args:
       directory: of the event file.
@@ -152,7 +152,7 @@ class Recorder:
                 )
 
     def close(self) -> None:
-        """Writes what is left, and closes the file."""
+        """Writes what remains, and closes the file."""
         try:
             self.flush()
         finally:

@@ -146,7 +146,7 @@ def _save(picture: Drawn, **how: Any) -> bytes:
 
 
 def clean(text: str) -> str:
-    """Without what no HTML or XML may hold."""
+    """The text without characters that HTML and XML do not allow."""
     return re.sub(r"[^\t\n -\ud7ff\ue000-\U0010ffff]", "�", str(text))
 
 

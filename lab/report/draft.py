@@ -1,4 +1,4 @@
-"""A section while it is filled: figures from Python, every text from the question's template."""
+"""A section being filled: figures from Python, every text from the question's template."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ _TEMPLATES.filters.update(
 
 
 class Draft:
-    """A section of a report in the making.
+    """A section of a report under construction.
 
     Texts are blocks of templates/questions/SLUG.txt: `title` or `title_OUTCOME`, `answer_OUTCOME`,
     `evidence` or `evidence_OUTCOME`, `picture_SLUG` (its first line is the title, the rest the

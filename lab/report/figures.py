@@ -103,7 +103,7 @@ def number(value: float, digits: int = 4) -> str:
 
 
 def percent(share: float) -> str:
-    """A share in four digits, but never 100% of what is not all."""
+    """A share in four digits, but 100% only if it is exactly 1."""
     text = number(100 * share)
     return f"{number(100 * share, 8) if text in ('100', '1') else text}%"
 

@@ -54,7 +54,7 @@ class Group:
         return self.sum(given)
 
     def from_chief(self, message: bytes) -> bytes:
-        """The chief's message, on every worker; what the others give is ignored."""
+        """The chief's message, on every worker; the others' messages are ignored."""
         if self._cluster is None:
             return message
         length = int(self.sum(np.array([len(message) if self.chief else 0]))[0])
@@ -64,7 +64,7 @@ class Group:
         return self.sum(padded.view(np.int32)).tobytes()[:length]
 
     def largest(self, *numbers: int) -> list[int]:
-        """Of each number, each at least 0, the largest that a worker gives."""
+        """The maximum of each number, each at least 0, over the workers."""
         if self._cluster is None:
             return list(numbers)
         return self._gather(self._cluster, numbers).max(axis=0).tolist()

@@ -1,4 +1,4 @@
-"""Whether two graphs compute the same."""
+"""Whether two graphs compute the same thing."""
 
 from __future__ import annotations
 

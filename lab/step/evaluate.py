@@ -15,12 +15,12 @@ _BYTES = 2**26  # of examples at a time
 
 
 class Evaluator:
-    """Computes loss, metrics and prediction of each of some examples, without training.
+    """Computes loss, metrics and prediction for each example of a set, without training.
 
     Args:
       x, y: the examples, [examples, ...].
       classes: whether the model gives the logits of classes, and y are labels [examples].
-      chunk: how many examples are computed at a time, at most.
+      chunk: the maximum number of examples computed at a time.
     """
 
     def __init__(
@@ -51,7 +51,7 @@ class Evaluator:
         [examples].
 
         Args:
-          seed: for models that draw random numbers outside training, too.
+          seed: for models that also draw random numbers outside training.
         """
         parts = []
         with tf.device(self._device):

@@ -1,4 +1,4 @@
-"""What the parts of a batch know of one gradient: how far their local ones agree.
+"""How far the local gradients of the parts of a batch agree.
 
 A part is a replica's share of the batch or, with micro-batches, a part of that. Its local gradient
 is that of its own examples, and the reduced gradient is their sum; both are of the loss as it is

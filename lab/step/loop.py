@@ -28,14 +28,14 @@ class TrainLoop:
     """Trains a model in place.
 
     Args:
-      strategy: a tf.distribute strategy; model and optimizer were made under its scope.
+      strategy: a tf.distribute strategy; model and optimizer were created under its scope.
       training: what is trained, and how.
-      x, y: the training examples, [examples, ...]: arrays that are put on the devices, or
+      x, y: the training examples, [examples, ...]: arrays to put on the devices, or
         what is already there; or tf.TensorSpec of one example each, where `run` is
         given the batches themselves.
       watch: what to record, see Watch.
       histogram_every: histograms are counted at the steps that this divides.
-      steps_per_loop: the most steps that a call of `run` may do.
+      steps_per_loop: the maximum number of steps per call of `run`.
       xla: whether XLA compiles: for one replica the whole loop, by default; for several each
         replica's gradient and its update, with the reduction between.
       observe: also return every tensor of the steps.
@@ -48,7 +48,7 @@ class TrainLoop:
       replicas: how many there are, on all workers.
 
     Raises:
-      LabError: activations are watched of a model that has no such method, or a probe has the tag
+      LabError: activations are watched but the model has no such method, or a probe has the tag
         of another tensor.
       ValueError: there are more replicas, or parts, than examples in a batch.
     """
@@ -134,11 +134,11 @@ class TrainLoop:
         return watch
 
     def watching(self, watch: Sequence[str]) -> TrainLoop:
-        """This loop, on the same model, optimizer and data, with other histograms at every step."""
+        """This loop on the same model, optimizer and data, with other histograms at every step."""
         return self._like(watch, steps_per_loop=self._most)
 
     def observing(self) -> TrainLoop:
-        """This loop with every tensor of a step among what it returns, one step a call."""
+        """This loop, returning every tensor of a step, with one step per call."""
         return self._like(self._kinds, steps_per_loop=1, observe=True)
 
     def _like(self, watch: Sequence[str], **options: Any) -> TrainLoop:
@@ -182,7 +182,7 @@ class TrainLoop:
           and, by `PART/TAG`, the gradients, updates, activations and probes.
 
         Raises:
-          ValueError: these are more than `steps_per_loop` steps.
+          ValueError: there are more than `steps_per_loop` steps.
         """
         arrays = rows if isinstance(rows, tuple) else (rows,)
         steps = len(arrays[0])

@@ -1,4 +1,4 @@
-"""A replica's share of a batch in parts, one after the other: micro-batches.
+"""A replica's share of a batch, computed in sequential parts: micro-batches.
 
 Each part is what a replica's share is elsewhere: it has random numbers of its own, it normalizes
 its own examples, and it starts from the state that the model had before the step.

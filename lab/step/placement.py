@@ -45,7 +45,7 @@ def set_threads(count: int) -> None:
 
 
 def make_strategy(devices: str = "auto", cluster: Cluster | None = None) -> tf.distribute.Strategy:
-    """The strategy over some devices of this machine, or over the workers of a cluster.
+    """Creates the strategy over devices of this machine, or over the workers of a cluster.
 
     Gradients of GPUs are reduced by NCCL; of logical CPU devices on one of them, which beats a
     ring where nothing has to travel.
@@ -190,7 +190,7 @@ class Resident(NamedTuple):
 
 
 def resident(strategy: tf.distribute.Strategy, array: np.ndarray | Resident) -> Resident:
-    """The array on each device of this process: there once, whatever is compiled.
+    """The array on each device of this process: stored once, whatever is compiled.
 
     They are not made under the strategy's scope, which would send them from worker to worker.
     """

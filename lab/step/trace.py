@@ -57,7 +57,7 @@ def trace(
     y: tf.TensorSpec,
     activations: bool = False,
 ) -> Traced:
-    """Traces a model in training on a batch of x and y. What the model raises comes through.
+    """Traces a model in training on a batch of x and y. Errors of the model propagate.
 
     Raises:
       LabError: a probe is inside a function or a loop of the model itself.

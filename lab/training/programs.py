@@ -1,4 +1,4 @@
-"""What is compiled for a run, kept for the next run of the same process."""
+"""The compiled parts of a run, kept for the next run of the same process."""
 
 from __future__ import annotations
 
@@ -75,7 +75,7 @@ class Programs:
             self._key, self.kept = key, None
 
     def find(self, own: Compiled) -> Compiled | None:
-        """The kept parts, if they are the same as the run's own; else they are released."""
+        """The kept parts, if they match the run's own; otherwise they are released."""
         if self.kept and not self.kept.same(own):
             self.kept = None
         return self.kept

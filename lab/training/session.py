@@ -82,7 +82,7 @@ class OtherSession(Session):
 
 
 def open_session(group: Group, *arguments: Any) -> Session:
-    """The session of this worker; arguments as those of Session. The first of several workers, the
+    """Opens the session of this worker; arguments as for Session. The first of several workers, the
     chief, sends the others what it has found."""
     if group.alone:
         return Session(*arguments)

@@ -139,7 +139,7 @@ def _check_start(path: str, training: Training) -> None:
 def _directory(
     config: Config, settings: Settings, problem: Problem, facts: Mapping[str, Any]
 ) -> str:
-    """The run directory. Its name tells networks and data apart that no config can name."""
+    """The run directory. Its name distinguishes networks and data that no config can name."""
     path = settings.directory(config)
     if problem.given and not settings.run_name:
         path += f",{digest(facts)[:8]}"
@@ -254,7 +254,7 @@ def _result(state: TrainingState, facts: dict[str, Any], startup: float) -> dict
 
 @contextlib.contextmanager
 def _explained(path: str, cluster: Cluster | None) -> Iterator[None]:
-    """Turns the errors that a user can do something about into a LabError."""
+    """Turns errors that a user can fix into a LabError."""
     try:
         yield
     except BrokenPipeError:  # of standard output
