@@ -442,7 +442,7 @@ def test_the_first_nonfinite_step_is_named_and_ends_the_run(program, diverged, k
     last = max(range(0, first, 6))
     saved = forks.checkpoints(directory)
     assert max(saved) == last
-    assert f"of step {last}\n" in outcome.out
+    assert f"from step {last}\n" in outcome.out
     reader = tf.train.load_checkpoint(str(saved[last] / "variables"))
     # Of that step and of no other. (Of a tensor as a whole: Adam divides the size of a gradient
     # out, and with it what tells a small one from its rounding, which is each CPU's own.)
