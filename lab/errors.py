@@ -11,8 +11,8 @@ from collections.abc import Iterator
 
 # Folders of code that is not the user's: the standard library, packages, the lab.
 _NOT_OF_USER = (
-    *{sysconfig.get_path(name) for name in ("stdlib", "purelib", "platlib")},
-    *(os.path.dirname(os.path.abspath(__file__)), "<frozen "),
+    *{sysconfig.get_path(name) + os.sep for name in ("stdlib", "purelib", "platlib")},
+    *(os.path.dirname(os.path.abspath(__file__)) + os.sep, "<frozen "),
 )
 
 
@@ -32,7 +32,7 @@ def blamed(what: str = "") -> Iterator[None]:
         frames = traceback.extract_tb(error.__traceback__)
         places = [(f.filename, f.lineno) for f in frames if not f.filename.startswith(_NOT_OF_USER)]
         text = str(error)
-        if isinstance(error, SyntaxError):  # of a file that theirs imports
+        if isinstance(error, SyntaxError) and error.filename:  # of a file that theirs imports
             places, text = [(str(error.filename), error.lineno)], error.msg
         text = " ".join(re.sub(r"\x1b\[\d*m", "", text).split())
         text = f"{type(error).__name__}: {text if len(text) <= 300 else f'{text[:297]}...'}"

@@ -83,11 +83,16 @@ def load_tensorflow() -> None:
 class QuietTensorFlow(importlib.abc.MetaPathFinder):
     """Among the finders of sys.meta_path, has TensorFlow load without its notices."""
 
+    _looking = False  # for the spec, among the other finders
+
     def find_spec(self, name: str, path: object, target: object = None) -> ModuleSpec | None:
-        if name != "tensorflow":
+        if name != "tensorflow" or self._looking:
             return None
-        sys.meta_path.remove(self)
-        spec = importlib.util.find_spec(name)
+        self._looking = True
+        try:
+            spec = importlib.util.find_spec(name)
+        finally:
+            self._looking = False
         if spec and spec.loader:
             spec.loader.exec_module = quiet_stderr()(spec.loader.exec_module)  # type: ignore[method-assign]
         return spec

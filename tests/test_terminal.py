@@ -44,7 +44,8 @@ def test_a_run_that_nobody_listens_to_ends_quietly_and_is_resumed(tmp_path):
 @pytest.mark.slow
 @pytest.mark.parametrize("level", [None, "3"])
 def test_a_script_that_imports_lab_hears_nothing_of_tensorflow(level):
-    script = "import numpy, lab, tensorflow as tf; print(tf.range(3) + 1)"
+    script = "import importlib.util, lab; importlib.util.find_spec('tensorflow'); "
+    script += "import tensorflow as tf; print(tf.range(3) + 1)"
     environment = programs.ENVIRONMENT | ({} if level is None else {"TF_CPP_MIN_LOG_LEVEL": level})
     done = subprocess.run(
         [sys.executable, "-c", script], capture_output=True, text=True, env=environment, timeout=300

@@ -1,10 +1,12 @@
 """Files of one's own, imported: their neighbours, errors in one line, what the digest holds."""
 
 import os
+import re
 import sys
 
 import pytest
 
+import lab
 from lab.errors import LabError, blamed
 from lab.settings import source
 from lab.training import user_code
@@ -153,3 +155,12 @@ def test_relative_paths_do_not_move_with_the_process(tmp_path, monkeypatch):
     found = source.read("model", f"x{os.sep}net.py:make")
     monkeypatch.chdir("/")
     assert user_code.load(found).value() == 13
+
+
+def test_a_folder_whose_name_begins_as_the_labs_is_the_users():
+    path = os.path.dirname(os.path.abspath(lab.__file__)) + "_models/net.py"
+    words = re.escape(f"ZeroDivisionError: division by zero ({path}")
+    with pytest.raises(LabError, match=words), blamed("the model"):
+        exec(compile("1 / 0", path, "exec"))
+    with pytest.raises(LabError, match="SyntaxError: odd"), blamed("the model"):
+        raise SyntaxError("odd")

@@ -144,9 +144,10 @@ def test_a_loss_that_is_not_finite():
 
 
 @pytest.mark.parametrize(
-    ("loss", "event"), [([586, 7e24, np.nan], 2), ([586, np.nan], 2), ([586, 7e9, 2e26, np.inf], 2)]
+    "loss", [[586, 7e24, np.nan], [586, np.nan], [586, 7e9, 2e26, np.inf], [586, 700, 7e24, np.nan]]
 )
-def test_weights_that_the_first_update_replaced(loss, event):
+@pytest.mark.filterwarnings("error")
+def test_weights_that_the_first_update_replaced(loss):
     """As under a rate of 1e6 with relu: the norms after step 1 are those of its updates."""
     record = Record(rate=1e6)
     record.cut(len(loss))
@@ -158,22 +159,30 @@ def test_weights_that_the_first_update_replaced(loss, event):
         record.values[f"{name}/norm"] = update.copy()
     record.values["h1/weights/update/norm"][0] = record.values["h1/weights/norm"][0] = 1e9
     found = diagnose(record, repeat=False)
-    assert (found.event.kind, found.event.step) == ("nonfinite", event)
+    assert (found.event.kind, found.event.step) == ("nonfinite", 3 if 700 in loss else 2)
     assert (found.finding.kind, found.finding.step) == ("rate", 1)
-    assert found.finding.tensors == ("h1/weights",)
+    assert found.finding.tensors == ("h1/weights",) and "100%" in found.finding.reason
+    record.values["h1/weights/norm"][0] = 0
+    assert len(loss) < 3 or "far above" in diagnose(record, repeat=False).finding.reason
 
 
-@pytest.mark.parametrize("step", [2, 9, 30])
-def test_a_batch_that_is_not_finite_before_there_are_ranges(step):
-    """The updates before it are small, or, of the biases, all that there is of the weight."""
+@pytest.mark.parametrize("began_at_0", [TENSORS[1::2], TENSORS])
+@pytest.mark.parametrize("large", [False, True])
+@pytest.mark.parametrize("step", [3, 9, 30])
+def test_a_batch_that_is_not_finite_before_there_are_ranges(step, large, began_at_0):
+    """The updates before it are small, or, of a tensor that began at 0, all that there is of it.
+    One small tensor may be replaced in the first step: the loss does not rise."""
     record = Record()
-    for name in TENSORS[1::2]:
+    record.values["loss"][:5] = 2
+    for name in began_at_0:
         record.values[f"{name}/norm"] = np.cumsum(record.values[f"{name}/update/norm"])
+    if large:
+        record.values["h1/weights/update/norm"][0] = 0.8 * record.values["h1/weights/norm"][0]
     record.values["loss"][step - 1] = np.nan
     record.cut(step)
     found = diagnose(record, repeat=False)
     assert (found.event.kind, found.finding.kind) == ("nonfinite", "batch")
-    assert found.finding.step == step
+    assert found.finding.step == step and not found.others
 
 
 def test_growth_from_inside():

@@ -105,12 +105,10 @@ class Chain:
 
     @property
     def began_at_0(self) -> np.ndarray:
-        """The tensors of which the first update is all there is: bool [tensors]. Where that is so
-        of all of them, the update has replaced them instead."""
+        """The tensors of which the first update is all there is: bool [tensors]."""
         if not len(self.steps):
             return np.zeros(len(self.tensors), bool)
-        alike = np.isclose(self.applied[0], self.weight[0], rtol=1e-5, atol=0)
-        return alike & ~alike.all()
+        return np.isclose(self.applied[0], self.weight[0], rtol=1e-5, atol=0)
 
     @property
     def _weights(self) -> Ranges:

@@ -70,8 +70,9 @@ def _exact(chain: Chain, event: Event, first: Departure) -> Finding:
     tags, step = first.tags, first.step
     if first.note == "early":
         if first.link == "update":
-            share = 100 * first.size * LARGE
-            reason = f"the norm of the update was {share:.0f}% of the weight's"
+            share = first.size * LARGE
+            times = f"{100 * share:.0f}% of" if share < 1e4 else "far above"
+            reason = f"the norm of the update was {times} the weight's"
             return Finding("rate", step, tags[:1], reason=reason)
         return Finding("", step, reason="the loss rose before any range was known")
     if first.note == "zero":

@@ -19,7 +19,7 @@ _EARLY = 3.0  # times the first loss: worse than an untrained network
 _RISE = math.log(1.5)  # of the loss's level above its lowest, to be a divergence
 _STALL, _TENFOLD = 0.5, 10.0  # share of a run without progress, and what grew meanwhile
 LARGE = 0.1  # ratio of update to weight: a hundred times what is usual
-_REPLACED = 0.5  # from this ratio on little is left of the weight before
+_REPLACED = 0.5  # ratio from which on little is left of the weight before
 MANY = 0.5  # share of the tensors from which on a departure is of all
 _WORDS = {"": "out of its range", "nonfinite": "NaN or infinite", "zero": "0 from here on",
           "dead": "too small to change a weight from here on"}  # fmt: skip
@@ -200,7 +200,9 @@ def _nonfinite(chain: Chain) -> Iterator[Departure]:
         if names:
             order = names if link in ("loss", "probe") else names[::-1]
             yield Departure(first, link, tuple(order), math.inf, "nonfinite")
-    yield from _large_updates(chain, first, _REPLACED)
+    last = _ratios(chain, row)[-1:] if row <= 2 * FIRST else np.zeros((0, 0))
+    if last.size and (last >= _REPLACED).mean() >= MANY:
+        yield from _large_updates(chain, first)
 
 
 def _zero(chain: Chain) -> Iterator[Departure]:
@@ -240,7 +242,8 @@ def _early(chain: Chain) -> Iterator[Departure]:
     limit, loss = _EARLY * chain.loss[0], np.where(np.isnan(chain.loss), np.inf, chain.loss)
     for row in range(1, min(len(loss), 2 * FIRST)):
         soon = loss[row : row + 4]
-        rises = np.isfinite(soon).all() or limit < loss[row] < np.inf
+        lasts = np.isfinite(soon).all() and len(soon) == 4
+        rises = lasts or (limit < loss[row] < np.inf and not np.isfinite(soon).all())
         if rises and np.median(soon) > limit > 0:
             step = int(chain.steps[row])
             yield Departure(step, "loss", ("loss",), float(loss[row] / limit), "early")
@@ -248,24 +251,30 @@ def _early(chain: Chain) -> Iterator[Departure]:
             return
 
 
-def _large_updates(chain: Chain, step: int, least: float = LARGE) -> Iterator[Departure]:
-    """The first step before one at which there were no ranges yet with an update that was large
-    beside its weight."""
+def _large_updates(chain: Chain, step: int) -> Iterator[Departure]:
+    """The first step before `step`, while there were no ranges yet, whose update was large compared
+    with a weight."""
     until = int(np.searchsorted(chain.steps, step))
-    if until > 2 * FIRST:
-        return
-    with np.errstate(divide="ignore", invalid="ignore"):
-        ratio = np.nan_to_num(chain.applied[:until] / chain.weight[:until])
-    if not ratio.size:
-        return
-    ratio[:, chain.began_at_0] = 0
-    rows = np.flatnonzero((ratio >= least).any(axis=1))
-    if len(rows):
+    ratio = _ratios(chain, until)
+    rows = np.flatnonzero((ratio >= LARGE).any(axis=1))
+    if len(rows) and until <= 2 * FIRST:
         row = int(rows[0])
         columns = np.lexsort((-chain.applied[row], -ratio[row].round(2)))
-        tags = [chain.tensors[c] for c in columns if ratio[row, c] >= least]
+        tags = [chain.tensors[c] for c in columns if ratio[row, c] >= LARGE]
         size = float(ratio[row].max() / LARGE)
         yield Departure(int(chain.steps[row]), "update", tuple(tags), size, "early")
+
+
+def _ratios(chain: Chain, until: int) -> np.ndarray:
+    """Norms of updates over norms of weights in the rows before `until`: [until, tensors]; 0 for
+    tensors that began at 0. If all seem to have, and the loss rose, the update replaced them."""
+    with np.errstate(divide="ignore", invalid="ignore"):
+        ratio = chain.applied[:until] / chain.weight[:until]
+    ratio = np.nan_to_num(ratio, posinf=1e6)
+    began, soon = chain.began_at_0, chain.loss[1:5]
+    if began.all() and ((soon > _EARLY * chain.loss[0]).any() or np.isnan(soon[:1]).any()):
+        began = np.zeros_like(began)
+    return np.where(began, 0.0, ratio)
 
 
 def _event(chain: Chain, group: list[Departure], rise: int, near: int) -> Event:

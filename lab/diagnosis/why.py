@@ -135,7 +135,7 @@ def _change(
     if kind in ("flat", "") and event.kind in ("plateau", "collapse", "freeze") and _slow(chain):
         return {"learning_rate": _two_digits(10 * rate or 0.001)}
     if kind in ("rate", "growth", "flat", "batch", ""):
-        return {"learning_rate": _two_digits(rate / (10 if sgd else 3))}
+        return {"learning_rate": _two_digits(rate / (10 if sgd else 3)) or 0.001}
     return {}
 
 

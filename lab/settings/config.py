@@ -96,7 +96,7 @@ class Config(Checked):
     )
     sgd_momentum: float = field(0.0, "fraction of the previous step added to each step", **_SHARE)
     sgd_nesterov: bool = field(False, "Nesterov momentum; no effect without momentum")
-    epsilon: float = field(1e-7, "added to the divisor for stability; unused by sgd", least=0)
+    epsilon: float = field(1e-7, "keeps the divisor away from 0; unused by sgd", least=0)
     epsilon_inside_root: bool = field(
         False, "sqrt(a + epsilon), as in Keras 3, not sqrt(a) + epsilon; always on for adadelta"
     )
@@ -204,8 +204,8 @@ class Config(Checked):
 
     @property
     def hparams(self) -> dict[str, int | float | str]:
-        """For the HParams page, which shows few columns: the README's, and what is not default. Of
-        several runs it has the columns of the first: so the model stands with its arguments."""
+        """For the HParams page: the README's fields, and what is not default. The page takes its
+        columns from the first run, so the model's value includes its arguments."""
         shown: dict[str, Any] = {"model": " ".join([_short(self.model), *self.model_arguments])}
         for argument in self.model_arguments:
             key, _, value = argument.partition("=")

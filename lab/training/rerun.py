@@ -176,7 +176,7 @@ class Rerun:
                 state.assign(state.tensors() | ruled)
             elif early:
                 state.assign(_between(before, state.tensors(), share, self.weights))
-            elif not np.isfinite(found[-1]):
+            if not (np.isfinite(found[-1]) or early) or (share and np.isnan(found[-1])):
                 break
         return np.array(found)
 

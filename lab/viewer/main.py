@@ -30,8 +30,8 @@ def main() -> int:
         if settings.follow:
             _follow(Server(runs, settings.port))
             return 0
-        folder = paths[0] if len(paths) == 1 else os.path.dirname(os.path.normpath(paths[0]))
-        target = settings.out or os.path.join(folder, "view.html")
+        folder = paths[0] if len(paths) == 1 else os.path.join(paths[0], os.pardir)
+        target = settings.out or os.path.normpath(os.path.join(folder, "view.html"))
         packed = pack(runs, always)
         _write(target, html_file.as_html(packed))
     except LabError as error:

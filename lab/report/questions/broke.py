@@ -17,7 +17,7 @@ from lab.report.figures import across, points
 from lab.report.section import Mark, Section, Series
 
 _BEFORE, _AFTER = 20, 40  # steps of the picture around the culprit
-_PASSING = {"departure", "plateau", "spike"}  # events that a run recovers from
+_PASSING = {"departure", "plateau", "spike"}  # events after which a run trains on
 _UNSEEN = 0.05  # share of the runs that may have an event that the loss does not show
 
 

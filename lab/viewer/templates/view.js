@@ -362,7 +362,7 @@ function move(one) {
 /** Draws what was not seen yet, one plot at a time: then it can be printed, too. */
 async function drawUnseen() {
   for (const one of [...plots]) {
-    if (one.dirty && !one.visible) await redraw(one);
+    if (one.dirty && !one.visible) await redraw(one).catch(() => {});
     await new Promise((resolve) => setTimeout(resolve, 20));
   }
 }
@@ -563,7 +563,8 @@ async function add({ runs: described, blobs, ...rows }) {
 function begin() {
   const dead = ({ status }) => ["collapsed", "nonfinite"].includes(status);
   const marks = [...runs].sort((a, b) => dead(b) - dead(a)).flatMap((run) => run.marks);
-  const { step, tag } = marks.find((mark) => !mark.routine) ?? { step: lastStep };
+  const found = marks.filter((mark) => !mark.routine);
+  const { step, tag } = found.find((mark) => mark.tag) ?? found[0] ?? { step: lastStep };
   const known = [`${tag}/gradient`, tag, ...tensors()].find((one) => tensors().includes(one));
   const early = step <= 50 && step < lastStep;
   change({ tensor: known ?? "", step: step + 1, pin: step < lastStep ? step : null, log: early });
