@@ -353,9 +353,9 @@ def test_a_second_signal_ends_a_run_at_once(program, long):
     os.kill(child.pid, signal.SIGTERM)
     os.kill(child.pid, signal.SIGCONT)
     outcome = child.wait()
-    assert outcome.status == 143
+    assert outcome.status in (130, 143)  # of the second one: their order is the system's
     assert not (directory / "result.json").exists()
-    assert "interrupted" not in outcome.out
+    assert "interrupted" not in outcome.out  # as after a single one
     assert_goes_on(program, directory, long, LONG)
 
 
