@@ -159,7 +159,7 @@ def shared():
     "fields",
     [
         {},
-        {"optimizer": "sgd", "learning_rate": 3e38, "xla": "off"},
+        pytest.param({"optimizer": "sgd", "learning_rate": 3e38, "xla": "off"}, marks=SLOW),
         {"model": "Dropout", "xla": "off"},
         pytest.param({"model": "Compiled", "learning_rate": 3e38, "xla": "off"}, marks=SLOW),
         pytest.param({"model": "Dropout", "microbatches": 2}, marks=SLOW),
