@@ -25,7 +25,7 @@ STEPS = 300
 class Record:
     """What a RunReader has, of series in memory: plain sgd, whose loss falls."""
 
-    path = "made"
+    path, circumstances = "made", {}
 
     def __init__(self, seed=0, rate=0.01, steps=STEPS):
         random = np.random.default_rng(seed)

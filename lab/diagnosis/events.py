@@ -200,7 +200,7 @@ def _nonfinite(chain: Chain) -> Iterator[Departure]:
         if names:
             order = names if link in ("loss", "probe") else names[::-1]
             yield Departure(first, link, tuple(order), math.inf, "nonfinite")
-    last = _ratios(chain, row)[-1:] if row <= 2 * FIRST else np.zeros((0, 0))
+    last = _ratios(chain, row)[-1:]
     if last.size and (last >= _REPLACED).mean() >= MANY:
         yield from _large_updates(chain, first)
 
@@ -242,8 +242,8 @@ def _early(chain: Chain) -> Iterator[Departure]:
     limit, loss = _EARLY * chain.loss[0], np.where(np.isnan(chain.loss), np.inf, chain.loss)
     for row in range(1, min(len(loss), 2 * FIRST)):
         soon = loss[row : row + 4]
-        lasts = np.isfinite(soon).all() and len(soon) == 4
-        rises = lasts or (limit < loss[row] < np.inf and not np.isfinite(soon).all())
+        finite = np.isfinite(soon).all()
+        rises = len(soon) == 4 if finite else limit < loss[row] < np.inf
         if rises and np.median(soon) > limit > 0:
             step = int(chain.steps[row])
             yield Departure(step, "loss", ("loss",), float(loss[row] / limit), "early")

@@ -151,7 +151,7 @@ def _slow(chain: Chain) -> bool:
 
 def _command(run: RunReader, **flags: float) -> str:
     """The run again with some other flags: of bin/train, or of lab.train if objects were given."""
-    if getattr(run, "circumstances", {}).get("given"):
+    if run.circumstances.get("given"):
         given = (f"{name.removeprefix('model.')}={value}" for name, value in flags.items())
         return f"lab.train(..., {', '.join(given)})"
     return as_line(run.config, **flags)
