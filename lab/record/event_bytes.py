@@ -16,6 +16,7 @@ from tensorboard.plugins.histogram import metadata as histogram_metadata
 from tensorboard.plugins.scalar import metadata as scalar_metadata
 
 _EXACT_IN_FLOAT32 = 2**24
+_IN_CACHE = 1 << 21  # bytes of summaries that are laid out together
 _MARKER = b"\xa5"  # in no text
 AROUND = 16 + 9 + 3 + 4  # bytes of a record, and in it of time, step, and the summary's length
 
@@ -66,16 +67,25 @@ class Layout:
           recorded: `scalars` [steps, scalars]; of histograms `counts` [steps, tags, 30], `low`
             and `high` [steps, tags].
         """
-        size = len(self._bytes)
-        content = bytearray(self._bytes * len(recorded["scalars"]))
-        steps = np.frombuffer(content, self._step)
-        columns = [*recorded["scalars"].T]
+        steps = len(recorded["scalars"])
+        at_once = max(1, _IN_CACHE // len(self._bytes))
+        summaries = []
+        for start in range(0, steps, at_once):
+            some = {name: value[start : start + at_once] for name, value in recorded.items()}
+            summaries += self._some(some)
+        return summaries
+
+    def _some(self, recorded: Mapping[str, np.ndarray]) -> list[bytes]:
+        scalars = recorded["scalars"]
+        content = np.tile(np.frombuffer(self._bytes, np.uint8), (len(scalars), 1))
+        steps = content.view(self._step)[:, 0]
+        columns = [*scalars.T]
         if len(self._step) > len(columns):
             rows = _rows(recorded["counts"], recorded["low"], recorded["high"])
             columns += [*rows.swapaxes(0, 1)]
         for name, column in zip(self._step.names, columns, strict=True):
             steps[name] = column
-        return [bytes(content[i : i + size]) for i in range(0, len(content), size)]
+        return [row.tobytes() for row in content]
 
 
 def _add(summary: Summary, tag: str, numbers: np.dtype, metadata: Any) -> np.dtype:

@@ -27,7 +27,7 @@ from lab.record.directory import event_files
 from lab.record.event_bytes import AROUND, Layout
 from lab.record.event_reader import spans
 
-_QUEUE = 100  # events that the writer holds back at most
+_QUEUE = 10  # events that the writer holds back at most: parsed, they take several times the space
 
 
 class Recorder:
