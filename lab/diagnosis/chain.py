@@ -26,7 +26,9 @@ class Chain:
       gradient, update, weight: norms [steps, tensors]; NaN where not on record. The update is that
         before it is rounded, divided by the schedule of its learning rate.
       probe: largest absolute values [steps, probes].
-      nonfinite: by tag of a histogram or "loss", the first step with NaN or infinity.
+      nonfinite: by tag of a histogram or "loss", the first step with NaN or infinity. Probes and
+        activations are left out where that is before the loss, a weight or a gradient has any: they
+        may hold infinity on purpose, as masked scores do.
     """
 
     def __init__(self, run: RunReader) -> None:
@@ -71,7 +73,9 @@ class Chain:
         bad = np.flatnonzero(~np.isfinite(self.loss))
         if len(bad):
             found["loss"] = int(self.steps[bad[0]])
-        return found
+        of_outputs = {tag for tag in found if tag in self.probes or tag.endswith("/activations")}
+        begun = min((found[tag] for tag in found.keys() - of_outputs), default=math.inf)
+        return {tag: step for tag, step in found.items() if step >= begun}
 
     def _notes(self) -> dict[str, dict[str, int]] | None:
         return (self.run.result or {}).get("nonfinite")

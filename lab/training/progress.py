@@ -82,7 +82,7 @@ def conclusion(result: dict[str, Any], directory: str) -> str:
     if result["nonfinite"]:
         first = min(note["first_step"] for note in result["nonfinite"].values())
         lines.append(f"NaN or infinity from step {first}: {', '.join(result['nonfinite'])}")
-    if result["nonfinite"] or result["collapsed"] is not None or result["frozen"]:
+    if result["status"] in ("nonfinite", "collapsed") or result["frozen"]:
         lines[:0] = _broke_first(directory)
     lines.append(f"run directory:  {directory}")
     lines.append(f"page of every step:  {command('view', directory)}")

@@ -163,7 +163,7 @@ class Rerun:
         state, found = self._state, []
         update = self.parts().updates[put_back] if put_back else None
         state.assign(self._before)
-        state.step, state.saved = self.step - 1, self._saved | {"nonfinite": {"": {}}}
+        state.step, state.saved = self.step - 1, self._saved | {"lost": True}
         while state.step < until:
             early = state.step < self.step - 1 + max(steps, bool(put_back))
             before = state.tensors() if early else {}

@@ -85,6 +85,7 @@ class TrainingState:
             "digests": self.digests(),
             "first_loss": None,  # of the first batch, a mean over its examples
             "nonfinite": {},
+            "lost": False,  # whether loss or weights have been NaN or infinite
             # By prefix, the sums of S and G2 over the steps since the last evaluation.
             "noise": {prefix: [0.0, 0.0] for prefix, _ in self._noise_columns()},
             "cpus": [{"first_step": 1, "cpu": machine.cpu()}],
@@ -148,7 +149,7 @@ class TrainingState:
         """The status of a run that ends here."""
         if self.step < self.config.training_steps and not self.broken:
             return "interrupted"
-        if self.saved["nonfinite"]:
+        if any(map(self._of_training, self.saved["nonfinite"])):
             return "nonfinite"
         return "completed" if self.saved["figures"]["collapsed"] is None else "collapsed"
 
@@ -201,14 +202,17 @@ class TrainingState:
         arguments = self.rows(first, steps), first, self.config.seed
         before = self.tensors()
         recorded = self.loop.run(*arguments)
-        loss, notes = recorded["scalars"][:, 0].numpy(), self.saved["nonfinite"]
+        loss = recorded["scalars"][:, 0].numpy()
         if first == 1 and np.isfinite(loss[0]):
             size = self.config.batch_size if self.config.reduction == "sum" else 1
             self.saved["first_loss"] = float(loss[0]) / size
         finite = all(np.isfinite(values).all() for values in (loss, *self.weights().values()))
-        if not finite and not notes:
+        if not finite and not self.saved.get("lost"):
             row, found = self._first_nonfinite(before, arguments, loss)
-            notes |= {tag: {"first_step": first + row, "count": n} for tag, n in found.items()}
+            self.saved["lost"] = True
+            self.saved["nonfinite"] |= {
+                tag: {"first_step": first + row, "count": n} for tag, n in found.items()
+            }
             what = ", ".join(f"{tag} ({count})" for tag, count in found.items())
             notify(f"step {first + row}: NaN or infinity in {what}")
             if self.config.on_nonfinite == "stop":
@@ -231,7 +235,7 @@ class TrainingState:
         """
         after = self.tensors()
         self.assign(before)
-        watching = self.loop.watching(("weights", "gradients", "probes"))
+        watching = self.loop.watching(("weights", "gradients"))
         counts = watching.run(*arguments)["nonfinite"].numpy()
         self.assign(after)
         bad = counts.any(axis=1) | ~np.isfinite(loss)
@@ -241,6 +245,11 @@ class TrainingState:
         if not any(found.values()):  # another program, with other last bits: it did not get so far
             found = {tag: int((~np.isfinite(w)).sum()) for tag, w in self.weights().items()}
         return row, {tag: count for tag, count in found.items() if count}
+
+    def _of_training(self, tag: str) -> bool:
+        """Whether a tag is of the loss, a weight or its gradient, and not of what a model probes or
+        gives out, which may hold infinity on purpose."""
+        return tag == "loss" or any(f"{tag}/".startswith(f"{n}/") for n in self.training.variables)
 
     def examples(self, step: int) -> np.ndarray | None:
         """Which training examples make up a step: int32 [batch_size]; None where a function gives
