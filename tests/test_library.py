@@ -7,22 +7,27 @@ import pathlib
 import re
 import shutil
 import signal
+import subprocess
+import sys
 import threading
 import weakref
 
 import keras
 import numpy as np
+import programs
 import pytest
 import tensorflow as tf
 from keras import layers as keras_layers
 from tensorflow.python.framework.ops import gradient_registry as gradients
 
 import lab
+from lab import machine
 from lab.errors import LabError
 from lab.models.adapt import Network
 from lab.models.mlp import MLP
 from lab.record import checkpoints
 from lab.settings.config import Config
+from lab.step import placement
 from lab.step.replica import Training
 from lab.step.trace import trace
 from lab.training import state as training_state
@@ -430,6 +435,100 @@ def test_a_model_that_was_made_already_keeps_its_weights(train, images):
     np.testing.assert_array_equal(more.weights(0)["blocks/0/w"], trained)
 
 
+def test_a_model_object_goes_with_its_run(train, images, monkeypatch):
+    """A finished run gives it the last weights, an interrupted one those of its checkpoint; other
+    weights are another run's."""
+    whole = train(model=Net(seed=4), data=images, name="whole", watch=("norms",))
+    again = Net(seed=4)
+    train(model=again, data=images, name="whole", watch=("norms",))
+    np.testing.assert_array_equal(again.blocks[0].w, whole.weights(12)["blocks/0/w"])
+    with pytest.raises(LabError, match="holds another run"):
+        train(model=Net(seed=5), data=images, name="whole", watch=("norms",))
+
+    model, steps = Net(seed=4), training_state.TrainingState.run
+
+    def failing(state, count, notify):
+        if state.step >= 9:
+            raise KeyboardInterrupt
+        return steps(state, count, notify)
+
+    arguments = {"model": model, "data": images, "name": "cut", "watch": ("norms",)}
+    arguments |= {"steps_per_loop": 3, "checkpoint_every": 6}
+    monkeypatch.setattr(training_state.TrainingState, "run", failing)
+    with pytest.raises(KeyboardInterrupt):
+        train(**arguments)
+    monkeypatch.undo()
+    resumed = train(**arguments)
+    assert same(resumed.weights(12), whole.weights(12))
+    for tag in ("blocks/0/w/distance", "blocks/1/b/distance"):
+        np.testing.assert_array_equal(resumed.scalar(tag), whole.scalar(tag))
+
+
+@pytest.mark.slow
+def test_a_model_object_in_a_process_where_tensorflow_runs(tmp_path):
+    program = [sys.executable, f"{programs.CHILDREN}/library_object.py", str(tmp_path)]
+    environment = programs.ENVIRONMENT
+    outcome = subprocess.run(program, capture_output=True, text=True, env=environment)
+    assert outcome.stdout.splitlines()[-1:] == ["completed 2"], outcome.stderr
+
+
+def test_threads_of_a_process_where_tensorflow_runs(monkeypatch):
+    """It takes one for each core where none were chosen, and has to be content with them."""
+    monkeypatch.setattr(
+        placement.tf.config.threading, "get_intra_op_parallelism_threads", lambda: 0
+    )
+    monkeypatch.setattr(machine, "cores", lambda: range(7))
+    placement.set_threads(7)
+    with pytest.raises(LabError, match=r"--threads=3: .* with 7 threads"):
+        placement.set_threads(3)
+
+
+def test_generators_go_on_after_a_run(train, images):
+    def drawn():
+        return tf.random.normal([3]).numpy().tolist()
+
+    tf.random.set_seed(5)
+    expected = [drawn(), drawn()]
+    tf.random.set_seed(5)
+    found = [drawn()]
+    train(data=images, model=Net, name="one")
+    assert [*found, drawn()] == expected
+
+
+def test_infinity_that_a_model_probes_is_no_failure(train, images):
+    class Masked(Net):
+        lost = 100
+
+        def __call__(self, x, training=False, seed=None, step=None):
+            out = super().__call__(x, training, seed, step)
+            lab.probe("masked", tf.where(out > 0, out, -np.inf))
+            return out if step is None else tf.where(step >= self.lost, np.nan, out)
+
+    class Lost(Masked):
+        lost = 7
+
+    run = train(model=Masked, data=images, name="masked", watch=("probes", "norms"))
+    assert run.result["status"] == "completed" and run.why().event is None
+    assert run.result["nonfinite"]["masked"]["first_step"] == 1
+    lost = train(model=Lost, data=images, name="lost", watch=("probes", "norms"))
+    assert (lost.result["status"], lost.result["step"]) == ("nonfinite", 7)
+    assert lost.why(repeat=False).event.step == 7
+
+
+def test_a_second_ctrl_c_ends_the_run_and_not_the_process(train):
+    def batch(step):
+        if step == 7:
+            signal.raise_signal(signal.SIGINT)
+            signal.raise_signal(signal.SIGINT)
+        x = np.random.default_rng([7, step]).normal(size=(16, 12)).astype(np.float32)
+        return x, (x[:, 0] > 0).astype(np.int32)
+
+    before = signal.getsignal(signal.SIGINT)
+    with pytest.raises(KeyboardInterrupt):
+        train(model=lambda: MLP([12, 4, 2]), data=lab.Data(batch=batch))
+    assert signal.getsignal(signal.SIGINT) is before
+
+
 def test_a_run_leaves_nothing_behind(train, images):
     """TensorFlow would keep the graph of each custom gradient, and with it the data."""
     before = {*gradients.list()}
@@ -490,6 +589,32 @@ def test_what_tells_two_runs_apart(train, trained, images, tmp_path):
     ):
         with pytest.raises(LabError, match="holds another run"):
             train(**{"model": Net, "data": images, "name": "trained"} | changed)
+
+
+def test_a_rule_that_was_typed_in_is_known_by_its_code(train, images):
+    def made(factor):
+        names: dict = {"lab": lab}
+        code = (
+            f"class Mine(lab.Rule):\n  def delta(self, g, t, slots):\n    return {factor} * g, ()"
+        )
+        exec(code, names)
+        return names["Mine"](0.1)
+
+    first = train(model=Net, data=images, optimizer=made(0.1), name="mine")
+    again = train(model=Net, data=images, optimizer=made(0.1), name="mine")
+    assert again.result == first.result
+    with pytest.raises(LabError, match="holds another run"):
+        train(model=Net, data=images, optimizer=made(-0.1), name="mine")
+
+
+def test_data_of_a_recipe(train, images, tmp_path):
+    test = {"x_test": images.x_test.reshape(-1, 12), "y_test": images.y_test}
+    np.savez(tmp_path / "own.npz", x=images.x.reshape(-1, 12), y=images.y, **test)
+    flat = "import lab\nRECIPE = {'data': 'own.npz', 'training_steps': 6}\n"
+    flat += "def net(seed):\n    return lab.models.MLP([12, 4, 5], seed=seed)\n"
+    (tmp_path / "mine.py").write_text(flat)
+    run = train(model=f"{tmp_path}/mine.py:net", steps=None, batch_size=None)
+    assert (run.config["data"], run.result["step"]) == (f"{tmp_path}/own.npz", 6)
 
 
 @pytest.mark.parametrize("first", [True, False])
@@ -764,7 +889,7 @@ def numbers(*shape, dtype=np.float32):
         ({"metrics": {"loss": abs}}, "the metric 'loss': its name must be"),
         ({"metrics": {"m": "accuracy"}}, "the metric m is str: must be a function"),
         ({"optimizer": lab.Adam}, r"optimizer is Adam: must be an object such as lab.Adam\(1e-3\)"),
-        ({"data": None}, "data is NoneType: must be a lab.Data"),
+        ({"data": 3}, "data is int: must be a lab.Data"),
         (
             {"data": lab.Data(np.ones([20, 4, 3], np.uint8), np.ones([20, 1], np.int32))},
             r"y are int32 \[1\] each: softmax_cross_entropy takes one label .*\[16, 1, classes\]",

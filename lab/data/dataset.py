@@ -177,11 +177,12 @@ def _code(function: Any) -> bytes:
         return inspect.getsource(with_source).encode()
     except (OSError, TypeError):
         code = getattr(with_source, "__code__", None)
-    return repr(_compiled(code)).encode() if code else b""
+    return repr(compiled(code)).encode() if code else b""
 
 
-def _compiled(code: Any) -> list[Any]:
-    constants = [_compiled(c) if hasattr(c, "co_code") else repr(c) for c in code.co_consts]
+def compiled(code: Any) -> list[Any]:
+    """What Python has compiled a function's code to, without its place."""
+    constants = [compiled(c) if hasattr(c, "co_code") else repr(c) for c in code.co_consts]
     return [code.co_code, code.co_names, constants]
 
 

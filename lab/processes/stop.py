@@ -21,11 +21,13 @@ class Stop:
     Args:
       last_words: for standard error, if the process is ended in the middle of something; empty:
         it is given all the time that it takes.
+      lives_on: whether a second Ctrl-C raises KeyboardInterrupt, as in a notebook, whose process
+        has to go on.
     """
 
-    def __init__(self, last_words: str = "") -> None:
+    def __init__(self, last_words: str = "", lives_on: bool = False) -> None:
         self.signal = 0
-        self._last_words = last_words
+        self._last_words, self._lives_on = last_words, lives_on
         self._noticed = threading.Event()
 
     @property
@@ -58,6 +60,8 @@ class Stop:
             signal.signal(number, handler)
 
     def _note(self, number: int, _: FrameType | None) -> None:
+        if self.signal and self._lives_on and number == signal.SIGINT:
+            raise KeyboardInterrupt
         if self.signal:
             os._exit(128 + number)
         self.signal = number

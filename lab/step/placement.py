@@ -14,10 +14,18 @@ from typing import NamedTuple
 
 import numpy as np
 import tensorflow as tf
+from tensorflow.python.eager import context
 
 from lab import machine
 from lab.errors import LabError
 from lab.processes.cluster import Cluster, patience
+
+
+def threads_in_use() -> int:
+    """The threads that an operation of TensorFlow's takes in this process; 0 before its start."""
+    if not context.context()._initialized:
+        return 0
+    return tf.config.threading.get_intra_op_parallelism_threads() or len(machine.cores())
 
 
 def set_threads(count: int) -> None:
@@ -28,6 +36,8 @@ def set_threads(count: int) -> None:
     Raises:
       LabError: TensorFlow is already running in this process, with another number.
     """
+    if (now := threads_in_use()) == count:
+        return
     if count > len(machine.cores()):
         # A thread that waits for work by spinning would keep a core from one that has some.
         options = tf.compat.v1.ConfigProto()
@@ -37,10 +47,9 @@ def set_threads(count: int) -> None:
     try:
         tf.config.threading.set_intra_op_parallelism_threads(count)
     except RuntimeError:
-        now = tf.config.threading.get_intra_op_parallelism_threads()
         raise LabError(
-            f"--threads={count}: TensorFlow is already running in this process, with "
-            f"{now or 'its own number of'} threads: start a new process"
+            f"--threads={count}: TensorFlow is already running in this process, with {now} "
+            "threads: start a new process"
         ) from None
 
 

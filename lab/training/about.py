@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 
 from lab import machine
+from lab.models.optimizers import RULES
 from lab.record.checkpoints import KEEP
 from lab.record.directory import checkpoint_paths
 from lab.record.event_bytes import Layout
@@ -24,11 +25,13 @@ def about(
     """What is trained, how, and the disk space it will take, one line each; path: the run
     directory, which holds the first checkpoint."""
     config, data, replicas = state.config, state.data, state.loop.replicas
+    rule = state.training.optimizer.rule
+    name = config.optimizer if type(rule) in RULES.values() else type(rule).__name__
     why = ""
-    if config.reduction == "sum" and state.training.optimizer.rule.degree:
+    if config.reduction == "sum" and rule.degree:
         why = f" (the loss is summed over {config.batch_size} examples)"
     elif config.reduction == "sum":
-        why = f" ({config.optimizer} cancels that scale, except in its constants)"
+        why = f" ({name} cancels that scale, except in its constants)"
     if config.model == "mlp":
         network = f"{'-'.join(map(str, sizes(config, data)))} {config.activation}"
     else:
@@ -36,7 +39,7 @@ def about(
         network = f"{config.model}, {weights:,} weights in {len(state.training.variables)} tensors"
     examples = f"{len(data.x):,} examples"
     lines = [
-        f"{network}, {config.optimizer} at {config.learning_rate:g}, "
+        f"{network}, {name} at {config.learning_rate:g}, "
         f"batch {config.batch_size}, seed {config.seed}: {config.training_steps:,} steps on "
         + (f"batches of {data.name}" if data.is_function else examples)
         + (f", {replicas} replicas" if replicas > 1 else "")

@@ -13,10 +13,6 @@ from collections.abc import Iterable, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
-import numpy as np
-import tensorflow as tf
-
-from lab import machine
 from lab.data import Data
 from lab.errors import LabError
 from lab.models.optimizers import RULES, Rule
@@ -24,6 +20,7 @@ from lab.processes.stop import Stop
 from lab.settings import source
 from lab.settings.command_line import RENAMED
 from lab.settings.config import Config, Settings
+from lab.step.placement import threads_in_use
 from lab.step.replica import PerExample
 from lab.training import build, trial
 from lab.training.opened import Run
@@ -33,7 +30,7 @@ from lab.training.progress import Console, Reporter, conclusion
 
 def train(
     model: Any = "mlp",
-    data: Data | str = "mnist",
+    data: Data | str | None = None,
     loss: str | PerExample | None = None,
     metrics: Mapping[str, PerExample] | None = None,
     optimizer: Rule | str | None = None,
@@ -52,7 +49,7 @@ def train(
         devices require; or what --model takes: "mlp", "convnet", "transformer", "FILE.py:NAME". Its
         call is given `training`, `seed` (int64 [2], new at each step) and `step` if it accepts
         them; that of a Keras model only `training`.
-      data: a `lab.Data`, or what --data takes.
+      data: a `lab.Data`, or what --data takes. Default: that of the model's recipe, or "mnist".
       loss: (y, output) -> floating [batch, ...], or what --loss takes. The loss of an example is
         its mean over all axes but the first. Default: the model's recipe, or
         "softmax_cross_entropy".
@@ -78,7 +75,7 @@ def train(
     if not (optimizer is None or isinstance(optimizer, (str, Rule))):
         name = getattr(optimizer, "__name__", type(optimizer).__name__)
         raise LabError(f"optimizer is {name}: must be an object such as lab.Adam(1e-3), or a name")
-    if not isinstance(data, (Data, str)):
+    if not (data is None or isinstance(data, (Data, str))):
         raise LabError(
             f"data is {type(data).__name__}: must be a lab.Data, such as lab.Data(x, y), or what "
             "--data takes"
@@ -90,7 +87,7 @@ def train(
         if type(optimizer) not in RULES.values():
             given.add("optimizer")
     problem = dataclasses.replace(problem, given=tuple(sorted(given)))
-    with _stop() as stop:
+    with _stop() as stop, build.seed_kept():
         reporter = Console("overwrite=True") if verbose else Reporter()
         path, result = trial.run(config, settings, problem, reporter, stop, started)
     if verbose:
@@ -102,13 +99,6 @@ def train(
     return Run(path, problem)
 
 
-def _plain(value: Any) -> Any:
-    """A value as a flag has it: NumPy's numbers as Python's, paths as text."""
-    if isinstance(value, np.generic):
-        return value.item()
-    return os.fspath(value) if isinstance(value, os.PathLike) else value
-
-
 def _configured(
     model: Any, data: Any, loss: Any, optimizer: Any, flags: dict[str, Any]
 ) -> tuple[Config, Settings]:
@@ -117,7 +107,11 @@ def _configured(
     Raises:
       LabError: names the argument, and what it may be.
     """
-    flags = {RENAMED.get(name, name): _plain(value) for name, value in flags.items()}
+    flags = {
+        RENAMED.get(name, name): build.plain(value)
+        for name, value in flags.items()
+        if value is not None
+    }
     of_config = {one.name for one in dataclasses.fields(Config)}
     of_settings = {one.name for one in dataclasses.fields(Settings)} - {"grid", "seeds", "shard"}
     arguments = _arguments(model, flags.keys() - of_config - of_settings, flags)
@@ -127,9 +121,13 @@ def _configured(
         raise LabError(f"{name} is neither an argument of lab.train nor a flag of bin/train{hint}")
     named, place = _name_of(model)
     values = source.defaults(place)
-    values |= {"model": named, "data": _data_name(data)}
+    values["model"] = named
+    if data is not None:
+        values["data"] = _data_name(data)
     if arguments:
-        (values["model_arguments"],) = source.read("model", model).choices(arguments)
+        values["model_arguments"], *more = source.read("model", model).choices(arguments)
+        if more:
+            raise LabError("an argument of a model has a comma: lab.train takes one value of each")
     if loss is not None:
         values["loss"], _ = _name_of(loss)
     if isinstance(optimizer, Rule):
@@ -149,8 +147,8 @@ def _configured(
         values["batch_size"] = len(data.x)
     if "watch" in flags:
         watch = flags["watch"]
-        values["watch"] = tuple(watch.split(",") if isinstance(watch, str) else watch)
-    if "threads" not in flags and (threads := _threads_in_use()):
+        values["watch"] = tuple(filter(None, watch.split(",")) if isinstance(watch, str) else watch)
+    if "threads" not in flags and (threads := threads_in_use()):
         values["threads"] = threads
     settings = Settings(**{name: value for name, value in flags.items() if name in of_settings})
     return Config(**values), settings
@@ -197,17 +195,8 @@ def _data_name(data: Any) -> str:
     return getattr(data, "source", "") or f"data.py:data_{word}"
 
 
-def _threads_in_use() -> int:
-    """The threads that an operation of TensorFlow's takes in this process; 0 before its start."""
-    from tensorflow.python.eager import context
-
-    if not context.context()._initialized:
-        return 0
-    return tf.config.threading.get_intra_op_parallelism_threads() or len(machine.cores())
-
-
 def _stop() -> AbstractContextManager[Any]:
     """Notes signals, where that can be done: in the main thread."""
     if threading.current_thread() is threading.main_thread():
-        return Stop(f"train: {trial.CUT_SHORT}")
+        return Stop(lives_on=True)
     return nullcontext(Stop())

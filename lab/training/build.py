@@ -5,12 +5,15 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import itertools
+import os
 import random
+import secrets
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
 import tensorflow as tf
+from tensorflow.python.eager import context
 
 from lab import machine
 from lab.data import Data
@@ -143,6 +146,20 @@ def _seeded(seed: int) -> Iterator[None]:
         np.random.set_state(before[1])
 
 
+@contextlib.contextmanager
+def seed_kept() -> Iterator[None]:
+    """Gives TensorFlow's generators back the seed that they had. If they had none, they get a new
+    one: once operations are deterministic, they do not draw without."""
+    generators = context.context()
+    seed, state = generators._seed, getattr(generators, "_rng", None)
+    try:
+        yield
+    finally:
+        tf.random.set_seed(secrets.randbits(31) if seed is None else seed)
+        if seed is not None:
+            generators._rng = state
+
+
 def _build(model: Any, data: Data, prepare: Callable[[tf.Tensor], tf.Tensor]) -> None:
     """Has a Keras model that does not know the shape of its input yet make its variables."""
     if getattr(model, "built", True) is False:
@@ -186,12 +203,20 @@ def fields_of(rule: optimizers.Rule) -> dict[str, Any]:
     known = type(rule) in optimizers.RULES.values()
     kind = type(rule) if known else optimizers.Rule
     fields = {
-        _field_of(kind, one.name): getattr(rule, one.name) for one in dataclasses.fields(kind)
+        _field_of(kind, one.name): plain(getattr(rule, one.name))
+        for one in dataclasses.fields(kind)
     }
     if known:
         fields["optimizer"] = kind.__name__.lower()
     config = Config(**fields)
     return {name: getattr(config, name) for name in fields}
+
+
+def plain(value: Any) -> Any:
+    """A value as a flag has it: NumPy's numbers as Python's, paths as text."""
+    if isinstance(value, np.generic):
+        return value.item()
+    return os.fspath(value) if isinstance(value, os.PathLike) else value
 
 
 def _field_of(kind: type[optimizers.Rule], name: str) -> str:

@@ -19,6 +19,7 @@ import tensorboard
 import tensorflow as tf
 
 import lab
+from lab.data.dataset import compiled
 from lab.errors import LabError
 from lab.kernels import xla
 from lab.processes.cluster import Cluster
@@ -80,9 +81,11 @@ def run(
     path = _directory(config, settings, problem, facts)
     opened = _opened(config, settings, path, facts, traced.order, group, reporter)
     with _explained(path, cluster), opened as session:
-        if "model" in problem.given and problem.fresh:
-            _check_start(path, training)
+        if "model" in problem.given:
+            _check_start(path, training, problem.fresh)
         if session.result:
+            if not problem.fresh:
+                _to_newest(path, training)
             reporter.there(path)
             return path, session.result
         use_xla = build.choose_xla(config, strategy, traced)
@@ -90,7 +93,10 @@ def run(
             config, problem.data, strategy, training, traced, use_xla, length.most, programs
         )
         del training  # the state may have an earlier run's
-        with closing(_begin(state, session, group, reporter, path)) as recorder:
+        with (
+            _object_kept(path, state, problem),
+            closing(_begin(state, session, group, reporter, path, problem.fresh)) as recorder,
+        ):
             evaluate = Evaluation(state, recorder, reporter)
             save = Checkpointing(state, session, recorder, group, settings.checkpoint_every)
             profile = Profile(path if settings.profile and group.chief else "", last)
@@ -123,17 +129,46 @@ def run(
         return path, result
 
 
-def _check_start(path: str, training: Training) -> None:
-    """Raises LabError where the run in a directory began with other weights, within rounding."""
-    first = checkpoint_paths(path).get(0)
-    before = read_tensors(first) if first else {}
+def _check_start(path: str, training: Training, fresh: bool) -> None:
+    """Raises LabError where the run in a directory began with other weights, within rounding. Those
+    of a model that is not fresh may be those of the newest checkpoint instead."""
+    saved = [*checkpoint_paths(path).values()]
+    different = [_different(one, training) for one in (saved[:1], saved[-1:])[: 1 + (not fresh)]]
+    if all(different):
+        raise LabError(
+            f"{path} holds another run (its {different[0]} started from different values): rename "
+            "this one, or pass overwrite=True to delete the other"
+        )
+
+
+def _different(checkpoint: Sequence[str], training: Training) -> str:
+    """The first weight that a checkpoint, if there is one, has with other values, beyond
+    rounding; "" if none."""
+    saved = read_tensors(*checkpoint) if checkpoint else {}
     for tag, variable in training.variables.items():
         now = variable.numpy()
-        if tag in before and not np.allclose(now, before[tag], 1e-3, 1e-5, equal_nan=True):
-            raise LabError(
-                f"{path} holds another run (its {tag} started from different values): rename this "
-                "one, or pass overwrite=True to delete the other"
-            )
+        if tag in saved and not np.allclose(now, saved[tag], 1e-3, 1e-5, equal_nan=True):
+            return tag
+    return ""
+
+
+def _to_newest(path: str, training: Training) -> None:
+    """Gives a model, and its optimizer, the values of the newest checkpoint."""
+    saved = read_tensors([*checkpoint_paths(path).values()][-1])
+    for name, variable in training.all_variables.items():
+        variable.assign(saved[name])
+
+
+@contextlib.contextmanager
+def _object_kept(path: str, state: TrainingState, problem: Problem) -> Iterator[None]:
+    """Where a run ends in an error, has an object that was given as the model continue from the
+    newest checkpoint: the same call then resumes the run."""
+    try:
+        yield
+    except BaseException:
+        if not problem.fresh and checkpoint_paths(path):
+            _to_newest(path, state.training)
+        raise
 
 
 def _directory(
@@ -168,12 +203,16 @@ def _opened(
 
 
 def _begin(
-    state: TrainingState, session: Session, group: Group, reporter: Reporter, path: str
+    state: TrainingState, session: Session, group: Group, reporter: Reporter, path: str, fresh: bool
 ) -> AnyRecorder:
-    """Resumes the run, or saves its first checkpoint; returns a recorder that continues there."""
+    """Resumes the run, or saves its first checkpoint; returns a recorder that continues there. A
+    model that is not fresh may have been trained since the run began."""
     if session.checkpoint:
         reporter.notify(f"{path}: resuming after step {session.checkpoint.step}")
         state.restore(session.checkpoint, reporter.notify)
+        if not fresh:
+            first = read_tensors(checkpoint_paths(path)[0])
+            state.initial = {tag: first[tag] for tag in state.initial}
     else:
         group.check_identical(state.training.all_variables)
         session.save(0, state.tensors(), state.saved)
@@ -219,8 +258,9 @@ def _rule(rule: Any) -> str:
     """What identifies a user-defined rule: its fields, and a digest of its code."""
     try:
         code = inspect.getsource(type(rule))
-    except (OSError, TypeError):
-        code = ""
+    except (OSError, TypeError):  # it was typed in
+        methods = vars(type(rule)).items()
+        code = repr({n: compiled(f.__code__) for n, f in methods if hasattr(f, "__code__")})
     return f"{rule!r}, {digest(code)[:16]}"
 
 
