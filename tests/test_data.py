@@ -117,6 +117,76 @@ class TestOtherData:
             assert load(str(moved)).digest != before
         assert load().digest != before
 
+    def test_the_digest_is_of_the_contents_now(self, idx_folder):
+        """Of what was loaded none can be changed in its place; another array is seen."""
+        found = load(str(idx_folder))
+        before, images = found.digest, found.x
+        for array in (found.x, found.y, found.x_test, found.y_test):
+            with pytest.raises(ValueError, match="read-only"):
+                array[0] = 1
+        found.x = images.copy()
+        found.x[5, 5] ^= 1
+        assert found.source == "" and found.digest != before
+        found.x = images
+        assert found.source == str(idx_folder) and found.digest == before
+        found.y = np.full_like(found.y, 6)
+        assert found.num_classes == 7 and found.source == ""
+
+    def test_the_digest_of_arrays_follows_their_changes(self):
+        x, y = np.zeros([4, 3], np.float32), np.arange(4)
+        found = data.Data(x, y)
+        before = found.digest
+        assert found.digest == before and found.num_classes == 4
+        y[0] = 9
+        assert found.digest != before and found.num_classes == 10
+        y[0] = 0
+        assert found.digest == before
+
+
+class TestNpz:
+    """One file of NumPy's with all arrays."""
+
+    @pytest.fixture
+    def path(self, tmp_path):
+        path = tmp_path / "one.npz"
+        np.savez(path, x=np.ones([6, 4], np.float32), y=np.arange(6) % 3)
+        return path
+
+    def test_arrays(self, path):
+        found = load(str(path))
+        assert found.x.shape == (6, 4) and found.y.dtype == np.int32 and found.source == str(path)
+        with pytest.raises(ValueError, match="read-only"):
+            found.y[0] = 1
+
+    @pytest.mark.parametrize("end", [0, 3, 100, -200, -1])
+    def test_a_file_that_is_cut(self, path, end):
+        path.write_bytes(path.read_bytes()[:end])
+        with pytest.raises(LabError) as error:
+            load(str(path))
+        assert str(path) in only_line(error)
+
+    def test_a_byte_that_has_changed(self, path):
+        raw = bytearray(path.read_bytes())
+        raw[raw.index(b"NUMPY") + 200] ^= 255
+        path.write_bytes(raw)
+        with pytest.raises(LabError) as error:
+            load(str(path))
+        assert str(path) in only_line(error)
+
+    def test_an_array_that_was_renamed(self, path):
+        with open(path, "wb") as file:
+            np.save(file, np.ones(3))
+        with pytest.raises(LabError) as error:
+            load(str(path))
+        assert str(path) in only_line(error)
+
+    @pytest.mark.parametrize("dtype", [np.int64, np.uint64, np.uint32])
+    def test_numbers_that_fit_no_label(self, path, dtype):
+        np.savez(path, x=np.ones([6, 4]), y=np.full(6, 3_000_000_000, dtype))
+        with pytest.raises(LabError) as error:
+            load(str(path))
+        assert str(path) in only_line(error) and "3,000,000,000" in str(error.value)
+
 
 def _cut(path):
     path.write_bytes(path.read_bytes()[:-1])

@@ -553,6 +553,32 @@ def test_in_another_thread(train, images):
 # ------------------------------------------------------------------ networks never share a run
 
 
+def test_data_that_were_changed_are_other_data(train, images):
+    """In place, or by another array in the place of one."""
+    x = images.x.reshape(-1, 12).astype(np.float32)
+    data = lab.Data(x, images.y.copy(), name="mine")
+    model = {"model": lambda: MLP([12, 4, 5]), "data": data, "steps": 2}
+    before = train(**model)
+    assert train(**model).path == before.path
+    data.y[:] = 0
+    changed = train(**model)
+    assert changed.path != before.path
+    assert changed.scalar("loss").values[0] != before.scalar("loss").values[0]
+    data.x = x[:50]
+    data.y = data.y[:50]
+    assert train(**model).path not in (before.path, changed.path)
+
+
+def test_a_part_of_the_data_that_were_loaded_is_other_data(train, idx_folder):
+    data = lab.load(str(idx_folder))
+    model = {"model": lambda: MLP([12, 4, 5]), "data": data, "steps": 2}
+    before = train(**model)
+    data.x, data.y = data.x[:40], data.y[:40]
+    part = train(**model)
+    assert part.path != before.path and part.circumstances["data"] != before.circumstances["data"]
+    assert part.batch(2).max() < 40
+
+
 def test_two_networks_never_share_a_run(train, images):
     """Another size, another network, another constant."""
     train(model=lambda seed: Scaled(Net(seed=seed), 1.0), data=images, name="mine")

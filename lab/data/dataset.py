@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-import functools
 import hashlib
 import inspect
 import os
+import zipfile
+import zlib
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -16,6 +17,8 @@ from lab.errors import LabError, blamed
 
 EMBEDDED = os.path.join(os.path.dirname(os.path.abspath(__file__)), "mnist")
 _PIECE = 2**26  # bytes that are read at a time
+# What reading a damaged .npz raises.
+_DAMAGED = (OSError, ValueError, EOFError, zipfile.BadZipFile, zlib.error, RuntimeError)
 
 Batch = tuple[np.ndarray, np.ndarray]
 
@@ -35,10 +38,8 @@ class Data:
         device. By default uint8 becomes float32 / 255, and everything else is unchanged.
       name: for messages and the run's name.
       image_shape: (rows, columns), where x are flattened images.
-      digest: of the contents, if already known.
-
-    Attributes:
-      source: the name from which `load` read them; "" for other data.
+      digest: of the contents, if already known; it holds while x, y, x_test and y_test are the
+        arrays given here.
 
     Raises:
       LabError: the arrays do not fit together.
@@ -70,8 +71,7 @@ class Data:
             raise LabError(f"{name}: x_test and y_test must be given together, as x and y are")
         self.name, self.prepare = name, prepare
         self.image_shape: Any = image_shape
-        self._function, self._digest = batch, digest
-        self.source = ""
+        self._function = batch
         self.x, self.y = self.batch(1) if batch else _pair(name, "training", x, y)
         self.x_test: Any = None
         self.y_test: Any = None
@@ -83,6 +83,26 @@ class Data:
                         f"{name}: training {what} are {_form(one)}, test {what} {_form(other)}: "
                         "they must have the same shape and dtype"
                     )
+        self._known("", digest)
+
+    def _known(self, source: str, digest: str) -> None:
+        """What is known of the arrays as they are now."""
+        self._source, self._digest, self._arrays = source, digest, self._now
+
+    @property
+    def _now(self) -> tuple[Any, ...]:
+        return self.x, self.y, self.x_test, self.y_test
+
+    @property
+    def _same(self) -> bool:
+        """Whether the arrays are those of which source and digest are known."""
+        return all(one is other for one, other in zip(self._arrays, self._now, strict=True))
+
+    @property
+    def source(self) -> str:
+        """The name from which `load` read them; "" for other data, and once an array of theirs is
+        replaced."""
+        return self._source if self._same else ""
 
     @property
     def is_function(self) -> bool:
@@ -105,20 +125,20 @@ class Data:
                 )
         return x, y
 
-    @functools.cached_property
+    @property
     def num_classes(self) -> int:
         """The largest label, and 1 more; for integer labels."""
         ends = [int(y.max()) for y in (self.y, self.y_test) if y is not None]
         return max(ends) + 1
 
-    @functools.cached_property
+    @property
     def digest(self) -> str:
-        """64 hex digits over the contents.
+        """64 hex digits over the contents as they are now: arrays may be changed between two runs.
 
         Raises:
           LabError: an array holds NaN or infinity.
         """
-        if self._digest:
+        if self._digest and self._same:
             return self._digest
         found = hashlib.sha256()
         if self._function:
@@ -194,7 +214,8 @@ def _pieces(array: np.ndarray) -> Iterator[tuple[int, np.ndarray]]:
 
 
 def load(name: str = "mnist") -> Data:
-    """Reads a data set: labels int32 [examples], x as in the file, images flattened.
+    """Reads a data set: labels int32 [examples], x as in the file, images flattened. The arrays
+    are read-only.
 
     Args:
       name: "mnist", embedded: images uint8 [examples, 784]; a folder with four IDX files, named as
@@ -203,30 +224,48 @@ def load(name: str = "mnist") -> Data:
     Raises:
       LabError: a file is missing, damaged or of another kind, or the files do not fit together.
     """
-    folder = "" if name == "mnist" else name
-    data = _load_npz(name) if name.endswith(".npz") else _load_idx(folder)
-    data.source = name
+    if name.endswith(".npz"):
+        data, digest = _load_npz(name), ""
+    else:
+        data, digest = _load_idx("" if name == "mnist" else name)
+    for array in data._now:
+        if array is not None:
+            array.flags.writeable = False  # changed ones would be another data set than `name`
+    data._known(name, digest)
     return data
 
 
 def _load_npz(path: str) -> Data:
     try:
-        with np.load(path, allow_pickle=False) as file:
+        with open(path, "rb") as raw:
+            file = np.load(raw, allow_pickle=False)
+            if not isinstance(file, np.lib.npyio.NpzFile):
+                raise LabError(f"{path} holds one array without a name: must be made by np.savez")
             arrays = {name: file[name] for name in file.files}
-    except (OSError, ValueError, EOFError) as error:
+    except _DAMAGED as error:
         raise LabError(f"{path} cannot be read: {' '.join(str(error).split())}") from error
     known = ("x", "y", "x_test", "y_test")
     if "x" not in arrays or not set(arrays) <= set(known):
         raise LabError(f"{path} holds {', '.join(arrays)}: must hold x, y, x_test and y_test")
-    arrays = {
-        name: array.astype(np.int32) if name.startswith("y") and array.dtype.kind in "iu" else array
-        for name, array in arrays.items()
-    }
+    for name in {"y", "y_test"} & arrays.keys():
+        if arrays[name].dtype.kind in "iu":
+            arrays[name] = _labels(path, name, arrays[name])
     return Data(**arrays, name=os.path.basename(path))
 
 
-def _load_idx(folder: str) -> Data:
-    """The four IDX files of a folder; MNIST itself where it is ""."""
+def _labels(path: str, name: str, array: np.ndarray) -> np.ndarray:
+    """Integers as int32."""
+    narrow = array.astype(np.int32)
+    if not np.array_equal(narrow, array):
+        raise LabError(
+            f"{path}: {name} go from {array.min():,} to {array.max():,}: labels must fit into int32"
+            ", and other targets be floating-point numbers"
+        )
+    return narrow
+
+
+def _load_idx(folder: str) -> tuple[Data, str]:
+    """The four IDX files of a folder, MNIST itself where it is ""; and a digest of them."""
     arrays, digests = [], []
     for name, expected in FILES.items():
         path, raw = read_file(folder or EMBEDDED, name)
@@ -243,8 +282,7 @@ def _load_idx(folder: str) -> Data:
         y_test.astype(np.int32),
         name=folder or "mnist",
         image_shape=x.shape[1:],
-        digest=hashlib.sha256("".join(digests).encode()).hexdigest(),
     )
     data.name = os.path.basename(folder.rstrip("/")) or "mnist"
     data.x, data.x_test = (images.reshape(len(images), -1) for images in (x, x_test))
-    return data
+    return data, hashlib.sha256("".join(digests).encode()).hexdigest()
