@@ -816,6 +816,27 @@ def test_a_function_that_fails_at_a_step_and_ctrl_c_lose_nothing(train):
     assert resumed.scalar("loss").steps.tolist() == list(range(1, 13))
 
 
+@pytest.mark.parametrize("loss", ["softmax_cross_entropy", "clipped_cross_entropy"])
+@pytest.mark.parametrize("label", [5, -1])
+def test_a_later_label_that_is_no_class_is_named_with_its_step(train, loss, label):
+    """Batch 1 shows five classes; a loss would take another label for one of these."""
+
+    def batch(step):
+        y = np.arange(16, dtype=np.int32) % 5
+        y[3] = label if step == 7 and wrong else 4
+        return np.random.default_rng(step).normal(size=(16, 12)).astype(np.float32), y
+
+    wrong = True
+    arguments = {"data": lab.Data(batch=batch), "loss": loss, "steps_per_loop": 3, "name": "run"}
+    arguments |= {"n_hidden_1": 4, "n_hidden_2": 4, "checkpoint_every": 3}
+    with pytest.raises(LabError) as error:
+        train(**arguments)
+    text = str(error.value)
+    assert "batch(7)" in text and str(label) in text and "0 to 4" in text and "\n" not in text
+    wrong = False
+    assert train(**arguments).result["status"] == "completed"
+
+
 def probing(name, tensor, inside=None):
     """A model that probes something of its first layer's output."""
 

@@ -109,8 +109,12 @@ class Data:
         """Whether batches come from a function; x and y are then those of step 1."""
         return self._function is not None
 
-    def batch(self, step: int) -> Batch:
-        """The batch that the function gives for a step, checked against that of step 1."""
+    def batch(self, step: int, classes: int | None = None) -> Batch:
+        """The batch that the function gives for a step, checked against that of step 1.
+
+        Args:
+          classes: of which y are labels, from 0 to classes - 1; None: they are not checked.
+        """
         assert self._function
         with blamed(f"{self.name}: batch({step})"):
             found = self._function(step)
@@ -123,6 +127,13 @@ class Data:
                     f"{self.name}: batch({step}) gives {what} as {new.dtype} {list(new.shape)}, "
                     f"batch(1) as {first.dtype} {list(first.shape)}: all batches must be alike"
                 )
+        low, high = (int(y.min()), int(y.max())) if classes else (0, 0)
+        if classes and (low < 0 or high >= classes):
+            raise LabError(
+                f"{self.name}: batch({step}) has labels from {low} to {high}, and the model "
+                f"{classes} classes: labels must be from 0 to {classes - 1} (--model=mlp has as "
+                "many classes as batch(1) and y_test show: let one of them hold the largest label)"
+            )
         return x, y
 
     @property

@@ -100,6 +100,11 @@ def is_classifier(data: Data, output: tf.TensorSpec) -> bool:
     return fits and output.shape[-1] > 1
 
 
+def classes_of(loss: PerExample, output: tf.TensorSpec) -> int | None:
+    """The number of classes that labels are of; None where the loss does not take such labels."""
+    return output.shape[-1] if loss in _OF_CLASSES else None
+
+
 def _check_metrics(metrics: Any) -> None:
     if metrics is None:
         return

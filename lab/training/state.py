@@ -23,7 +23,7 @@ from lab.step.loop import Recorded, TrainLoop
 from lab.step.replica import Training
 from lab.step.trace import Traced
 from lab.step.watch import GRADIENT_NORM
-from lab.training.checks import explained
+from lab.training.checks import classes_of, explained
 from lab.training.programs import Compiled, Programs
 from lab.training.session import Notify
 
@@ -72,6 +72,7 @@ class TrainingState:
         if config.shuffle_labels:
             y = shuffled(y, config.seed)
         self._x, self._y = x, y
+        self._limit = classes_of(training.loss, traced.output)
         self._fed = is_fed(data)
         self.take_seed(config.seed)
         self.classes = training.metrics.get("accuracy") is accuracy and data.y.ndim == 1
@@ -260,13 +261,13 @@ class TrainingState:
         """The x and y of a step, each [batch, ...]."""
         examples = self.examples(step)
         if examples is None:
-            return self.data.batch(step)
+            return self.data.batch(step, self._limit)
         return self._x[examples], self._y[examples]
 
     def rows(self, first: int, steps: int) -> Any:
         """What selects the examples of the next steps, see TrainLoop.run."""
         if self.data.is_function:
-            batches = [self.data.batch(step) for step in range(first, first + steps)]
+            batches = [self.data.batch(step, self._limit) for step in range(first, first + steps)]
             if not batches:
                 return self._x[None][:0], self._y[None][:0]
             return tuple(np.stack(part) for part in zip(*batches, strict=True))
