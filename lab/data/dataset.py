@@ -252,7 +252,7 @@ def _load_npz(path: str) -> Data:
             file = np.load(raw, allow_pickle=False)
             if not isinstance(file, np.lib.npyio.NpzFile):
                 raise LabError(f"{path} holds one array without a name: must be made by np.savez")
-            arrays = {name: file[name] for name in file.files}
+            arrays: dict[str, Any] = {name: file[name] for name in file.files}
     except _DAMAGED as error:
         raise LabError(f"{path} cannot be read: {' '.join(str(error).split())}") from error
     known = ("x", "y", "x_test", "y_test")
