@@ -26,6 +26,7 @@ from lab.errors import LabError
 from lab.models.adapt import Network
 from lab.models.mlp import MLP
 from lab.record import checkpoints
+from lab.record.result_file import finished_result
 from lab.settings.config import Config
 from lab.step import placement
 from lab.step.replica import Training
@@ -781,6 +782,23 @@ def test_what_a_model_reaches_is_trained_or_in_its_state(train, images):
     assert set(np.round(values * 16, 4)) <= set(range(17)) and run.result["test_metrics"]["hits"]
 
 
+def test_metrics_with_names_that_the_lab_uses_for_its_own(train, images):
+    """An accuracy in percent is no share of 1, and what is called predicted no prediction."""
+    percent = {
+        "accuracy": lambda y, out: 100 * tf.cast(tf.argmax(out, 1, tf.int32) == y, tf.float32),
+        "predicted": lambda y, out: tf.reduce_max(out, 1),
+    }
+    run = train(model=Net, data=images, metrics=percent, name="percent")
+    assert run.result["test_metrics"].keys() == percent.keys()
+    assert run.result["test_metrics"]["accuracy"] > 1 and run.result["test_accuracy"] is None
+    assert run.result["test_correct"] is None and run.result["collapsed"] is None
+    assert finished_result(run.path) == run.result
+    plain = train(model=Net, data=images, name="plain")
+    share = plain.result["test_accuracy"]
+    assert 100 * share == pytest.approx(run.result["test_metrics"]["accuracy"])
+    assert share == plain.result["test_correct"] / 41
+
+
 @pytest.mark.slow
 def test_the_state_that_a_model_does_not_list_is_found_on_each_device(train, images):
     run = train(model=Listed, data=images, devices="cpu:2")
@@ -934,6 +952,10 @@ def numbers(*shape, dtype=np.float32):
         ({"watch": ("activations",)}, "Net has no method activations"),
         ({"metrics": [abs]}, "metrics is list: must be a dict"),
         ({"metrics": {"loss": abs}}, "the metric 'loss': its name must be"),
+        ({"metrics": {"test-loss": abs}}, "the metric 'test-loss': its name must be"),
+        ({"metrics": {"config": abs}}, "the metric 'config': its name must be"),
+        ({"metrics": {"a": abs, "test-a": abs}}, "the metric 'test-a': its name must be"),
+        ({"model": Listed, "metrics": {"w": abs}}, "the metric 'w': its name must be"),
         ({"metrics": {"m": "accuracy"}}, "the metric m is str: must be a function"),
         ({"optimizer": lab.Adam}, r"optimizer is Adam: must be an object such as lab.Adam\(1e-3\)"),
         ({"data": 3}, "data is int: must be a lab.Data"),

@@ -17,7 +17,7 @@ from lab.models import layers, mlp, optimizers
 from lab.models.adapt import Network
 from lab.models.losses import LOSSES
 from lab.models.optimizers import RULES, Optimizer
-from lab.step.evaluate import Evaluator
+from lab.step.evaluate import PREDICTED, Evaluator
 from lab.step.loop import TrainLoop
 from lab.step.replica import Training, call_seed
 
@@ -645,7 +645,7 @@ def test_evaluator(tiny, chunk, replicas):
     evaluator = Evaluator(strategy, training, images.reshape(41, 12), labels, chunk=chunk)
     for _ in range(2):
         found = evaluator.run(seed=0)
-        losses, predicted = found["loss"], found["predicted"]
+        losses, predicted = found["loss"], found[PREDICTED]
         logits = logits_by_hand(model, images)
         # The two largest are apart, or the class would be a matter of rounding.
         assert np.diff(np.sort(logits)[:, -2:]).min() > 1e-4

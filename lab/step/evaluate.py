@@ -11,6 +11,7 @@ from lab.kernels.metrics import predictions
 from lab.step.placement import devices
 from lab.step.replica import Training, call_seed, per_example
 
+PREDICTED = "/predicted"  # no metric has a name with a /
 _BYTES = 2**26  # of examples at a time
 
 
@@ -47,7 +48,7 @@ class Evaluator:
         return traced
 
     def run(self, seed: int) -> dict[str, np.ndarray]:
-        """By name: `loss` and each metric, float32 [examples]; and for classes `predicted`, int32
+        """By name: `loss` and each metric, float32 [examples]; and for classes PREDICTED, int32
         [examples].
 
         Args:
@@ -68,4 +69,4 @@ class Evaluator:
         found = {"loss": training.loss(y, output)}
         found |= {name: metric(y, output) for name, metric in training.metrics.items()}
         found = {name: tf.cast(per_example(v), tf.float32) for name, v in found.items()}
-        return found | ({"predicted": predictions(output)} if self._classes else {})
+        return found | ({PREDICTED: predictions(output)} if self._classes else {})

@@ -7,7 +7,7 @@ import dataclasses
 import functools
 import random
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from typing import Any
 
 import numpy as np
@@ -52,7 +52,7 @@ def checked(
         the labels; the loss or a metric is not one value for each example; labels are out of range;
         a probe cannot be recorded.
     """
-    _check_metrics(metrics)
+    _check_metrics(metrics, training.variables)
     size = training.batch_size
     x, y = (tf.TensorSpec([size, *array.shape[1:]], array.dtype) for array in (data.x, data.y))
     labels = data.y.dtype.kind in "iu"
@@ -105,16 +105,18 @@ def classes_of(loss: PerExample, output: tf.TensorSpec) -> int | None:
     return output.shape[-1] if loss in _OF_CLASSES else None
 
 
-def _check_metrics(metrics: Any) -> None:
+def _check_metrics(metrics: Any, variables: Collection[str]) -> None:
     if metrics is None:
         return
     if not isinstance(metrics, Mapping):
         kind = type(metrics).__name__
         raise LabError(f"metrics is {kind}: must be a dict, from names to functions (y, output)")
+    taken = {"loss", "config", *variables, *(f"test-{name}" for name in ("loss", *metrics))}
     for name, metric in metrics.items():
-        if not isinstance(name, str) or not re.fullmatch(r"[^\s/]+", name) or name == "loss":
+        if not isinstance(name, str) or not re.fullmatch(r"[^\s/]+", name) or name in taken:
             raise LabError(
-                f"the metric {name!r}: its name must be a word without /, other than loss"
+                f"the metric {name!r}: its name must be a word without /, and not a tag already on "
+                "record: choose another name"
             )
         if not callable(metric):
             raise LabError(

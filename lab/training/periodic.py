@@ -16,9 +16,11 @@ import numpy as np
 import tensorflow as tf
 
 from lab.data import Data
+from lab.kernels.metrics import accuracy
 from lab.settings.config import Config, Settings
 from lab.step import gradient_noise
 from lab.step.agreement import Group
+from lab.step.evaluate import PREDICTED
 from lab.step.loop import Recorded
 from lab.training.progress import Reporter
 from lab.training.session import AnyRecorder, Session
@@ -98,8 +100,9 @@ class Evaluation:
         state, config, saved = self._state, self._state.config, self._state.saved
         found = state.evaluator.run(config.seed) if state.evaluator else {}
         weights = state.weights()
-        means = {n: _mean(values) for n, values in found.items() if n != "predicted"}
-        figures = dict.fromkeys(FIGURES) | _figures(found, means, state.data.y_test)
+        means = {n: _mean(values) for n, values in found.items() if n != PREDICTED}
+        own = state.training.metrics.get("accuracy") is accuracy
+        figures = dict.fromkeys(FIGURES) | _figures(found, means, state.data.y_test, own)
         digests = state.digests()
         figures["frozen"] = [tag for tag in digests if digests[tag] == saved["digests"][tag]]
         first = saved.get("first_loss")  # a checkpoint of an older version has none
@@ -166,24 +169,28 @@ def _finite(value: float) -> float | None:
 
 
 def _figures(
-    found: dict[str, np.ndarray], means: dict[str, float], labels: np.ndarray | None
+    found: dict[str, np.ndarray],
+    means: dict[str, float],
+    labels: np.ndarray | None,
+    own_accuracy: bool,
 ) -> dict[str, Any]:
     """What result.json says of an evaluation, see Evaluator.run, with the means of its values.
 
-    test_loss, in nats, and test_metrics: None if not finite. For classes, readme_accuracy: the
-    unweighted mean of the accuracies of batches, the last of which may be short; collapsed: the
-    class that every example is taken for, if there is only one (the caller takes it back for a run
-    that still learns).
+    test_loss, in nats, and test_metrics: None if not finite. test_accuracy: the lab's own, not a
+    metric of the user's with this name, which need not be a share of 1. For classes,
+    readme_accuracy: the unweighted mean of the accuracies of batches, the last of which may be
+    short; collapsed: the class that every example is taken for, if there is only one (the caller
+    takes it back for a run that still learns).
     """
     if not found:
         return {}
     finite = {name: _finite(mean) for name, mean in means.items()}
     loss = finite.pop("loss")
     figures = {"test_total": len(found["loss"]), "test_loss": loss, "test_metrics": finite}
-    if "accuracy" in finite:
+    if own_accuracy:
         figures["test_accuracy"] = finite["accuracy"]
-    if "predicted" in found:
-        correct, classes = found["predicted"] == labels, np.unique(found["predicted"])
+    if PREDICTED in found:
+        correct, classes = found[PREDICTED] == labels, np.unique(found[PREDICTED])
         batches = np.split(correct, range(README_BATCH, len(correct), README_BATCH))
         figures |= {
             "test_correct": int(correct.sum()),
