@@ -660,8 +660,9 @@ def test_more_cpu_devices_than_a_started_tensorflow_has():
     """Which cannot make more of them; a program that starts can."""
     assert len(tf.config.list_logical_devices("CPU")) == 4
     for flag in ("cpu:5", "CPU:4", "CPU:0,CPU:9"):
-        with pytest.raises(LabError, match=f"--devices={re.escape(flag)}: "):
+        with pytest.raises(LabError, match=f"--devices={re.escape(flag)}: ") as error:
             devices.make_strategy(flag)
+        assert "already running" in str(error.value) and "4 logical" in str(error.value)
     assert devices.make_strategy("cpu:4").num_replicas_in_sync == 4
 
 

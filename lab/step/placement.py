@@ -138,7 +138,7 @@ def _names(devices: str) -> list[str]:
     else:
         wanted = [name.strip().upper().removeprefix("/") for name in devices.split(",")]
     numbers = [int(n) for name in wanted if (n := name.removeprefix("CPU:")).isdecimal()]
-    have = _logical_cpus(max(numbers) + 1) if len(numbers) == len(wanted) else gpus
+    have = _logical_cpus(devices, max(numbers) + 1) if len(numbers) == len(wanted) else gpus
     if len(set(wanted)) < len(wanted) or not set(wanted) <= set(have):
         raise LabError(
             f"--devices={devices}: must be auto, gpu:N, cpu:N or a list of devices of one kind; "
@@ -147,8 +147,12 @@ def _names(devices: str) -> list[str]:
     return wanted
 
 
-def _logical_cpus(count: int) -> list[str]:
-    """The names of at least `count` logical CPU devices, made if TensorFlow has not begun yet."""
+def _logical_cpus(devices: str, count: int) -> list[str]:
+    """The names of at least `count` logical CPU devices, made if TensorFlow has not begun yet.
+
+    Raises:
+      LabError: it has, with fewer.
+    """
     (cpu,) = tf.config.list_physical_devices("CPU")
     if count > 1:
         try:
@@ -156,7 +160,13 @@ def _logical_cpus(count: int) -> list[str]:
                 cpu, [tf.config.LogicalDeviceConfiguration()] * count
             )
         except RuntimeError:
-            count = len(tf.config.list_logical_devices("CPU"))
+            now = len(tf.config.list_logical_devices("CPU"))
+            if now < count:
+                raise LabError(
+                    f"--devices={devices}: TensorFlow is already running in this process, with "
+                    f"{now} logical CPU device{'s' * (now > 1)}: start a new process"
+                ) from None
+            count = now
     return [f"CPU:{i}" for i in range(count)]
 
 
