@@ -271,6 +271,21 @@ def test_each_trial_gets_a_gpu(stand_in, monkeypatch, visible, jobs, gpus):
         assert sorted(answers(outcome).values()) == gpus
 
 
+@pytest.mark.parametrize(
+    ("devices", "visible"), [("gpu:2", "4,7"), ("GPU:1", "4,7"), ("cpu:1", ""), ("CPU:0,CPU:1", "")]
+)
+def test_gpus_that_are_named_are_left_to_each_trial(stand_in, monkeypatch, devices, visible):
+    """And those that nobody asked for are hidden, or the first process would take their memory."""
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "4,7")
+    stand_in("gpu", 1)
+    outcome = programs.train("--seeds=4", f"--devices={devices}")
+    assert {*answers(outcome).values()} == {visible} and len(answers(outcome)) == 4
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(6)))
+    monkeypatch.setattr(machine, "free_memory", lambda: 64 * 2**30)
+    assert pool.default_jobs(devices) == (6 if visible == "" else 1)
+    assert pool.default_jobs() == 2
+
+
 @pytest.mark.parametrize("jobs", [1, 2, 9])
 def test_trials_share_the_cores(stand_in, monkeypatch, jobs):
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")

@@ -1,9 +1,9 @@
 """The processes that run the trials of a grid side by side.
 
 Each worker is a process of its own that runs one trial after another, on its own GPU or its share
-of the cores. The share decides how long a trial takes and nothing else: the number of threads is
-the trial's own. Orders and answers are lines of JSON, see lab/training/worker.py. This process
-never loads TensorFlow.
+of the cores; where --devices names GPUs, on those. The share decides how long a trial takes and
+nothing else: the number of threads is the trial's own. Orders and answers are lines of JSON, see
+lab/training/worker.py. This process never loads TensorFlow.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ def run(configs: Sequence[Config], settings: Settings, stop: Stop) -> dict[str, 
 
 async def _run(configs: Sequence[Config], settings: Settings, stop: Stop, board: _Board) -> None:
     waiting = _Waiting(configs)
-    jobs = min(settings.jobs or default_jobs(), len(configs))
+    jobs = min(settings.jobs or default_jobs(settings.devices), len(configs))
     workers = [_Worker(number, jobs, settings, stop, board) for number in range(jobs)]
     tasks = {asyncio.create_task(worker.run(waiting)) for worker in workers}
     stopping = False
@@ -61,18 +61,31 @@ async def _run(configs: Sequence[Config], settings: Settings, stop: Stop, board:
                 worker.send_signal(stop.signal)
 
 
-def default_jobs() -> int:
-    """One trial for each GPU or, without any, for each core that this process may use.
+def default_jobs(devices: str = "auto") -> int:
+    """One trial for each GPU or, without any, for each core that this process may use; and one
+    where `devices`, as Settings.devices, names GPUs, which each trial then uses.
 
     The recipe's matrices are too small to keep a second thread busy: on two cores, two trials
     with a thread each took two thirds of the time of the same two one after the other. A trial
     takes about a gigabyte, and no more are begun than fit in three quarters of the free memory.
     """
+    if _kind(devices) == "named":
+        return 1
     memory = int(0.75 * machine.free_memory() / 2**30)
-    return len(_gpus()) or max(1, min(len(machine.cores()), memory))
+    return len(_gpus(devices)) or max(1, min(len(machine.cores()), memory))
 
 
-def _gpus() -> list[str]:
+def _kind(devices: str) -> str:
+    """auto, cpu, or named: GPUs that are counted or named."""
+    if devices == "auto":
+        return "auto"
+    return "cpu" if devices.strip().lower().removeprefix("/").startswith("cpu") else "named"
+
+
+def _gpus(devices: str) -> list[str]:
+    """The GPUs of which each worker gets one."""
+    if _kind(devices) != "auto":
+        return []
     visible = os.environ.get("CUDA_VISIBLE_DEVICES")
     if visible is not None:
         return [name for name in visible.split(",") if name not in ("", "-1")]
@@ -113,12 +126,16 @@ class _Worker:
         self, number: int, jobs: int, settings: Settings, stop: Stop, board: _Board
     ) -> None:
         self._settings, self._stop, self._board = settings, stop, board
-        cores, gpus = machine.cores(), _gpus()
+        cores, gpus = machine.cores(), _gpus(settings.devices)
+        kind = _kind(settings.devices)
         share = cores[number::jobs] or [cores[number % len(cores)]]
-        self._cores = cores if gpus else share
+        self._cores = cores if gpus or kind == "named" else share
         self._environment = os.environ | {"TF_NUM_INTEROP_THREADS": str(len(share))}
         if gpus:
             self._environment["CUDA_VISIBLE_DEVICES"] = gpus[number % len(gpus)]
+        elif kind == "cpu":
+            self._environment["CUDA_VISIBLE_DEVICES"] = ""  # TensorFlow would take their memory
+        if gpus or kind == "named":
             self._environment["TF_FORCE_GPU_ALLOW_GROWTH"] = "true"  # trials may share a GPU
         self._process: asyncio.subprocess.Process | None = None
 
