@@ -286,6 +286,26 @@ def test_gpus_that_are_named_are_left_to_each_trial(stand_in, monkeypatch, devic
     assert pool.default_jobs() == 2
 
 
+def test_workers_of_one_run_refuse_a_grid_unless_each_has_its_part(stand_in, monkeypatch, tmp_path):
+    stand_in("process", "seed")
+    task = {"cluster": {"worker": ["a:1", "b:1"]}, "task": {"type": "worker", "index": 1}}
+    for environment in (
+        {"TF_CONFIG": json.dumps(task)},
+        {"SLURM_STEP_NUM_TASKS": "2", "SLURM_PROCID": "1"},
+    ):
+        with monkeypatch.context() as patch:
+            for name, value in environment.items():
+                patch.setenv(name, value)
+            outcome = programs.train("--seeds=2", f"--logdir={tmp_path / 'logs'}")
+            assert outcome.out == "" and outcome.status == 1
+            assert outcome.err.count("\n") == 1
+            assert "--shard" in outcome.err and "--run_name" in outcome.err
+            assert answers(programs.train("--seeds=4", "--shard=1/2")).keys() == {1, 3}
+    monkeypatch.setenv("SLURM_STEP_NUM_TASKS", "1")
+    monkeypatch.setenv("SLURM_PROCID", "0")
+    assert answers(programs.train("--seeds=2")).keys() == {0, 1}
+
+
 @pytest.mark.parametrize("jobs", [1, 2, 9])
 def test_trials_share_the_cores(stand_in, monkeypatch, jobs):
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")

@@ -74,6 +74,18 @@ def from_environment(environment: Mapping[str, str] = os.environ) -> Cluster | N
     return Cluster(tuple(workers), index) if len(workers) > 1 else None
 
 
+def slurm_tasks(environment: Mapping[str, str] = os.environ) -> int:
+    """The tasks of the Slurm job step of which this process is one; 1 outside of any."""
+    known = "SLURM_PROCID" in environment
+    return int(environment.get("SLURM_STEP_NUM_TASKS", 1)) if known else 1
+
+
+def is_one_of_several(environment: Mapping[str, str] = os.environ) -> bool:
+    """Whether this process is one of several with the same command: the workers of TF_CONFIG, or
+    the tasks of a Slurm job step. Raises LabError: TF_CONFIG is malformed."""
+    return from_environment(environment) is not None or slurm_tasks(environment) > 1
+
+
 def patience(environment: Mapping[str, str] = os.environ) -> float:
     """Seconds that a worker waits for the others. Raises LabError: LAB_PATIENCE is no number."""
     text = environment.get("LAB_PATIENCE", "") or str(PATIENCE)

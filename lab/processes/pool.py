@@ -25,6 +25,8 @@ from typing import IO, Any
 import tqdm
 
 from lab import machine
+from lab.errors import LabError
+from lab.processes import cluster
 from lab.processes.stop import Stop
 from lab.settings.config import Config, Settings
 
@@ -36,7 +38,16 @@ def run(configs: Sequence[Config], settings: Settings, stop: Stop) -> dict[str, 
 
     That is a status of result.json, `failed`, or `not run` where `stop` came first. A trial that
     fails does not stop the others.
+
+    Raises:
+      LabError: this is one of several processes that were all given the whole grid.
     """
+    if settings.shard == "0/1" and cluster.is_one_of_several():
+        raise LabError(
+            "this is one of several workers, and each would run the whole grid: give each a part "
+            "of it with --shard=I/N, or train one run over all of them, named by --run_name, "
+            "without --grid, --seeds and lists"
+        )
     board = _Board(configs, settings)
     asyncio.run(_run(configs, settings, stop, board))
     board.close()

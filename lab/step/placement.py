@@ -18,7 +18,7 @@ from tensorflow.python.eager import context
 
 from lab import machine
 from lab.errors import LabError
-from lab.processes.cluster import Cluster, patience
+from lab.processes.cluster import Cluster, patience, slurm_tasks
 
 
 def threads_in_use() -> int:
@@ -115,7 +115,7 @@ def slurm_cluster() -> Cluster | None:
     TF_CONFIG is set for it, from which TensorFlow takes it. The tasks of a node use the ports
     from 8888 on.
     """
-    if int(os.environ.get("SLURM_STEP_NUM_TASKS", 1)) < 2 or "SLURM_PROCID" not in os.environ:
+    if slurm_tasks() < 2:
         return None
     # It counts GPUs even where there are none, and must not run out of them.
     resolver = tf.distribute.cluster_resolver.SlurmClusterResolver(
