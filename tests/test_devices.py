@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import functools
 import itertools
+import mmap
 import re
 import signal
 from unittest import mock
@@ -22,6 +23,7 @@ from test_step import Under, small_mlp
 from lab.errors import LabError
 from lab.models import layers
 from lab.models.optimizers import RULES
+from lab.processes.cluster import Cluster
 from lab.settings.config import Config
 from lab.step import agreement, loop
 from lab.step import gradient_noise as replicas
@@ -763,6 +765,51 @@ def test_a_group_of_one_agrees_with_itself():
     assert group.largest(0, 15) == [0, 15]
     assert group.from_chief(b"word") == b"word"
     np.testing.assert_array_equal(group.sum(np.arange(3, dtype=np.int32)), [0, 1, 2])
+
+
+class Alone(agreement.Group):
+    """Worker 0 or 1 of two. What the chief adds is kept for the other, which is asked later."""
+
+    def __init__(self, index, added):
+        super().__init__(strategy_over(1), Cluster(("a:1", "b:1"), index))
+        self.added = added
+
+    def sum(self, values):
+        assert values.dtype == np.int32
+        if self.chief:
+            self.added.append(values)
+            return values
+        return values + self.added.pop(0)
+
+
+@pytest.mark.parametrize("length", [0, 1, 7, 8, 9, 19, 24])
+def test_a_message_in_pieces(monkeypatch, length):
+    monkeypatch.setattr(agreement, "_PIECE", 8)
+    message, added = bytes(range(200, 200 + length)), []
+    assert Alone(0, added).from_chief(message) == message
+    assert max(map(len, added)) <= 2
+    assert Alone(1, added).from_chief(b"another one") == message
+    assert not added
+
+
+def test_the_length_of_a_message_beyond_int32(monkeypatch):
+    """Of pages that nothing has touched. What comes after the length is not sent."""
+
+    class Enough(Exception):
+        pass
+
+    class Short(Alone):
+        def sum(self, values):
+            if self.added:
+                raise Enough
+            return super().sum(values)
+
+    added = []
+    monkeypatch.setattr(agreement, "_PIECE", 8)
+    with mmap.mmap(-1, 5_000_000_001) as message, pytest.raises(Enough):
+        Short(0, added).from_chief(message)
+    (length,) = added
+    assert length.min() >= 0 and int(length @ [2**31, 1]) == 5_000_000_001
 
 
 # ------------------------------------------------------------------ GPUs

@@ -14,6 +14,8 @@ import tensorflow as tf
 from lab.errors import LabError
 from lab.processes.cluster import Cluster
 
+_PIECE = 2**28  # bytes of a message that are sent at a time
+
 
 class Group:
     """What the workers of a strategy agree on; with one worker, what that one gives."""
@@ -57,11 +59,16 @@ class Group:
         """The chief's message, on every worker; the others' messages are ignored."""
         if self._cluster is None:
             return message
-        length = int(self.sum(np.array([len(message) if self.chief else 0]))[0])
-        padded = np.zeros(-(-length // 4) * 4, np.uint8)
-        if self.chief:
-            padded[:length] = np.frombuffer(message, np.uint8)
-        return self.sum(padded.view(np.int32)).tobytes()[:length]
+        ends = divmod(len(message), 2**31) if self.chief else (0, 0)  # of int32 each
+        high, low = self.sum(np.array(ends, np.int32)).tolist()
+        parts = []
+        for first in range(0, high * 2**31 + low, _PIECE):
+            length = min(_PIECE, high * 2**31 + low - first)
+            padded = np.zeros(-(-length // 4) * 4, np.uint8)
+            if self.chief:
+                padded[:length] = np.frombuffer(message, np.uint8, length, first)
+            parts.append(self.sum(padded.view(np.int32)).tobytes()[:length])
+        return b"".join(parts)
 
     def largest(self, *numbers: int) -> list[int]:
         """The maximum of each number, each at least 0, over the workers."""
