@@ -220,6 +220,14 @@ def test_wrong_lines_of_a_flagfile(tmp_path, line, words):
     assert all(word in message for word in words)
 
 
+def test_a_flagfile_that_is_no_text(tmp_path):
+    inner, outer = tmp_path / "inner.flags", tmp_path / "outer.flags"
+    inner.write_bytes(b"--seed=4\n\xff\xfe\n")
+    outer.write_text(f"--flagfile={inner}\n")
+    for path in (inner, outer):
+        assert str(path) in failure(f"--flagfile={path}")
+
+
 @pytest.mark.parametrize("flag", ["--help", "-h"])
 def test_help(flag, capsys):
     with pytest.raises(SystemExit) as end:

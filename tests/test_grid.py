@@ -959,6 +959,7 @@ def test_the_reports_launcher_needs_no_tensorflow_for_the_table(whole, no_tensor
         ([".", " --format=text"], ["format"]),
         ([".", "--format=html"], ["--format=html", "markdown"]),
         ([".", "--optimizer=sgd"], ["--optimizer"]),
+        ([".", "elsewhere"], ["elsewhere", "folder"]),
     ],
     ids=lambda value: " ".join(value),
 )

@@ -71,6 +71,8 @@ def parse(argv: Sequence[str]) -> tuple[list[Config], Settings]:
 
 def parse_report(argv: Sequence[str]) -> ReportSettings:
     """bin/report's settings; the folder may be given without a flag. Raises as `parse`."""
+    if more := [word for word in argv[1:] if not word.startswith("-")][1:]:
+        raise LabError(f"{more[0]!r} is a second folder: name one folder with all runs below it")
     words = [f"--logdir={w}" if i and not w.startswith("-") else w for i, w in enumerate(argv)]
     return ReportSettings(**_single(_read(words, _REPORT, ReportSettings), ReportSettings))
 
@@ -222,6 +224,9 @@ def _read(argv: Sequence[str], usage: str, *kinds: type) -> flags.FlagValues:
         )
         hint = f"did you mean --{guess}?" if guess else "--help lists the flags"
         raise LabError(f"--{error.flagname} is not a flag: {hint}") from error
+    except UnicodeDecodeError as error:
+        files = [word for word in argv if word.lstrip("-").startswith("flagfile")]
+        raise LabError(f"{files[0]}: it, or a file named in it, is not UTF-8 text") from error
     except flags.Error as error:
         raise LabError(" ".join(str(error).removeprefix("ERROR:: ").split())) from error
     if usage and values.help:
