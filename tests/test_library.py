@@ -421,6 +421,32 @@ def test_a_run_that_was_given_objects_is_told_them_again(trained, images):
         other.at(3)
 
 
+def test_steps_after_an_interruption_that_was_resumed_and_killed(train, trained, images, tmp_path):
+    """Its result.json is still that of the interruption."""
+    path = shutil.copytree(trained.path, tmp_path / "killed")
+    result = json.loads((path / "result.json").read_text())
+    (path / "result.json").write_text(json.dumps(result | {"status": "interrupted", "step": 4}))
+    run = lab.open_run(path, model=Net, data=images)
+    assert same(run.at(9).weights, trained.at(9).weights)
+    with pytest.raises(LabError, match="no step 13: it has the steps 1 to 12"):
+        run.at(13)
+
+
+def test_a_run_is_opened_with_its_own_rule(train, images):
+    run = train(model=Net, data=images, optimizer=lab.Adam(0.01))
+    given = {"model": Net, "data": images}
+
+    class Other(lab.Adam):
+        pass
+
+    for rule in (lab.SGD(0.01), lab.Adam(0.02), lab.Adam(0.01, beta_1=0.8), Other(0.01)):
+        with pytest.raises(LabError, match="was trained with") as error:
+            lab.open_run(run.path, **given, optimizer=rule)
+        assert "\n" not in str(error.value)
+    moment = lab.open_run(run.path, **given, optimizer=lab.Adam(0.01)).at(12)
+    assert same(moment.weights, {n: run.weights(12)[n] for n in moment.weights})
+
+
 def test_a_model_that_was_made_already_keeps_its_weights(train, images):
     """It is trained in place, and a replay leaves it as it was."""
     model = Net(seed=4)

@@ -64,8 +64,9 @@ class Replay:
 
 
 def _check_step(run: RunReader, step: int) -> None:
-    recorded = run.scalar("loss").steps[-1] if "loss" in run.scalars else 0
-    last = (run.result or {}).get("step", int(recorded))
+    recorded = int(run.scalar("loss").steps[-1]) if "loss" in run.scalars else 0
+    # A run that was interrupted and resumed keeps the result of the interruption until its end.
+    last = max(recorded, *run.checkpoints, (run.result or {}).get("step", 0))
     if not 1 <= step <= last:
         raise LabError(f"{run.path} has no step {step}: it has the steps 1 to {last}")
 
@@ -150,6 +151,8 @@ def problem_with_objects(run: RunReader, objects: dict[str, Any]) -> Problem:
             f"optimizer is {type(rule).__name__}: must be an object such as lab.Adam(1e-3)"
         )
     given = tuple(run.circumstances.get("given", ()))
+    if rule is not None and "optimizer" not in given:  # one of the user's own is compared later
+        _check_rule(run, rule)
     problem = problem_with(run.checked_config, **objects)
     return dataclasses.replace(problem, rule=rule, given=given)
 
@@ -162,6 +165,18 @@ def _check_given(run: RunReader, objects: Collection[str]) -> None:
             f"{run.path} was given its {', '.join(given)} as objects: open it with "
             f"lab.open_run(path, {names})"
         )
+
+
+def _check_rule(run: RunReader, rule: Rule) -> None:
+    """Raises LabError for a rule that is not the config's."""
+    config = vars(run.checked_config)
+    fields = {"optimizer": type(rule).__name__} | build.fields_of(rule)
+    for name in fields:
+        if fields[name] != config[name]:
+            raise LabError(
+                f"{run.path} was trained with {name} {config[name]}, and the optimizer here has "
+                f"{fields[name]}: open it with the optimizer that lab.train was given"
+            )
 
 
 def _named(run: RunReader, config: Config) -> Problem:
