@@ -920,6 +920,11 @@ class Texts(Net):
         self.word = tf.Variable("text", trainable=False)
 
 
+def flat(x):
+    """Adds what has no gradient in TensorFlow."""
+    return x + tf.reduce_sum(tf.linalg.lu(tf.eye(5) + x[:5, :5])[0])
+
+
 def of_outside():
     offset = tf.Variable(1.0, name="offset")
     return calling(lambda x: x + offset)()
@@ -1000,6 +1005,13 @@ def test_what_does_not_fit_is_told_in_one_line(train, images, tmp_path, argument
         train(**{"model": Net, "data": images} | arguments)
     assert "\n" not in str(error.value)
     assert not list(tmp_path.iterdir()), "before the first step nothing is written"
+
+
+@pytest.mark.parametrize("function", [False, True])
+def test_an_operation_without_a_gradient_is_named(train, images, function):
+    with pytest.raises(LabError, match=r" Lu[ ,]") as error:
+        train(model=calling(tf.function(flat) if function else flat), data=images)
+    assert "\n" not in str(error.value)
 
 
 @pytest.mark.parametrize(

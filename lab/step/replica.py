@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
+import re
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import tensorflow as tf
 
+from lab.errors import LabError
 from lab.kernels.inputs import prepare
 from lab.kernels.probes import collected
 
@@ -175,9 +177,25 @@ def gradient(
             totals = [total, *(tf.reduce_sum(per_example(values)) for values in measured)]
             totals = tf.stack([tf.cast(value, tf.float32) for value in totals])
     with tf.name_scope("gradient"):
-        local = tape.gradient(scaled, list(variables.values()), unconnected_gradients="zero")
+        local = _differentiated(tape, scaled, list(variables.values()))
         local = [tf.convert_to_tensor(g) for g in local]  # of a lookup they are sparse
     return Part(totals, {"": losses}, local, outputs, probes)
+
+
+def _differentiated(
+    tape: tf.GradientTape, scaled: tf.Tensor, variables: list[tf.Variable]
+) -> list[Any]:
+    """The gradients; raises LabError where an operation has none."""
+    try:
+        return tape.gradient(scaled, variables, unconnected_gradients="zero")
+    except LookupError as error:
+        if type(error) is not LookupError:  # but of a gradient of the user's own
+            raise
+        found = re.search(r"(?:op type|no entry for): (\w+)", str(error))
+        raise LabError(
+            f"the model or the loss uses {found[1] if found else 'an operation'}, which has no "
+            "gradient in TensorFlow: use another operation, or tf.custom_gradient"
+        ) from error
 
 
 def step(
