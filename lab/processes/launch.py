@@ -57,6 +57,9 @@ def _launch(workers: int, command: Sequence[str], stop: _Stop) -> int:
         servers = [socket.create_server(("127.0.0.1", 0)) for _ in range(workers)]
         ports = [stack.enter_context(server).getsockname()[1] for server in servers]
     cluster = {"worker": [f"127.0.0.1:{port}" for port in ports]}
+    environment = dict(os.environ)
+    if environment.get("PYTHONSAFEPATH") == "bin/python":  # which sets it for this program alone
+        del environment["PYTHONSAFEPATH"]
     processes: list[subprocess.Popen[str]] = []
     threads = []
     try:
@@ -69,7 +72,7 @@ def _launch(workers: int, command: Sequence[str], stop: _Stop) -> int:
                 stderr=subprocess.STDOUT,
                 text=True,
                 errors="replace",
-                env=os.environ | {"TF_CONFIG": json.dumps(config)},
+                env=environment | {"TF_CONFIG": json.dumps(config)},
                 start_new_session=True,  # a signal comes to them once, from here
             )
             processes.append(process)
