@@ -971,6 +971,7 @@ def numbers(*shape, dtype=np.float32):
         ({"model": of_outside}, r"variable offset:0, which is not among its own"),
         ({"model": probing("p", None, inside=True)}, r"probe\('p', \.\.\.\) is called inside"),
         ({"model": probing("blocks/0/w", tf.abs)}, "not a tag already on record"),
+        ({"model": probing("test-loss", tf.abs)}, "not a tag already on record"),
         ({"model": probing(3, tf.abs)}, r"probe\(3, .*must be a string"),
         ({"model": probing("p", lambda x: "text")}, r"is string \[\]: must hold numbers"),
         ({"model": probing("p", lambda x: x[x > 0])}, r"float32 \[None\]: its shape must be"),

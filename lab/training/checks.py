@@ -153,7 +153,8 @@ def _check_operations(traced: Traced) -> None:
 
 
 def _check_probes(strategy: tf.distribute.Strategy, training: Training, traced: Traced) -> None:
-    taken = {"loss", "config", "gradient/norm", *training.metrics}
+    scalars = ("loss", *training.metrics)
+    taken = {"config", "gradient/norm", *scalars, *(f"test-{name}" for name in scalars)}
     taken |= {tag + suffix for tag in training.variables for suffix in _SUFFIXES}
     size = training.batch_size
     several = strategy.num_replicas_in_sync * training.microbatches > 1
