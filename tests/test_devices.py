@@ -805,7 +805,7 @@ def test_the_length_of_a_message_beyond_int32(monkeypatch):
             return super().sum(values)
 
     added = []
-    monkeypatch.setattr(agreement, "_PIECE", 8)
+    monkeypatch.setattr(agreement, "_PIECE", 8, raising=False)
     with mmap.mmap(-1, 5_000_000_001) as message, pytest.raises(Enough):
         Short(0, added).from_chief(message)
     (length,) = added

@@ -166,7 +166,7 @@ class Data:
                         f"{self.name}: {what}[{first + int(bad.argmax())}] holds NaN or infinity: "
                         "remove or replace such examples"
                     )
-                found.update(np.ascontiguousarray(piece).tobytes())
+                found.update(np.ascontiguousarray(piece).reshape(-1).view(np.uint8).data)
         return found.hexdigest()
 
 
