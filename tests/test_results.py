@@ -18,6 +18,7 @@ from lab.compare import statistics as st
 from lab.compare import table as r
 from lab.errors import LabError
 from lab.report.questions import readme_table
+from lab.report.section import Table
 from lab.settings import source
 from lab.settings.config import Config
 from lab.training import user_code
@@ -307,6 +308,24 @@ def test_the_reports_answer_names_the_best_of_the_rows_that_were_compared():
     assert section(*random).outcome == "unsure"
 
 
+def test_the_reports_answer_is_about_rows_that_were_compared_with_each_other():
+    """One row of the README beside others is compared with them, and stands in their table."""
+    rates = {0.01: [9740, 9708, 9771], 0.0003: [8920, 8950, 8929], 0.00003: [2902, 3143, 4233]}
+    grid = [
+        one for rate, counts in rates.items() for one in row_of_seeds(counts, learning_rate=rate)
+    ]
+    found = section(*grid)
+    assert found.outcome == "best" and "sgd 0.01 is the best of 3 configurations" in found.answer
+    tables = [picture for picture in found.pictures if isinstance(picture, Table)]
+    assert [len(one.rows) for one in tables] == [3]
+    adam = row_of_seeds([9640, 9645, 9652], optimizer="adam")
+    found = section(*grid, *adam)
+    assert "the README's 2 configurations that completed" in found.answer
+    found = section(*grid[:6], *adam)
+    assert "the README's 2 configurations that completed" in found.answer
+    assert "fewer than two seeds" not in found.evidence
+
+
 def test_collapsed_runs_are_not_compared():
     shown = table(
         *(record(seed, learning_rate=0.1, **DEAD) for seed in range(3)),
@@ -359,6 +378,26 @@ def test_the_readmes_rows_are_compared_among_themselves():
     more = [row_of_seeds([9700, 9710, 9705], batch_size=k) for k in range(2, 8)]
     beside = table(*readme_grid(), *itertools.chain(*more))
     assert [row.groups for row in beside.rows[:9]] == [row.groups for row in alone.rows]
+
+
+def test_only_rows_that_were_compared_share_a_letter():
+    """Whichever rows the README has, and in which order they stand."""
+    far = {0.01: [9740, 9745, 9751], 0.02: [5000, 5010, 5005], 0.05: [3000, 3010, 3007]}
+    grid = [row_of_seeds(counts, learning_rate=rate) for rate, counts in far.items()]
+    adam = row_of_seeds([9640, 9645, 9652], optimizer="adam")
+
+    def by_rate(shown):
+        return {row.config["learning_rate"]: row.groups for row in shown.rows}
+
+    assert by_rate(table(*itertools.chain(*grid))) == {0.01: "a", 0.02: "b", 0.05: "c"}
+    assert by_rate(table(*itertools.chain(*grid[:2]))) == {0.01: "a", 0.02: "b"}
+    shown = table(*itertools.chain(*grid), *adam)  # the README's rows are the first two
+    assert [row.groups for row in shown.rows] == ["a", "b", "c", "d"]
+    assert [(pair.a, pair.b) for pair in shown.pairs] == [(0, 1), (2, 3)]
+    assert not any("fewer than two seeds" in note for note in shown.notes)
+    assert any("of different kinds are not compared" in note for note in shown.notes)
+    (alone,) = (row for row in table(*grid[0], *grid[1], *adam).rows if row.readme is None)
+    assert alone.groups == ""
 
 
 def test_pairs_are_corrected_together():

@@ -7,13 +7,17 @@ from collections import Counter
 from collections.abc import Iterable, Sequence
 
 from lab.compare.results import ACCURACY
-from lab.compare.rows import LAST_EVALUATIONS, README_TOLERANCE, Pair, Row, heading, told_by
+from lab.compare.rows import LAST_EVALUATIONS, README_TOLERANCE, Pair, Row, heading, mixed, told_by
 from lab.compare.statistics import LEVEL
 
 
 def _places(places: Iterable[int]) -> str:
     listed = [str(place) for place in places]
     return f"row{'s' * (len(listed) != 1)} {', '.join(listed)}"
+
+
+def _plural(count: int, name: str) -> str:
+    return f"{count} {name}{'s' * (count != 1)}"
 
 
 def of(rows: Sequence[Row], pairs: Sequence[Pair]) -> list[str]:
@@ -74,22 +78,30 @@ def _group_notes(rows: Sequence[Row], pairs: Sequence[Pair]) -> list[str]:
     seeds = sorted({pair.n for pair in pairs})
     compared = {place for pair in pairs for place in (pair.a, pair.b)}
     alone = [place for place in range(len(rows)) if place not in compared.union(others)]
-    data = Counter(rows[place].data for place in compared)
-    untested = sum(math.comb(count, 2) for count in data.values()) - len(pairs)
+    together = mixed(rows, pairs)
+    kinds = [row.readme is None and not together for row in rows]
+    rest = sum(kinds[pair.a] for pair in pairs)
+    apart = any(kinds) and rest < len(pairs)
+    corrected = _plural(len(pairs) - rest * apart, "pair")
+    corrected += " of the README's rows" * apart + f" and {rest} of others" * (apart and rest > 0)
+    sets = Counter((kinds[place], rows[place].data) for place in compared)
+    untested = sum(math.comb(count, 2) for count in sets.values()) - len(pairs)
+    data = {rows[place].data for place in compared}
     notes = {
         "group: rows that share a letter differ by less than a point, as far as tests with 80%"
         f" power can say: paired t tests on {seeds[0]}"
         f"{f' to {seeds[-1]}' if len(seeds) > 1 else ''} common seeds, Holm's correction over"
-        f" {len(pairs)} pair{'s' * (len(pairs) > 1)}, the README's rows apart from others, level"
-        f" {LEVEL}."
+        f" {corrected}, level {LEVEL}."
         + " Two seeds leave one degree of freedom: hardly any pair can differ."
         * (seeds[0] == 2): True,
+        "The README's rows are compared among themselves, and so are the others: rows of different"
+        " kinds are not compared, and share no letter.": apart,
         _unknown(pairs): any(pair.differ is None for pair in pairs),
         f"No letter for {_places(alone)}: fewer than two completed seeds in common with any other"
-        " row, so no comparison.": alone,
+        f" row{' of its kind' * apart}, so no comparison.": alone,
         f"No letter for {_places(others)}: only accuracies are compared.": others,
         "Accuracies on different data are not compared, and share no letter.": len(data) > 1,
-        f"{untested} pair{'s' * (untested > 1)} of rows with letters had fewer than two seeds in"
+        f"{_plural(untested, 'pair')} of rows with letters had fewer than two seeds in"
         " common: not compared, and so not distinguished.": untested,
     }
     return [note for note, applies in notes.items() if applies]

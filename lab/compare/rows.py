@@ -108,6 +108,11 @@ def told_by(rows: Sequence[Row]) -> set[str]:
     }
 
 
+def mixed(rows: Sequence[Row], pairs: Sequence[Pair]) -> bool:
+    """Whether rows of the README were compared with others, so that all are one set."""
+    return any((rows[pair.a].readme is None) != (rows[pair.b].readme is None) for pair in pairs)
+
+
 def heading(metric: str) -> str:
     """Of a metric's column."""
     return "test loss" if metric == "loss" else metric

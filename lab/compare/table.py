@@ -24,6 +24,7 @@ from lab.compare.rows import (
     Row,
     Table,
     Trial,
+    mixed,
 )
 from lab.compare.statistics import (
     LEVEL,
@@ -179,13 +180,28 @@ def compare(accuracies: Sequence[Mapping[int, float]], data: Sequence[str]) -> l
     ]
 
 
+def _all_pairs(rows: Sequence[Row], accuracies: Sequence[Mapping[int, float]]) -> list[Pair]:
+    """The pairs of the README's rows, then those of the others: these take no power from the tests
+    of the README's. Where no two of the README's can be compared, all rows are one set."""
+
+    def among(places: Sequence[int]) -> list[Pair]:
+        found = compare([accuracies[i] for i in places], [rows[i].data for i in places])
+        return [dataclasses.replace(one, a=places[one.a], b=places[one.b]) for one in found]
+
+    others = [i for i, row in enumerate(rows) if row.readme is None]
+    of_readme = among([i for i, row in enumerate(rows) if row.readme is not None])
+    return of_readme + among(others) if of_readme else among(range(len(rows)))
+
+
 def _letters(rows: Sequence[Row], pairs: Sequence[Pair]) -> list[str]:
     """Letters of the rows that were compared with some other row; "" for the rest."""
     compared = {place for pair in pairs for place in (pair.a, pair.b)}
-    # Best row first, so that "a" is the best group. A lone row is a group by itself.
+    # Of each set the best row first, so that its first letter is the best group's; the README's
+    # rows before the others. A table's only row is a group by itself.
+    apart = not mixed(rows, pairs)
     best_first = sorted(
         compared or ([0] if len(rows) == 1 and rows[0].interval == "t" else []),
-        key=lambda place: -(rows[place].mean or 0.0),
+        key=lambda place: (apart and rows[place].readme is None, -(rows[place].mean or 0.0)),
     )
     rank = {place: i for i, place in enumerate(best_first)}
     alike = {frozenset((pair.a, pair.b)) for pair in pairs if pair.differ is False}
@@ -240,16 +256,9 @@ def make_table(
         rows.append(_row(configs[key], parameters[key], runs, figure))
         counted = (r for r in runs if r.status == "completed" and r.metric == ACCURACY)
         accuracies.append({r.seed: r.value for r in counted if r.value is not None})
-    # The README's rows are a table of their own: others beside them take no power from its tests.
-    of_readme = [i for i, row in enumerate(rows) if row.readme is not None]
-    pairs: list[Pair] = []
-    letters: dict[int, str] = {}
-    for chosen in (of_readme, [i for i in range(len(rows)) if i not in of_readme]):
-        own = [rows[i] for i in chosen]
-        compared = compare([accuracies[i] for i in chosen], [row.data for row in own])
-        letters |= dict(zip(chosen, _letters(own, compared), strict=True))
-        pairs += [dataclasses.replace(one, a=chosen[one.a], b=chosen[one.b]) for one in compared]
-    rows = [dataclasses.replace(row, groups=letters[i]) for i, row in enumerate(rows)]
+    pairs = _all_pairs(rows, accuracies)
+    letters = _letters(rows, pairs)
+    rows = [dataclasses.replace(row, groups=own) for row, own in zip(rows, letters, strict=True)]
     left_out = [f"Left out: {problem}" for problem in problems]
     return Table(rows, pairs, fields, notes.of(rows, pairs) + repeated + left_out)
 

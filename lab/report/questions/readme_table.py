@@ -7,7 +7,7 @@ from typing import Any
 from lab.analysis.study import Evidence
 from lab.compare.formats import decimals
 from lab.compare.results import ACCURACY
-from lab.compare.rows import Row, heading
+from lab.compare.rows import Row, heading, mixed
 from lab.report.draft import SEEDS, Draft
 from lab.report.figures import points
 from lab.report.section import Figure, Section, Series
@@ -76,8 +76,10 @@ def _figures(draft: Draft, rows: Rows, shown: Rows) -> None:
     ]
     columns = ("configuration", "README", *map(heading, metrics), "95% interval", "group", "runs",
                "status")  # fmt: skip
-    ours = [line for line in cells if line[1]]
-    others = [line for line in cells if not line[1]]
+    found = draft.evidence.runs.table
+    alike = mixed(found.rows, found.pairs)  # then all are one table
+    ours = [line for line in cells if line[1] or alike]
+    others = [line for line in cells if not line[1] and not alike]
     if ours:
         draft.table("table", columns, ours)
     if others or not ours:
@@ -112,7 +114,8 @@ def _outcome(draft: Draft, shown: Rows, readme: Rows) -> tuple[str, dict[str, An
         facts = {"best": top.key.partition(":")[2], "figure": top, "count": len(shown)}
         return "alone" if len(shown) == 1 else "not_compared", facts
     ours = [(name, row) for name, row in readme if row.groups]
-    judged = ours if 1 < len(ours) < len(compared) else compared
+    apart = len(readme) < len(shown) and not mixed(draft.evidence.runs.table.rows, pairs)
+    judged = ours if ours and apart else compared
     best, row = max(judged, key=lambda pair: pair[1].mean or 0)
     # A letter past Z is a number in brackets: the first one ends behind a bracket.
     letter = row.groups[: row.groups.index(")") + 1] if row.groups[0] == "(" else row.groups[0]
