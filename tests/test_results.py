@@ -580,6 +580,20 @@ def test_a_row_has_the_runs_own_metric():
         assert show(shown)
 
 
+@pytest.mark.parametrize("name", ["correct", "status", "group", "#", "seconds", "optimizer"])
+def test_a_metric_hides_no_column_of_the_same_name(name):
+    none = dict.fromkeys(("test_correct", "test_total", "test_accuracy", "readme_accuracy"))
+    runs = [record(s) | none | {"test_metrics": {name: 0.5}, "test_loss": 2.0} for s in (0, 1)]
+    lines = formats.to_markdown(table(*runs)).splitlines()
+    heads, cells = ([cell.strip() for cell in line.split("|")[1:-1]] for line in lines[::2][:2])
+    found = dict(zip(heads, cells, strict=True))
+    assert len(found) == len(heads)
+    assert found["status"] == "completed" and found["optimizer"] == "sgd" and found["#"] == "0"
+    assert [cell for head, cell in found.items() if head in (name, f"test {name}")].count(
+        "0.5000 ± 0.0000"
+    ) == 1
+
+
 def test_no_directory_and_no_results(tmp_path):
     with pytest.raises(LabError, match="no such directory"):
         results.read_results(tmp_path / "nothing")
@@ -653,6 +667,17 @@ def test_csv_reads_back():
         assert line["optimizer"] == row.config["optimizer"] and line["status"] == row.status
         assert line["mean"] == ("" if row.mean is None else repr(row.mean))
         assert [int(x) for x in line["correct"].split(",") if x] == row.correct
+
+
+def test_the_columns_of_a_csv_have_names_of_their_own():
+    """Also those of what configs differ in."""
+    told = [{"loss": "softmax_cross_entropy"}, {"data": "a/b"}, {}]
+    rows = [row | {"test_loss": 0.25} for one in told for row in row_of_seeds([9700, 9710], **one)]
+    found = list(csv.reader(io.StringIO(formats.to_csv(table(*rows)))))
+    assert len({*found[0]}) == len(found[0]) and {"loss", "data"} <= {*found[0]}
+    lines = [dict(zip(found[0], line, strict=True)) for line in found[1:]]
+    assert {line["test_loss"] for line in lines} == {"0.25"}
+    assert {line["data"] for line in lines} == {"mnist", "a/b"}
 
 
 def test_json_is_strict_and_whole():

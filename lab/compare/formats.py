@@ -123,13 +123,15 @@ def to_markdown(table: Table) -> str:
 
 
 def to_csv(table: Table) -> str:
-    """A heading and a line a row, unrounded, empty where there is no figure; lists by commas."""
+    """A heading and a line a row, unrounded, empty where there is no figure; lists by commas. A
+    field of a row that is named as one of configs has another heading."""
     names = [
         one.name for one in dataclasses.fields(Row) if one.name not in ("config", "parameters")
     ]
+    other = {"loss": "test_loss", "data": "data_digest"}
     out = io.StringIO()
     writer = csv.writer(out, lineterminator="\n")
-    writer.writerow([*table.fields, *names])
+    writer.writerow([*table.fields, *(other.get(name, name) for name in names)])
     for row in table.rows:
         values = [_field(row, f) for f in table.fields] + [getattr(row, n) for n in names]
         writer.writerow([_plain(value) for value in values])

@@ -18,6 +18,11 @@ LAST_EVALUATIONS = 10
 POINT = 0.01  # of accuracy: rows that share a letter do not differ by as much
 README_TOLERANCE = 0.004  # where seeds agree so closely that 3 standard deviations are less
 
+# What heads other columns of a table than those of metrics.
+_TAKEN = frozenset(one.name for one in dataclasses.fields(Config)) | {
+    *("#", "configuration", "network", "data digest", "README", "same rule", "95% interval"),
+    *("group", "runs", "correct", "in-run sd", "seconds", "status"),
+}
 _PERCEPTRONS = frozenset(one.name for one in dataclasses.fields(Config) if "of" in one.metadata)
 
 
@@ -114,5 +119,5 @@ def mixed(rows: Sequence[Row], pairs: Sequence[Pair]) -> bool:
 
 
 def heading(metric: str) -> str:
-    """Of a metric's column."""
-    return "test loss" if metric == "loss" else metric
+    """Of a metric's column: its name, unless that is another column's."""
+    return f"test {metric}" if metric in _TAKEN else metric
