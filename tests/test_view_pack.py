@@ -180,7 +180,7 @@ def test_tensors_stand_in_the_order_of_the_forward_pass(run):
     assert reader.forward_order == [
         f"{layer}/{part}" for layer in ("h1", "h2", "logits") for part in ("weights", "bias")
     ]
-    rows = layout(reader.histograms, reader.scalars, reader.forward_order, summed=False)
+    rows = layout(reader.histograms, reader.scalars, reader.forward_order, summed=[False])
     assert [row["base"] for row in rows["tensors"]] == [
         *("h1/weights", "h1/bias", "h1", "h2/weights", "h2/bias", "h2"),
         *("logits/weights", "logits/bias", "logits"),
@@ -191,10 +191,36 @@ def test_tensors_stand_in_the_order_of_the_forward_pass(run):
     strips = {strip["title"]: strip["lines"] for strip in rows["strips"]}
     assert strips["loss"] == [("loss", "loss"), ("test-loss", "test-loss")]
     assert ("gradient/norm", "gradient/norm") in strips["gradient/norm"]
-    summed = layout(reader.histograms, reader.scalars, reader.forward_order, summed=True)
+    summed = layout(reader.histograms, reader.scalars, reader.forward_order, summed=[True])
     titles = {strip["lines"][0][0]: strip["title"] for strip in summed["strips"]}
     assert len({"loss", titles["loss"], titles["test-loss"]}) == 3  # each says of what it is
     assert ("h1/bias/gradient/norm", "h1/bias") in strips["gradient/norm"]
+
+
+def test_scalars_of_the_whole_run_are_no_tensors():
+    """Of several parts or replicas, and a metric that is named like what is known of tensors."""
+    kinds = [f"gradient/{kind}" for kind in ("part_0/norm", "replica_1/cosine", "noise/scale")]
+    tags = [f"{of}{kind}" for kind in kinds for of in ("h1/weights/", "")]
+    metric = ["norm", "test-norm"]
+    rows = layout([], ["loss", *tags, *metric, "h1/weights/norm"], [], [False])
+    strips = [one["lines"] for one in rows["strips"]]
+    for kind in kinds:
+        assert [(f"h1/weights/{kind}", "h1/weights"), (kind, kind)] in strips
+    assert [(tag, tag) for tag in metric] in strips
+    assert [("h1/weights/norm", "h1/weights")] in strips
+    titles = [one["title"] for one in rows["strips"]]
+    assert len({*titles}) == len(titles) == 6
+
+
+def test_a_summed_loss_and_a_mean_are_strips_of_their_own():
+    tags = ["loss", "test-loss", "accuracy"]
+    strips = layout([], tags, [], [True, False, True])["strips"]
+    found = [(one["lines"][0][0], one["runs"]) for one in strips]
+    assert found == [
+        *(("loss", [0, 2]), ("loss", [1]), ("test-loss", [0, 1, 2]), ("accuracy", [0, 1, 2])),
+    ]
+    assert len({one["title"] for one in strips}) == 4
+    assert all(len(one["lines"]) == 1 and one["usual"] for one in strips)
 
 
 @pytest.mark.parametrize(

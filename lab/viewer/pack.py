@@ -102,7 +102,7 @@ def pack_records(
         for kind in ("histograms", "scalars")
     }
     order = [tag for run in runs for tag in run.forward_order]
-    summed = any(run.config.get("reduction") == "sum" for run in runs)
+    summed = [run.config.get("reduction") == "sum" for run in runs]
     return {"runs": packed, "blobs": blobs.texts, **layout(**tags, order=order, summed=summed)}
 
 

@@ -159,10 +159,11 @@ function cells(tag) {
 }
 
 /** A strip of scalars, with the values at the cursor in its caption. */
-function strip({ title, lines: entries }) {
+function strip({ title, lines: entries, runs: places }) {
   const names = [...new Set(entries.map(([, name]) => name))];
   const many = names.length > 12;
-  const lines = compared().flatMap((shown, r) => entries.filter(([tag]) => shown.every((run) => run.scalars.has(tag)))
+  const has = (run, tag) => run.scalars.has(tag) && places.includes(runs.indexOf(run));
+  const lines = compared().flatMap((shown, r) => entries.filter(([tag]) => shown.every((run) => has(run, tag)))
     .map(([tag, name]) => ({ tag, name, shown, dashed: r % 2 === 1, value: make("span"),
       colour: `--c${names.indexOf(name) % 8}`, own: () => name === chosenBase() })));
   const draw = async (canvas) => {
