@@ -153,6 +153,13 @@ def test_marks_of_a_run_that_was_resumed_and_broke(tmp_path):
         tf.summary.scalar("loss", np.nan, 41)
     found = {(mark.kind, mark.step) for mark in marks(RunReader(str(run)))}
     assert found == {("end of warm-up", 5), ("nonfinite", 34), ("loss", 34), ("resume", 41)}
+    (run / "config.json").write_text(
+        json.dumps({"config": {"warmup_steps": 100}, "fingerprint": "1"})
+    )
+    with tf.summary.create_file_writer(str(run), filename_suffix=".zend").as_default():
+        tf.summary.text("how it ended", "well", 0)  # all that a run writes that had ended
+    later = {(mark.kind, mark.step) for mark in marks(RunReader(str(run)))}
+    assert later == found - {("end of warm-up", 5)}  # the new end was not reached
     noted = {"h1/weights": {"first_step": 30}, "h2/weights": {"first_step": 31}}
     broken = {"nonfinite": noted, "frozen": None}  # it was never evaluated
     (run / "result.json").write_text(json.dumps(broken))

@@ -40,8 +40,8 @@ class EventReader:
     A file is read up to the first record that is damaged or incomplete; `update` continues there.
 
     Attributes:
-      starts: by file, in the order in which TensorBoard reads them, the first step in it. A run
-        that is resumed begins another file.
+      starts: by file, in the order in which TensorBoard reads them, the first step in it of these
+        kinds. A run that is resumed begins another file.
       epoch: how often the files had to be read from the beginning again: a run that is resumed cuts
         what lies after its checkpoint, and one that is overwritten deletes all.
     """
@@ -119,13 +119,12 @@ class EventReader:
     def _add(self, path: str, event: Any) -> None:
         from tensorboard.util import tensor_util
 
-        if event.summary.value:
-            self.starts.setdefault(path, event.step)
         for value in event.summary.value:
             tag = value.tag
             if tag not in self._kinds:
                 self._kinds[tag] = value.metadata.plugin_data.plugin_name
             if self._kinds[tag] in self._wanted:
+                self.starts.setdefault(path, event.step)
                 tensor = value.tensor
                 content = tensor.tensor_content
                 if not content or _DTYPES.get(tensor.dtype) != self._dtypes.get(tag):

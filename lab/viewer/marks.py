@@ -19,11 +19,17 @@ def marks(run: RunReader) -> list[Mark]:
     found = [Mark(step, "checkpoint", "checkpoint") for step in run.checkpoints]
     tested = {int(s) for t, one in run.scalars.items() if t.startswith("test-") for s in one.steps}
     found += [Mark(step, "evaluation", "evaluation on the test examples") for step in tested]
-    found += [Mark(step, "resume", f"resumed after step {step - 1}") for step in starts]
+    found += [Mark(step, "resume", f"resumed after step {step - 1}") for step in starts if step]
     warm_up = int(run.config.get("warmup_steps") or 0)
-    if warm_up > 0:
+    if 0 < warm_up <= last_step(run):
         found.append(Mark(warm_up, "end of warm-up", "the learning rate is at its peak"))
     return sorted([*found, *events.marks(run), *_frozen(run)], key=lambda mark: mark.step)
+
+
+def last_step(run: RunReader) -> int:
+    """The last step on record; 0 if there is none."""
+    series = run.scalars or run.histograms
+    return max((int(one.steps[-1]) for one in series.values() if len(one.steps)), default=0)
 
 
 def _frozen(run: RunReader) -> list[Mark]:

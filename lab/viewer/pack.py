@@ -16,7 +16,7 @@ from lab.record.directory import FINISHED
 from lab.record.event_reader import Series
 from lab.record.run import RunReader
 from lab.viewer.layout import layout
-from lab.viewer.marks import ROUTINE, marks
+from lab.viewer.marks import ROUTINE, last_step, marks
 
 LIMIT = 30_000_000  # bytes of a page that holds every step
 _AROUND = 100  # steps on either side of what happened, and at either end, that are never left out
@@ -91,7 +91,7 @@ def pack_records(
             {
                 "name": names[run.path],
                 "status": status if status in FINISHED else "still training, or interrupted",
-                "steps": _last(run),
+                "steps": last_step(run),
                 "marks": [mark._asdict() | {"routine": mark.kind in ROUTINE} for mark in own],
                 "scalars": {tag: _scalar(one, blobs) for tag, one in scalars.items()},
                 "histograms": {tag: _histogram(one, blobs) for tag, one in histograms.items()},
@@ -104,12 +104,6 @@ def pack_records(
     order = [tag for run in runs for tag in run.forward_order]
     summed = [run.config.get("reduction") == "sum" for run in runs]
     return {"runs": packed, "blobs": blobs.texts, **layout(**tags, order=order, summed=summed)}
-
-
-def _last(run: RunReader) -> int:
-    """The last step on record; 0 if there is none."""
-    series = run.scalars or run.histograms
-    return max((int(one.steps[-1]) for one in series.values() if len(one.steps)), default=0)
 
 
 def _scalar(series: Series, blobs: Blobs) -> dict[str, int]:
@@ -148,7 +142,7 @@ def _kept(
     """A run's record with one step of so many, and a note that says what was left out."""
     if every == 1:
         return run.scalars, run.histograms, ""
-    last = _last(run)
+    last = last_step(run)
     around = [mark.step for mark in found if mark.kind not in ROUTINE]
     ranges = [(step - _AROUND, step + _AROUND) for step in (0, last, *around)]
     kept = _merged([*ranges, *always], last)
