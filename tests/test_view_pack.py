@@ -247,6 +247,15 @@ def test_mistakes(run, words, status, text):
     assert outcome.err.startswith("view: ") and outcome.err.count("\n") == 1
 
 
+def test_an_event_file_that_cannot_be_read_is_named(tmp_path):
+    run = write_run(tmp_path / "run", lambda step: tf.summary.scalar("loss", 1.0, step))
+    odd = run / "events.out.tfevents.9"
+    odd.mkdir()  # root may read any file
+    outcome = programs.view(run)
+    assert outcome.status == 1 and outcome.err.startswith(f"view: {odd} cannot be read: ")
+    assert outcome.err.count("\n") == 1
+
+
 def test_a_page_in_the_run_directory_does_not_stop_the_run(run, tiny_folder):
     outcome = programs.view(run)
     assert outcome.status == 0 and str(run / "view.html") in outcome.out

@@ -376,9 +376,13 @@ def test_a_run_that_is_still_training(browser, tmp_path):
             with tf.summary.create_file_writer(str(folder), filename_suffix=".2").as_default():
                 record(1, 7)
             until(page, "lastStep === 7")
-            request = urllib.request.Request(server.address, headers={"Host": "example.org"})
-            with pytest.raises(urllib.error.HTTPError, match="404"):
-                urllib.request.urlopen(request)
+            for host in ("localhost", "127.0.0.1:9000"):  # of a forwarded port
+                request = urllib.request.Request(server.address, headers={"Host": host})
+                assert urllib.request.urlopen(request).status == 200
+            for host in ("example.org", f"example.org:{server.server_port}", "localhost.org:80"):
+                request = urllib.request.Request(server.address, headers={"Host": host})
+                with pytest.raises(urllib.error.HTTPError, match="404"):
+                    urllib.request.urlopen(request)
         finally:
             server.shutdown()
             thread.join()

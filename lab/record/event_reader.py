@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from lab.errors import LabError
 from lab.record.directory import event_files
 
 _DTYPES = {1: "<f4", 2: "<f8"}  # by TensorFlow's number
@@ -61,7 +62,19 @@ class EventReader:
         self._contents: dict[str, list[bytes]] = collections.defaultdict(list)
 
     def update(self) -> bool:
-        """Reads what has been written since; returns whether that was anything."""
+        """Reads what has been written since; returns whether that was anything.
+
+        Raises:
+          LabError: a file cannot be read.
+        """
+        try:
+            return self._update()
+        except OSError as error:
+            raise LabError(
+                f"{error.filename or self._run} cannot be read: {error.strerror}"
+            ) from error
+
+    def _update(self) -> bool:
         paths = event_files(self._run)
         if any(p not in paths or os.path.getsize(p) < end for p, end in self._ends.items()):
             self._forget()

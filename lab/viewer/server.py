@@ -56,10 +56,7 @@ class Server(http.server.ThreadingHTTPServer):
         """
         with self._lock:
             for place, run in enumerate(self._runs):
-                try:
-                    fresh = run.updated()
-                except OSError as error:
-                    raise LabError(str(error)) from error
+                fresh = run.updated()
                 if fresh is not run:
                     self._runs[place], self._marks[place] = fresh, marks(fresh)
             records = [
@@ -107,11 +104,10 @@ class _Handler(http.server.BaseHTTPRequestHandler):
         return 200, "application/json", html_file.as_json(record)
 
     def _answer(self, path: str, answer: Callable[[], tuple[int, str, str]]) -> None:
-        """Answers a request that names this server: other sites' names that are made to lead to
-        the loopback address do not."""
-        name, _, port = self.headers.get("Host", "").rpartition(":")
-        own = name in (_ADDRESS, "localhost") and port == str(self.server.server_port)
-        if not own or self.path != path:
+        """Answers a request that names this machine, with any port, as one may be forwarded: other
+        sites' names that are made to lead to the loopback address are not answered."""
+        name = self.headers.get("Host", "").partition(":")[0]
+        if name not in (_ADDRESS, "localhost") or self.path != path:
             self.send_error(404)
             return
         try:
