@@ -333,6 +333,16 @@ def test_csv_and_png(page, logdir, recorded, tmp_path):
     for selector in ("#png", "[data-strip=accuracy] button[title=PNG]"):
         pixels = image.imread(download(selector))
         assert pixels.shape[1] > 300 and len(np.unique(pixels.reshape(-1, 4), axis=0)) > 5
+    # One that was drawn and is out of sight when the view changes is saved as it is now.
+    visit(page, logdir / "long/view.html", tensor="logits/weights", step=30)
+    picture = "plots.find((one) => one.tag === view.tensor)"
+    until(page, f"!{picture}.dirty && {picture}.values && !{picture}.visible")
+    page.evaluate("change({ range: [20, 40] })")
+    until(page, f"{picture}.dirty")
+    hidden = image.imread(download("#png"))
+    page.locator("[data-tag='logits/weights'] .plot").scroll_into_view_if_needed()
+    until(page, f"{picture}.visible && !{picture}.dirty")
+    np.testing.assert_array_equal(hidden, image.imread(download("#png")))
 
 
 def test_a_run_that_is_still_training(browser, tmp_path):

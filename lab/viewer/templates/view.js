@@ -309,8 +309,10 @@ function saveHistogram() {
   saveRows(`${view.tensor},step=${view.step}`, [["run", "tag", "step", "from", "to", "entries"], ...rows]);
 }
 
-/** A plot under its title, with its ranges and the cursor. */
-function savePicture({ plot: { canvas, title, extent } }) {
+/** A plot as it is now, also where nobody sees it, under its title, with its ranges and the cursor. */
+async function savePicture({ plot: one }) {
+  await redraw(one);
+  const { canvas, title, extent } = one;
   const size = 13 * Math.min(devicePixelRatio, 2);
   const whole = make("canvas", { width: canvas.width + 2 * size, height: canvas.height + 5 * size });
   const context = whole.getContext("2d");
