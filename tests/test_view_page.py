@@ -193,6 +193,42 @@ def test_zoom_is_in_the_link_and_a_link_opens_the_same_view(page, logdir):
     page.locator("#slider").focus()
     page.keyboard.press("+")
     until(page, "range()[1] - range()[0] === 60")
+    for end, step in (("End", 120), ("Home", 1)):  # of the zoomed range, at an end of the run
+        page.evaluate(f"change({{ range: [{step} - 20, {step} + 20], step: {step} }})")
+        page.keyboard.press(end)
+        page.keyboard.press("-")
+        until(page, f"range()[1] - range()[0] === 40 && view.step === {step}")
+        page.keyboard.press("-")
+        page.keyboard.press("-")
+        until(page, "view.range === null")
+
+
+def test_of_two_fields_only_the_edited_one_changes(page, logdir):
+    """And none by what is no number, or beyond the other: that goes when the field is left."""
+    tag = "h2/weights"
+    visit(page, logdir / "long/view.html", tensor=tag, values="-1.23456e-05..2e-05")
+    low, high = page.locator("#low"), page.locator("#high")
+    until(page, "document.querySelector('#high').value")
+    high.fill("3e-5")
+    high.press("Enter")
+    assert page.evaluate(f"view.values['{tag}']") == [-1.23456e-05, 3e-05]
+    low.fill("\u22122e\u22125")
+    low.press("Tab")
+    until(page, "document.querySelector('#low').value === written(-2e-5)")
+    assert page.evaluate(f"view.values['{tag}']") == [-2e-05, 3e-05]
+    for field, text in (
+        (low, "5"),
+        (high, "-Infinity"),
+        (low, "x"),
+        (page.locator("#last"), "999"),
+    ):
+        before = field.input_value()
+        field.fill(text)
+        field.press("Tab")
+        page.wait_for_function(
+            "([one, text]) => one.value === text", arg=[field.element_handle(), before]
+        )
+    assert page.evaluate(f"view.values['{tag}']") == [-2e-05, 3e-05]
 
 
 def test_figures_of_the_cursor_and_the_pinned_step(page, logdir, recorded):

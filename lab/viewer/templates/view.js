@@ -271,6 +271,9 @@ function fillPanel() {
   return columns.filter(({ row }) => row >= 0);
 }
 
+/** A number for a field; empty if it is none. */
+const written = (number) => (Number.isFinite(number) ? short(number).replaceAll("−", "-") : "");
+
 function fillControls() {
   const put = (id, value) => { if (document.activeElement !== $(id)) $(id).value = value; };
   [$("slider").min, $("slider").max] = range();
@@ -278,7 +281,7 @@ function fillControls() {
   $("slider").setAttribute("aria-valuetext", `step ${view.step}`);
   put("step", view.step);
   ["first", "last"].forEach((id, i) => put(id, range()[i]));
-  ["low", "high"].forEach((id, i) => put(id, short(valuesOf(view.tensor)[i]).replace("−", "-")));
+  ["low", "high"].forEach((id, i) => put(id, written(valuesOf(view.tensor)[i])));
   for (const name of SWITCHES) $(name).checked = view[name];
   $("tensor").value = view.tensor;
   $("pin").setAttribute("aria-pressed", view.pin !== null);
@@ -473,9 +476,11 @@ function build() {
   choose();
 }
 
+/** Zooms at the cursor or, near an end, from that end; where all steps fit, also those to come. */
 function zoom(factor) {
-  const half = Math.max(1, Math.round(((range()[1] - range()[0]) * factor) / 2));
-  change({ range: [view.step - half, view.step + half] });
+  const wide = Math.max(2, Math.round((range()[1] - range()[0]) * factor));
+  const first = Math.max(1, Math.min(view.step - Math.round(wide / 2), lastStep - wide));
+  change({ range: wide < lastStep - 1 ? [first, first + wide] : null });
 }
 
 function neighbour(by) {
@@ -508,12 +513,14 @@ for (const name of SWITCHES) $(name).addEventListener("change", () => change({ [
 for (const name of ["first", "last"]) {
   $(name).addEventListener("change", () => change({ range: [+$("first").value, +$("last").value] }));
 }
-for (const name of ["low", "high"]) {
+["low", "high"].forEach((name, i) => {
   $(name).addEventListener("change", () => {
-    const two = [parseFloat($("low").value), parseFloat($("high").value)];
-    if (two[0] < two[1]) change({ values: { ...view.values, [view.tensor]: two } });
+    const two = [...valuesOf(view.tensor)];
+    two[i] = parseFloat($(name).value.replaceAll("−", "-"));
+    if (two.every(Number.isFinite) && two[0] < two[1]) change({ values: { ...view.values, [view.tensor]: two } });
   });
-}
+});
+document.addEventListener("focusout", schedule);  // what was typed and not taken goes
 for (const name of ["slider", "step"]) {
   $(name).addEventListener("input", () => $(name).value && change({ step: +$(name).value, hold: true }));
 }
