@@ -511,6 +511,26 @@ def test_all_pictures_are_printed_under_their_names(page, logdir):
     assert len({place for _, _, place in pictures}) == 1
 
 
+def test_the_dark_page_is_printed_in_light_colours(page, logdir):
+    """All of its pictures; then it is dark again."""
+    visit(page, logdir / "long/view.html", step=40)
+    until(page, "plots.every((one) => !one.dirty) && plots.some((one) => one.tag && one.visible)")
+    looks = "[...document.querySelectorAll('canvas')].map((one) => one.toDataURL())"
+    seen = "document.querySelector('#histograms canvas').toDataURL()"
+    light = page.evaluate(looks)
+    page.emulate_media(color_scheme="dark")
+    until(page, f"!{json.dumps(light)}.includes({seen})")
+    until(page, "plots.every((one) => !one.visible || !one.dirty)")
+    dark = page.evaluate(looks)
+    assert sum(a != b for a, b in zip(light, dark, strict=True)) > 5
+    page.evaluate("dispatchEvent(new Event('beforeprint'))")
+    assert page.evaluate(looks) == light
+    page.evaluate("dispatchEvent(new Event('afterprint'))")
+    until(page, f"{seen} === {json.dumps(dark[-1])}")
+    until(page, "plots.every((one) => !one.visible || !one.dirty)")
+    assert page.evaluate(looks)[:6] == dark[:6]
+
+
 def test_the_page_is_one_file_without_anything_from_elsewhere(logdir):
     text = pathlib.Path(logdir / "long/view.html").read_text(encoding="utf-8")
     assert "http:" not in text and "https:" not in text and "src=" not in text

@@ -5,6 +5,8 @@ const $ = (id) => document.getElementById(id);
 const data = JSON.parse($("data").textContent);
 const runs = data.runs.map((described) => new Run(described, data.blobs));
 const dark = matchMedia("(prefers-color-scheme: dark)");
+const onPaper = document.documentElement.classList;  // "paper" while the page is printed, always in light colours
+const isDark = () => dark.matches && !onPaper.contains("paper");
 const view = { step: 1, pin: null, tensor: "", range: null, values: {}, log: false, symlog: false, difference: false };
 const SWITCHES = ["log", "symlog", "difference"];
 let lastStep = 1; // of all runs
@@ -140,7 +142,7 @@ function heatMap(tag, shown) {
     box.plot.values = valueScale(values, view.symlog && Math.min(...all.map((series) => series.linear)));
     sized(canvas);
     const found = shown.map((run) => shares(run.histograms.get(tag), canvas, scale(), box.plot.values, until(shown)));
-    paint(canvas, found[0], dark.matches, found[1]);
+    paint(canvas, found[0], isDark(), found[1]);
     return values;
   }, { tag });
   return box;
@@ -343,7 +345,7 @@ function schedule() {
 function frame(time) {
   asked = false;
   if (playing !== null) film(time);
-  const now = JSON.stringify([range(), SWITCHES.map((name) => view[name]), view.values, dark.matches]);
+  const now = JSON.stringify([range(), SWITCHES.map((name) => view[name]), view.values, isDark()]);
   for (const one of plots) one.dirty ||= now !== drawn;
   drawn = now;
   const visible = plots.filter((one) => one.visible);
@@ -586,10 +588,17 @@ $("differs").hidden = runs.length < 2;
 const below = () => document.documentElement.style.setProperty("--top", `${$("controls").offsetHeight}px`);
 new ResizeObserver(below).observe($("controls"));  // the panel stays below them, however many rows they take
 if (location.hash) followLink();
+function paper(on) {
+  onPaper.toggle("paper", on);
+  for (const one of plots) one.dirty ||= dark.matches;
+}
 addEventListener("beforeprint", () => {
+  paper(true);
   plots.forEach(move);
   plots.filter((one) => one.dirty).forEach(redraw);
+  fillPanel();
 });
+addEventListener("afterprint", () => { paper(false); schedule(); });
 setTimeout(drawUnseen, 500);
 if (data.epoch !== undefined) {
   $("live").hidden = false;
