@@ -394,7 +394,6 @@ def test_a_run_that_is_still_training(browser, tmp_path):
     (folder / "config.json").write_text(json.dumps({"config": {}, "fingerprint": "1"}))
     writer = tf.summary.create_file_writer(str(folder))
     with writer.as_default():
-        record(1, 5)
         server = Server([RunReader(str(folder))], 0)
         thread = threading.Thread(target=server.serve_forever)
         thread.start()
@@ -404,8 +403,11 @@ def test_a_run_that_is_still_training(browser, tmp_path):
         page.on("console", lambda message: wrong.append(message.text))
         try:
             assert server.address == f"http://127.0.0.1:{server.server_port}/"
-            page.goto(server.address)
-            until(page, "view.step === 5")
+            page.goto(server.address)  # before the first record
+            until(page, "document.querySelector('#live').textContent.startsWith('Live')")
+            assert page.evaluate("view.tensor") == ""
+            record(1, 5)
+            until(page, "view.step === 5 && view.tensor === 'w' && shown() === '5'")
             record(6, 60)
             until(page, "view.step === 60 && runs[0].histograms.get('w').steps.length === 60")
             until(page, "shown() === '60'")
@@ -417,6 +419,14 @@ def test_a_run_that_is_still_training(browser, tmp_path):
                     f"shown() === '{step}'",
                 )
                 np.testing.assert_array_equal(buckets(page), recorded.values[step - 1])
+            page.locator("#in").click()
+            record(61, 70)
+            until(page, "lastStep === 70")
+            assert page.evaluate("view.range[0] <= view.step && view.step <= view.range[1]")
+            page.locator("#out").click()
+            page.locator("#out").click()
+            record(71, 80)
+            until(page, "lastStep === 80 && range()[1] === 80")
             for path in events.files(folder):
                 os.remove(path)  # as if it were trained anew
             with tf.summary.create_file_writer(str(folder), filename_suffix=".2").as_default():

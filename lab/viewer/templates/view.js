@@ -560,7 +560,7 @@ async function renew() {
 }
 
 async function add({ runs: described, blobs, ...rows }) {
-  const [before, atEnd] = [JSON.stringify([data.tensors, data.strips]), view.step === lastStep];
+  const [before, atEnd] = [JSON.stringify([data.tensors, data.strips]), view.step === lastStep && !view.range];
   await Promise.all(described.map((one, i) => runs[i].add(one, blobs)));
   Object.assign(data, rows);
   if (before !== JSON.stringify([data.tensors, data.strips])) build();
@@ -568,7 +568,7 @@ async function add({ runs: described, blobs, ...rows }) {
   plots = plots.filter((one) => one.box.isConnected);
   for (const one of plots) one.dirty = true;
   describe();
-  change(atEnd ? { step: lastStep } : {});
+  change({ step: atEnd ? lastStep : view.step, tensor: view.tensor || neighbour(0) });
 }
 
 /** Where a run died, or at the first other mark: one step later, with that one pinned; or at the end. */
