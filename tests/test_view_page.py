@@ -319,6 +319,48 @@ def test_of_several_runs_the_page_opens_where_one_died(page, tmp_path):
         assert page.evaluate("[view.pin, view.step]") == [90, 91]
 
 
+def test_what_is_not_finite_and_what_cannot_be_compared(page, tmp_path):
+    """Where no entry is finite the panel says so. Of two kinds of loss there is no difference."""
+    metadata = tf.compat.v1.SummaryMetadata()
+    metadata.plugin_data.plugin_name = "histograms"
+    edges = np.linspace(-1, 1, 31)
+    for name, reduction in (("a", "sum"), ("b", "mean")):
+        folder = tmp_path / name
+        writer = tf.summary.create_file_writer(str(folder))
+        with writer.as_default():
+            for step in range(1, 21):
+                rows = np.stack([edges[:-1], edges[1:], np.ones(30)], 1) * (step < 10)
+                tf.summary.write("w", tf.constant(rows, tf.float32), step, metadata)
+                for tag in ("loss", "test-loss"):
+                    tf.summary.scalar(tag, 1.0, step)
+        writer.close()
+        told = {"fingerprint": "x", "config": {"reduction": reduction}}
+        (folder / "config.json").write_text(json.dumps(told))
+    paths = [tmp_path / name for name in "ab"]
+    assert programs.view(*paths, f"--out={tmp_path / 'two.html'}").status == 0
+    visit(page, tmp_path / "two.html", step=15, range="12..20", tensor="w")
+    until(page, "shown() === '15'")
+    ends = page.locator("#histograms .ends").all_inner_texts()
+    assert ends == ["no finite entry"] * 2
+    for name in ("smallest", "largest", "mean", "near"):
+        assert np.isnan(figure(page, name)).all(), name
+    assert page.locator("#low").input_value() == page.locator("#high").input_value() == ""
+
+    def strips():
+        found = page.locator("[data-strip]").all()
+        return {one.get_attribute("data-strip"): one.locator("canvas").count() for one in found}
+
+    summed, mean, test = strips()
+    legends = [
+        page.locator(f"[data-strip='{one}'] figcaption").inner_text() for one in (summed, mean)
+    ]
+    assert "run 1" in legends[0] and "run 2" in legends[1]
+    assert "run 2" not in legends[0] and "run 1" not in legends[1]
+    page.locator("#difference").check()
+    until(page, "document.querySelectorAll('[data-strip]').length < 3")
+    assert [*strips()] == [test]
+
+
 @pytest.mark.parametrize("width", [1000, 1400])
 def test_nothing_of_two_runs_and_a_pinned_step_is_cut(page, logdir, width):
     page.set_viewport_size({"width": width, "height": 1000})

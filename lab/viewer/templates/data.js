@@ -114,7 +114,7 @@ class Series {
     const mean = counts.reduce((sum, c, k) => sum + (c * (edges[k] + edges[k + 1])) / 2, 0) / finite;
     const square = counts.reduce((sum, c, k) => sum + c * ((edges[k] + edges[k + 1]) / 2 - mean) ** 2, 0);
     const zero = counts.findLastIndex((_, k) => edges[k] <= 0 && 0 <= edges[k + 1]);
-    const near = zero < 0 ? 0 : counts[zero] / finite;
+    const near = (zero < 0 ? 0 : counts[zero]) / finite; // NaN where no entry is finite
     const deviation = Math.sqrt(square / finite);
     return { step: this.steps[row], smallest: edges[0], largest: edges[BUCKETS], mean, deviation, near };
   }

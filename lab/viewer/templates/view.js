@@ -247,7 +247,8 @@ function fillPanel() {
     const pair = rows.map((row) => (row < 0 ? null : series.histogram(row)));
     const values = drawHistograms(canvas, pair, [styled("--c0"), styled("--c1")], view.symlog && series.linear);
     caption.replaceChildren(runs.length > 1 ? parted(`${numbered(run)}: ${run.name}`) : "");
-    [low.textContent, high.textContent] = pair[0] || pair[1] ? values.map(short) : ["", "no record at this step"];
+    const none = !(pair[0] || pair[1]) ? "no record at this step" : values[0] > values[1] && "no finite entry";
+    [low.textContent, high.textContent] = none ? ["", none] : values.map(short);
     canvas.setAttribute("aria-label", `Histogram of ${view.tensor} at step ${view.step}`);
     const columns = rows.map((row, j) => ({ run, series, row, name: ["cursor", "pinned"][j] }));
     return columns.slice(0, view.pin === null ? 1 : 2);
