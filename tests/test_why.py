@@ -166,6 +166,33 @@ def test_weights_that_the_first_update_replaced(loss):
     assert len(loss) < 3 or "far above" in diagnose(record, repeat=False).finding.reason
 
 
+FIRST_UPDATE = ("rate", 1, ("h1/weights",))
+
+
+@pytest.mark.parametrize(
+    ("high", "falls", "event", "finding"),
+    [
+        (2, False, ("divergence", 2), FIRST_UPDATE),  # as sgd at 0.1 on the stable loss
+        (5, True, None, None),  # as the README's sgd at 0.01, which ends at 97%
+        (80, True, ("spike", 2), FIRST_UPDATE),
+        (300, True, ("divergence", 2), FIRST_UPDATE),
+    ],
+)
+def test_a_loss_that_the_first_update_raised(high, falls, event, finding):
+    """To five times the first until step `high`. Then it is at 1.25 times, or falls as others."""
+    record = Record()
+    record.values["h1/weights/update/norm"][0] = 0.8 * record.values["h1/weights/norm"][0]
+    loss = record.values["loss"]
+    if not falls:
+        loss[:] = 2.5 * np.exp(np.random.default_rng(0).normal(0, 0.05, STEPS))
+    loss[0], loss[1:high] = 2, 10
+    found = diagnose(record, repeat=False)
+    assert (found.event and (found.event.kind, found.event.step)) == event
+    said = found.finding
+    assert (said and (said.kind, said.step, said.tensors)) == finding
+    assert len(found.others) == 0 and len(marks(record)) == (3 if event else 0)
+
+
 @pytest.mark.parametrize("began_at_0", [TENSORS[1::2], TENSORS])
 @pytest.mark.parametrize("large", [False, True])
 @pytest.mark.parametrize("step", [3, 9, 30])

@@ -16,6 +16,7 @@ from lab.record.run import RunReader
 GAP = 16  # steps without a departure that end an event
 _LASTING = 8  # steps that a gradient must be 0 for, up to the end of the record
 _EARLY = 3.0  # times the first loss: worse than an untrained network
+_FALL = 0.05  # of the first loss: by less it has not fallen
 _RISE = math.log(1.5)  # of the loss's level above its lowest, to be a divergence
 _STALL, _TENFOLD = 0.5, 10.0  # share of a run without progress, and what grew meanwhile
 LARGE = 0.1  # ratio of update to weight: a hundred times what is usual
@@ -237,18 +238,29 @@ def _zero(chain: Chain) -> Iterator[Departure]:
 
 
 def _early(chain: Chain) -> Iterator[Departure]:
-    """Before there are ranges: a loss that stays above three times the first, or rises above that
-    and is NaN soon after; and the steps before it that replaced a weight."""
+    """Before there are ranges: a loss that rises above three times the first, and stays there, or
+    never comes back below the first, or is NaN soon after; and the steps before it that replaced
+    a weight."""
     limit, loss = _EARLY * chain.loss[0], np.where(np.isnan(chain.loss), np.inf, chain.loss)
+    never = len(loss) > 2 * FIRST and np.isfinite(loss).all() and _never_back(chain)
     for row in range(1, min(len(loss), 2 * FIRST)):
-        soon = loss[row : row + 4]
-        finite = np.isfinite(soon).all()
-        rises = len(soon) == 4 if finite else limit < loss[row] < np.inf
-        if rises and np.median(soon) > limit > 0:
+        if not 0 < limit < loss[row] < np.inf:
+            continue
+        soon, longer = loss[row : row + 4], loss[row : row + 2 * FIRST]
+        lost = not np.isfinite(soon).all() and np.median(soon) > limit
+        stays = len(soon) == 4 and np.isfinite(soon).all() and np.median(longer) > limit
+        if never or lost or stays:
             step = int(chain.steps[row])
             yield Departure(step, "loss", ("loss",), float(loss[row] / limit), "early")
             yield from _large_updates(chain, step)
             return
+
+
+def _never_back(chain: Chain) -> bool:
+    """Whether in no quarter of the run the loss was lower than the first."""
+    loss = np.where(np.isnan(chain.loss), np.inf, chain.loss)
+    levels = [np.median(part) for part in np.array_split(loss, min(len(loss), 4))]
+    return bool(min(levels) > loss[0] - _FALL * abs(loss[0]))
 
 
 def _large_updates(chain: Chain, step: int) -> Iterator[Departure]:
@@ -285,13 +297,15 @@ def _event(chain: Chain, group: list[Departure], rise: int, near: int) -> Event:
     before, after = chain.loss[max(row - 32, 0) : row], chain.loss[last + 1 : last + 33]
     with np.errstate(invalid="ignore"):
         higher = len(before) and len(after) and np.median(after) > 2 * np.median(before)
+    if "early" in notes:
+        higher = _never_back(chain)
     if "nonfinite" in notes:
         kind = "nonfinite"
     elif "dead" in notes and chain.collapsed:
         kind = "collapse"
     elif any(d.note == "dead" and len(d.tags) == len(chain.tensors) for d in group):
         kind = "freeze"
-    elif higher or (rise and start - near <= rise <= end + near) or "early" in notes:
+    elif higher or (rise and start - near <= rise <= end + near):
         kind = "divergence"
     elif shown:
         kind = "spike"
@@ -307,4 +321,4 @@ def _event(chain: Chain, group: list[Departure], rise: int, near: int) -> Event:
 
 def _never_fell(chain: Chain) -> bool:
     end = np.median(np.log(chain.loss[-len(chain.loss) // 4 :]))
-    return bool(end > np.median(np.log(chain.loss[:4])) - 0.05)
+    return bool(end > np.median(np.log(chain.loss[:4])) - _FALL)
