@@ -193,6 +193,36 @@ def test_a_loss_that_the_first_update_raised(high, falls, event, finding):
     assert len(found.others) == 0 and len(marks(record)) == (3 if event else 0)
 
 
+@pytest.mark.parametrize("seed", range(5))
+@pytest.mark.filterwarnings("error")
+def test_a_loss_that_falls_below_0_has_no_range(seed):
+    """From 4 to -3, noisy: near 0 its logarithm moves far, and -3 is more than 2 times -3."""
+    record = Record(seed)
+    noise = np.random.default_rng(seed).normal(0, 0.3, STEPS)
+    record.values["loss"] = 7 * np.exp(-np.arange(STEPS) / 60) - 3 + noise
+    found = diagnose(record, repeat=False)
+    assert found.event is None
+    record.times(50, 250, *(f"{n}/gradient/norm" for n in TENSORS))
+    found = diagnose(record, repeat=False)
+    assert (found.event.kind, found.finding.step) == ("departure", 250)
+
+
+@pytest.mark.parametrize("fitted", [True, False])
+def test_gradients_of_0_where_the_loss_is_0(fitted):
+    """As of two classes that are apart, after a first update that is large; and of dead units."""
+    record = Record()
+    for name in TENSORS:
+        record.values[f"{name}/gradient/norm"][20:] = 0
+        record.values[f"{name}/update/norm"][20:] = 0
+        record.values[f"{name}/norm"][20:] = record.values[f"{name}/norm"][19]
+    record.values["h1/weights/update/norm"][0] = 0.8 * record.values["h1/weights/norm"][0]
+    record.values["loss"][20:] = np.where(np.arange(STEPS - 20) % 9, 0, 1e-7) if fitted else 0.5
+    found = diagnose(record, repeat=False)
+    assert (found.event and (found.event.kind, found.event.step)) == (
+        None if fitted else ("freeze", 21)
+    )
+
+
 @pytest.mark.parametrize("began_at_0", [TENSORS[1::2], TENSORS])
 @pytest.mark.parametrize("large", [False, True])
 @pytest.mark.parametrize("step", [3, 9, 30])

@@ -84,10 +84,11 @@ class Chain:
     def ranges(self) -> dict[str, Ranges]:
         """The ranges of each link by its name. An update is out of range where both its norm and
         its norm over the gradient's are: an update that follows its gradient is not its own
-        fault, and neither is one that stays while its gradient falls."""
-        count = len(LINKS) - 1
+        fault, and neither is one that stays while its gradient falls. A loss that has been below 0
+        has none: near 0 its logarithm moves far, whatever the loss does."""
+        count, negative = len(LINKS) - 1, np.logical_or.accumulate(self.loss < 0)
         found = {
-            "loss": ranges(self.loss[:, None], count),
+            "loss": ranges(np.where(negative, np.nan, self.loss)[:, None], count),
             "probe": ranges(self.probe, count),
             "gradient": ranges(self.gradient, count),
         }

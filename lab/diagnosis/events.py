@@ -16,6 +16,7 @@ from lab.record.run import RunReader
 GAP = 16  # steps without a departure that end an event
 _LASTING = 8  # steps that a gradient must be 0 for, up to the end of the record
 _EARLY = 3.0  # times the first loss: worse than an untrained network
+_FITTED = 1e-6  # of the first loss: nothing is left to learn, and gradients may be 0
 _FALL = 0.05  # of the first loss: by less it has not fallen
 _RISE = math.log(1.5)  # of the loss's level above its lowest, to be a divergence
 _STALL, _TENFOLD = 0.5, 10.0  # share of a run without progress, and what grew meanwhile
@@ -208,8 +209,8 @@ def _nonfinite(chain: Chain) -> Iterator[Departure]:
 
 def _zero(chain: Chain) -> Iterator[Departure]:
     """Gradients that are 0 up to the end of the record, or too small to change a float32 weight in
-    all tensors; not those that were so from the start, in some tensors. A layer is dead once all
-    its tensors, two or more, are among them."""
+    all tensors; not those that were so from the start, in some tensors, nor where the loss is about
+    0. A layer is dead once all its tensors, two or more, are among them."""
     if not chain.tensors or len(chain.steps) < _LASTING:
         return
     with np.errstate(invalid="ignore"):
@@ -218,8 +219,10 @@ def _zero(chain: Chain) -> Iterator[Departure]:
     zero |= lost & lost.all(axis=1, keepdims=True)
     rows = len(zero) - np.where(zero.all(axis=0), len(zero), zero[::-1].argmin(axis=0))
     starts: dict[int, list[str]] = {}
+    size = np.abs(chain.loss)
     for tag, row in zip(chain.tensors, rows, strict=True):
-        if row <= len(zero) - _LASTING and (row > 0 or zero.all()):
+        lasts = row <= len(zero) - _LASTING and (row > 0 or zero.all())
+        if lasts and not np.median(size[row:]) <= _FITTED * size[0]:
             starts.setdefault(int(chain.steps[row]), []).append(tag)
     layers: dict[str, set[str]] = {}
     for tag in chain.tensors:
@@ -296,7 +299,7 @@ def _event(chain: Chain, group: list[Departure], rise: int, near: int) -> Event:
     row, last = np.searchsorted(chain.steps, [start, end])
     before, after = chain.loss[max(row - 32, 0) : row], chain.loss[last + 1 : last + 33]
     with np.errstate(invalid="ignore"):
-        higher = len(before) and len(after) and np.median(after) > 2 * np.median(before)
+        higher = len(before) and len(after) and np.median(after) > 2 * np.median(before) > 0
     if "early" in notes:
         higher = _never_back(chain)
     if "nonfinite" in notes:
