@@ -333,6 +333,24 @@ def test_a_schedule_is_no_event():
     assert diagnose(record, repeat=False).event is None
 
 
+@pytest.mark.parametrize(
+    ("tags", "said"),
+    [
+        (("loss",), "the loss left its range, on"),
+        ((*(f"{n}/gradient/norm" for n in TENSORS),), "gradients left their range, on"),
+        (("loss", "h1/bias/gradient/norm"), "loss and gradients left their range together"),
+        (("scores/largest",), "scores left its range, on"),
+    ],
+)
+def test_what_left_its_range_is_what_the_reason_names(tags, said):
+    record = Record()
+    record.values["scores/largest"] = np.exp(np.random.default_rng(9).normal(0, 0.1, STEPS))
+    record.times(50, 200, *tags)
+    found = diagnose(record, repeat=False).finding
+    assert (found.kind, found.step) == ("batch", 200)
+    assert found.reason.startswith(said)
+
+
 def test_an_update_that_follows_its_gradient_is_not_the_culprit():
     record = Record()
     for name in TENSORS:

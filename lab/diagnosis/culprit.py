@@ -60,9 +60,18 @@ def first_link(chain: Chain, event: Event) -> Finding:
     if first.link == "update":
         reason = "the update left its range, both by itself and relative to its gradient"
         return Finding("rate", first.step, few, reason=reason)
-    where = "loss and gradients" if first.link == "loss" else "gradients"
-    reason = f"{where} left their range together, on weights whose last updates were in theirs"
-    return Finding("batch", first.step, reason=reason)
+    return Finding("batch", first.step, reason=_out_together(event, first))
+
+
+def _out_together(event: Event, first: Departure) -> str:
+    """What left its range in the step of the first departure, the forward pass's or a gradient."""
+    links = {d.link for d in event.departures if d.step == first.step}
+    if {"loss", "gradient"} <= links:
+        what = "loss and gradients left their range together"
+    else:
+        words = {"loss": "the loss left its range", "gradient": "gradients left their range"}
+        what = words.get(first.link, f"{first.tags[0]} left its range")
+    return f"{what}, on weights whose last updates were in theirs"
 
 
 def _exact(chain: Chain, event: Event, first: Departure) -> Finding:
