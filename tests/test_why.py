@@ -17,6 +17,7 @@ from lab.diagnosis.why import diagnose
 from lab.models import optimizers
 from lab.record.event_reader import Series
 from lab.settings import command_line
+from lab.training import build
 
 TENSORS = ("h1/weights", "h1/bias", "logits/weights", "logits/bias")
 STEPS = 300
@@ -421,8 +422,8 @@ TRANSFORMER = {"model": "transformer", "model_arguments": ["width=32"], "warmup_
         (early, {"warmup_steps": 150}, "--learning_rate=0.01"),
         (early, {"warmup_steps": 500}, "--learning_rate=0.01"),
         (early, {"optimizer": "sgd"}, "--learning_rate=0.003"),
-        (batch, {}, "--clip_norm=1.0"),
-        (batch, {"clip_norm": 20.0}, "--clip_norm=1.0"),
+        (batch, {}, "--clip_norm=3.0"),
+        (batch, {"clip_norm": 20.0}, "--clip_norm=3.0"),
         (batch, {"clip_norm": 1.0}, "--learning_rate=0.01"),
         (batch, {"clip_norm": 0.1}, "--learning_rate=0.01"),
         (divided, {"epsilon": 0.0}, "--epsilon=1e-07"),
@@ -437,6 +438,53 @@ def test_the_remedy_goes_further_than_the_run(change, config, remedy):
     record.config = {"optimizer": "adam", "learning_rate": 0.03, "training_steps": 3000, **config}
     found = diagnose(record, repeat=False)
     assert found.remedy.endswith(f" {remedy}"), found
+
+
+def high_loss(record):
+    """The loss alone."""
+    record.times(30, 200, "loss")
+
+
+def unrecorded(record):
+    batch(record)
+    for name in TENSORS:
+        del record.values[f"{name}/gradient/norm"]
+
+
+@pytest.mark.parametrize("change", [high_loss, nan_loss, unrecorded])
+def test_no_limit_of_the_gradients_where_it_would_do_nothing(change):
+    """Or where no gradients are on record."""
+    record = Record()
+    change(record)
+    found = diagnose(record, repeat=False)
+    assert (found.finding.kind, found.finding.step) == ("batch", 200)
+    assert found.remedy == "lab.open_run('made').at(200), and look at the examples of its batch"
+
+
+@pytest.mark.parametrize(
+    ("change", "optimizer", "fields", "rest", "expected"),
+    [
+        (batch, "adam", "..., clip_norm=3.0", "0.03", {"clip_norm": 3.0}),
+        (early, "adam", "..., warmup=150", "0.03", {"warmup_steps": 150}),
+        (divided, "rmsprop", "..., epsilon=1e-07", "0.03", {"epsilon": 1e-7}),
+        (early, "sgd", "0.003, ...", "momentum=0.5", {"learning_rate": 0.003}),
+    ],
+)
+def test_the_remedy_of_a_run_of_objects_is_a_call(change, optimizer, fields, rest, expected):
+    """What belongs to the optimizer is given to it, under the name that it has there."""
+    record = Record()
+    change(record)
+    record.circumstances = {"given": ["model"]}
+    record.config |= {"optimizer": optimizer, "training_steps": 3000, "learning_rate": 0.03}
+    name = {"adam": "Adam", "rmsprop": "RMSProp", "sgd": "SGD"}[optimizer]
+    remedy = diagnose(record, repeat=False).remedy
+    assert remedy == f"lab.train(..., optimizer=lab.{name}({fields}))"
+    made = remedy.partition("optimizer=")[2][:-1].replace("...", rest)
+    rule = eval(made, {"lab": lab})
+    assert build.fields_of(rule).items() >= {"optimizer": optimizer, **expected}.items()
+    record.circumstances |= {"rule": "Mine(learning_rate=0.03), 0123456789abcdef"}
+    remedy = diagnose(record, repeat=False).remedy
+    assert remedy == f"lab.train(..., optimizer=Mine({fields}))"
 
 
 def test_no_record_at_all():
@@ -534,6 +582,20 @@ def test_the_examples_of_a_batch(run):
     assert found.finding.facts["labels"] == labels.tolist()
     assert f"labels {labels[0]}, {labels[1]}" in str(found)
     assert found.finding.checked
+
+
+def test_the_remedy_can_be_called(run, tmp_path):
+    """With what the run was given in place of the dots: here only a limit of the gradients."""
+    line = run.why(repeat=False).remedy
+    objects = {
+        "model": lambda: lab.models.MLP([8, 12, 4], seed=1), "data": lab.Data(batch=data),
+        "loss": "softmax_cross_entropy", "reduction": "mean", "steps": 2, "verbose": False,
+        "logdir": str(tmp_path), "xla": "off", "devices": "cpu:1",
+    }  # fmt: skip
+    called = line.replace("train(...", "train(**objects").replace("Adam(...", "Adam(0.01")
+    tried = eval(called, {"lab": lab, "objects": objects})
+    limit = run.scalar("gradient/norm").values[199]
+    assert 0 < tried.config["clip_norm"] < limit
 
 
 def test_a_step_without_its_batch_leaves_the_weights_alone(run):

@@ -9,17 +9,19 @@ from typing import Any
 import jinja2
 import numpy as np
 
+import lab
 from lab.diagnosis import experiment
 from lab.diagnosis.chain import Chain
 from lab.diagnosis.culprit import Finding, first_link
 from lab.diagnosis.events import LARGE, Event, events, firsts, main_event
 from lab.diagnosis.experiment import Outcome
-from lab.diagnosis.ranges import FALSE_ALARMS, FIRST
+from lab.diagnosis.ranges import CENTRE, FALSE_ALARMS, FIRST
 from lab.errors import LabError
 from lab.record.directory import json_value
 from lab.record.run import RunReader
 from lab.settings.as_line import as_line
 
+_USUAL = 3.0  # times the median norm of the gradients: few of them are larger
 _TEMPLATES = jinja2.Environment(
     loader=jinja2.PackageLoader("lab.diagnosis", "templates"),
     undefined=jinja2.StrictUndefined,
@@ -110,6 +112,8 @@ def _remedy(run: RunReader, chain: Chain, event: Event, finding: Finding) -> str
     what = {"weight": "writes to", "slots": "writes to the slots of"}.get(kind, "contributes to")
     where = finding.tensors[0] if finding.tensors else "the tensors"
     moment = f"lab.open_run({run.path!r}).at({finding.step})"
+    if kind == "batch":
+        return f"{moment}, and look at the examples of its batch"
     gradient = "" if kind in ("weight", "slots") else "the gradient of "
     return f"{moment}, and see what else {what} {gradient}{where}"
 
@@ -130,13 +134,25 @@ def _change(
         return {"model.qk_norm": 1}
     if kind == "epsilon":
         return {"epsilon": _two_digits(max(100 * config.get("epsilon", 0.0), 1e-7))}
-    if kind == "batch" and not 0 < config.get("clip_norm", 0.0) <= 1:
-        return {"clip_norm": 1.0}
+    if kind == "batch":
+        clip = _clip_norm(chain, finding.step)
+        if not clip or not 0 < config.get("clip_norm", 0.0) <= clip:
+            return {"clip_norm": clip} if clip else {}
     if kind in ("flat", "") and event.kind in ("plateau", "collapse", "freeze") and _slow(chain):
         return {"learning_rate": _two_digits(10 * rate or 0.001)}
     if kind in ("rate", "growth", "flat", "batch", ""):
         return {"learning_rate": _two_digits(rate / (10 if sgd else 3)) or 0.001}
     return {}
+
+
+def _clip_norm(chain: Chain, step: int) -> float:
+    """A limit of all gradients together that leaves the usual steps before this one alone, but not
+    this one; 0 if there is none, or their norms are not on record."""
+    norms, row = np.linalg.norm(chain.gradient, axis=1), int(np.searchsorted(chain.steps, step))
+    before = norms[max(row - CENTRE, 0) : row]
+    before = before[np.isfinite(before)]
+    limit = _two_digits(_USUAL * float(np.median(before))) if len(before) else 0.0
+    return limit if (norms[row : row + 1] > limit).any() and np.isfinite(norms[row]) else 0.0
 
 
 def _two_digits(value: float) -> float:
@@ -150,11 +166,19 @@ def _slow(chain: Chain) -> bool:
 
 
 def _command(run: RunReader, **flags: float) -> str:
-    """The run again with some other flags: of bin/train, or of lab.train if objects were given."""
-    if run.circumstances.get("given"):
-        given = (f"{name.removeprefix('model.')}={value}" for name, value in flags.items())
-        return f"lab.train(..., {', '.join(given)})"
-    return as_line(run.config, **flags)
+    """The run again with some other flag: of bin/train, or of lab.train if objects were given."""
+    if not run.circumstances.get("given"):
+        return as_line(run.config, **flags)
+    ((flag, value),) = flags.items()
+    if flag.startswith("model."):
+        return f"lab.train(..., {flag.removeprefix('model.')}={value})"
+    rule = run.circumstances.get("rule", "").partition("(")[0]  # of the user's own
+    if not rule:
+        names = {name.lower(): name for name in lab.__all__}
+        rule = f"lab.{names[run.config.get('optimizer', 'sgd')]}"
+    name = {"warmup_steps": "warmup"}.get(flag, flag)
+    fields = f"{value}, ..." if name == "learning_rate" else f"..., {name}={value}"
+    return f"lab.train(..., optimizer={rule}({fields}))"
 
 
 def _render(name: str, found: Diagnosis) -> str:
