@@ -3,6 +3,8 @@
 import dataclasses
 import json
 import shlex
+import subprocess
+import sys
 import types
 
 import numpy as np
@@ -668,6 +670,26 @@ def test_the_command(run):
     assert "culprit   batch at step 200" in outcome.out
     outcome = command(run.path, "--record", "--json")
     assert json.loads(outcome.out)["finding"]["step"] == 200
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("flags", "said"),
+    [
+        (["--learning_rate=0.1"], "culprit   rate at step 1"),
+        (["--activation=relu", "--learning_rate=1000"], "event     nonfinite at step"),
+    ],
+)
+def test_the_command_in_a_process_of_its_own(tmp_path, flags, said):
+    """It repeats the step of a run that broke, where nothing is loaded yet."""
+    flags = [*flags, "--loss=softmax_cross_entropy", "--training_steps=60", "--run_name=run"]
+    programs.train(*flags, f"--logdir={tmp_path}")
+    done = subprocess.run(
+        [sys.executable, "-m", "lab.diagnosis.main", str(tmp_path / "run")],
+        capture_output=True, text=True, env=programs.ENVIRONMENT, timeout=300,
+    )  # fmt: skip
+    assert (done.returncode, done.stderr) == (0, "")
+    assert said in done.stdout and "the step was repeated" in done.stdout
 
 
 @pytest.mark.parametrize(
