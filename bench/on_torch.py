@@ -223,8 +223,9 @@ def _compiled(task: Task, model: nn.Module, **options: str) -> Runner:
     parameters = [p.detach() for p in model.parameters()]
     names = [name for name, _ in model.named_parameters()]
     slots = [[torch.zeros_like(p) for p in parameters] for _ in range(2)]
-    for tensor in [*parameters, *itertools.chain(*slots)] if ON_GPU else []:
-        torch._dynamo.mark_static_address(tensor)  # assigned in place, also in a CUDA graph
+    if ON_GPU:  # weights and slots are assigned in place, and a CUDA graph would copy the images
+        for tensor in [images, labels, *parameters, *itertools.chain(*slots)]:
+            torch._dynamo.mark_static_address(tensor)
 
     def loss_of(values: list[torch.Tensor], x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
         logits = torch.func.functional_call(model, dict(zip(names, values)), (x,))  # noqa: B905
