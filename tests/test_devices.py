@@ -18,6 +18,9 @@ import numpy as np
 import programs
 import pytest
 import tensorflow as tf
+from tensorflow.python.distribute.collective_util import CommunicationImplementation
+from tensorflow.python.distribute.cross_device_ops import CollectiveAllReduce
+from tensorflow.python.eager import context
 from test_step import Under, small_mlp
 
 from lab.errors import LabError
@@ -880,7 +883,8 @@ def test_gpus_that_are_asked_for(tmp_path, idx_folder):
     assert all("GPU" in device for device in strategy.extended.worker_devices)
     if gpus > 1:
         chosen = strategy.extended._get_cross_device_ops(tf.constant(0.0))
-        assert isinstance(chosen, tf.distribute.NcclAllReduce)
+        assert isinstance(chosen, CollectiveAllReduce)
+        assert chosen._options.implementation == CommunicationImplementation.NCCL
     flags = [f"--data={idx_folder}", f"--logdir={tmp_path / 'logs'}"]
     outcome = programs.train(*flags, f"--devices=gpu:{gpus + 1}")
     forks.assert_one_line(outcome, 1, f"--devices=gpu:{gpus + 1}:", f"GPU:{gpus - 1}")
