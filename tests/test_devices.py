@@ -857,6 +857,31 @@ def test_which_networks_xla_compiles(operations, cpu, gpu, monkeypatch):
     assert build.choose_xla(Config(xla="on"), strategy_over(1), traced)
 
 
+def test_what_collectives_gather_is_counted_by_programs(tiny):
+    """As between GPUs: TensorFlow does not know the shape of what those gather."""
+    found = []
+    for strategy in (strategy_over(2), tf.distribute.MirroredStrategy(["CPU:0", "CPU:1"])):
+        under = Under(tiny, strategy=strategy, batch=15, watch=("gradients", "activations"))
+        nodes = under.loop.step_graph.as_graph_def().node
+        found.append((under.run(2), sum(node.attr["_XlaMustCompile"].b for node in nodes)))
+    (one, programs), (other, same) = found
+    assert programs == same > 0
+    np.testing.assert_array_equal(one["counts"].sum(axis=2), other["counts"].sum(axis=2))
+    np.testing.assert_allclose(one["scalars"], other["scalars"], rtol=1e-4, atol=1e-6)
+
+
+def test_the_record_is_made_on_the_first_of_the_replicas_devices(tiny):
+    strategy = devices.make_strategy("CPU:1,CPU:2")
+    under = Under(tiny, strategy=strategy, watch=("weights", "norms"), xla=False)
+    context.context().enable_run_metadata()
+    recorded = under.run(2)
+    functions = context.context().export_run_metadata().function_graphs
+    context.context().disable_run_metadata()
+    nodes = [node for one in functions for part in one.partition_graphs for node in part.node]
+    places = {n.device.rpartition("/")[2] for n in nodes if "record/" in n.name}
+    assert places == {"device:CPU:1"} and np.isfinite(recorded["scalars"]).all()
+
+
 @pytest.mark.gpu
 @pytest.mark.parametrize("optimizer", ["sgd", "adam", "adagrad"])
 def test_any_number_of_gpus_gives_one_curve(tiny, optimizer):

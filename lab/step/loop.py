@@ -156,8 +156,9 @@ class TrainLoop:
             return self.function.get_concrete_function()
 
     def _on_device(self) -> Any:
-        """A program of XLA's sees the variables of the device that it runs on, and no others."""
-        return tf.device(self._device if self._one_program else None)
+        """A program of XLA's sees the variables of the device that it runs on, and no others. Of
+        other loops it is where the record is made, which TensorFlow would put on the first GPU."""
+        return tf.device(self._device)
 
     @property
     def step_graph(self) -> tf.Graph:
