@@ -124,6 +124,7 @@ class TrainLoop:
             traced = trace(self._strategy, self._training, x, y, "activations" in kinds)
         if traced:
             parts = [traced.activations, traced.probes]
+        self._specs = dict(zip(("activations", "probes"), parts, strict=True))
         activations, probes = (
             {name: spec.shape.num_elements() for name, spec in part.items()} for part in parts
         )
@@ -282,6 +283,9 @@ class TrainLoop:
             name: {tag: context.all_gather(a, axis=0) for tag, a in part.items()}
             for name, part in parts.items()
         }
+        for name, part in self._specs.items():  # as traced: NCCL tells none
+            for tag in part.keys() & gathered[name].keys():
+                gathered[name][tag].set_shape(part[tag].shape)
         if self._observe:
             gathered["losses"] = context.all_gather(done.losses, axis=0)
         return done._replace(**gathered)
