@@ -620,6 +620,43 @@ def test_two_networks_never_share_a_run(train, images):
 
 
 def test_what_tells_two_runs_apart(train, trained, images, tmp_path):
+def test_a_function_of_ones_own_is_differentiated_after_a_run(train, images):
+    """Of silu TensorFlow registers a gradient where the user's function is traced, which lasts."""
+    silu = tf.function(tf.nn.silu)
+
+    class Smooth(tf.Module):
+        def __init__(self):
+            super().__init__()
+            self.w = tf.Variable(tf.fill([12, 5], 0.1))
+
+        def __call__(self, x):
+            return silu(tf.reshape(x, [-1, 12]) @ self.w)
+
+    model = Smooth()
+    run = train(model=model, data=images, name="first")  # evaluated on all test examples
+    x = tf.constant(images.x_test / np.float32(255))
+    found = []
+    for call in (model, lambda x: tf.nn.silu(tf.reshape(x, [-1, 12]) @ model.w)):
+        with tf.GradientTape() as tape:
+            total = tf.reduce_sum(call(x))
+        found.append(tape.gradient(total, model.w))
+    np.testing.assert_allclose(*found, rtol=1e-5, atol=1e-6)
+    size = len(images.x_test)  # the shape of that evaluation, now with a gradient
+    again = train(model=Smooth, data=images, name="again", batch_size=size, steps=2)
+    assert (run.result["status"], again.result["status"]) == ("completed", "completed")
+
+
+@pytest.mark.parametrize("parts", [1, pytest.param(3, marks=pytest.mark.slow)])
+def test_custom_gradients_within_branches_are_left_behind_neither(train, images, parts):
+    def twice(z):
+        z = tf.cond(tf.reduce_sum(z) > 0, lambda: tf.nn.silu(z), lambda: tf.nn.silu(-z))
+        return tf.while_loop(lambda i, z: i < 2, lambda i, z: (i + 1, tf.nn.silu(z)), (0, z))[1]
+
+    before = {*gradients.list()}
+    train(model=calling(twice), data=images, steps=2, microbatches=parts)
+    assert {*gradients.list()} == before
+
+
     """First weights, the names of what is recorded, and a rule of one's own."""
 
     class Renamed(Net):

@@ -11,12 +11,14 @@ from __future__ import annotations
 import contextlib
 import functools
 import itertools
+import weakref
 from collections.abc import Callable, Iterator, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import tensorflow as tf
 from tensorflow.python.framework.ops import gradient_registry as gradients
+from tensorflow.python.ops import control_flow_v2_func_graphs as control_flow
 
 _LANES = 32
 _LARGE = 4096  # entries from which on a table of pairs pays
@@ -27,6 +29,14 @@ _PARTS = 16
 _TABLES = 2  # that take turns: adding to an entry has to wait for the last addition to it
 
 _NARROW = 64  # columns, see `matmul`
+
+# The graphs of tf.cond and tf.while_loop.
+_BRANCHES = (
+    control_flow.CondBranchFuncGraph,
+    control_flow.WhileCondFuncGraph,
+    control_flow.WhileBodyFuncGraph,
+)
+_own_graphs: weakref.WeakSet[tf.Graph] = weakref.WeakSet()
 
 Operation = Callable[[tf.Tensor, tf.Tensor], tf.Tensor]
 
@@ -61,20 +71,40 @@ def _transposing(x: tf.Tensor, w: tf.Tensor) -> tuple[tf.Tensor, Callable]:
     return tf.matmul(x, w), gradient
 
 
+class _Noting(dict):
+    """A registry that notes in which graph each custom gradient was registered."""
+
+    def __setitem__(self, name: str, entry: dict[str, Any]) -> None:
+        if name.startswith("CustomGradient-"):
+            entry = entry | {"graph": weakref.ref(tf.compat.v1.get_default_graph())}
+        super().__setitem__(name, entry)
+
+
+def note_own_graph() -> None:
+    """Has `released` release what is registered in the graph that is being traced."""
+    _own_graphs.add(tf.compat.v1.get_default_graph())
+
+
 @contextlib.contextmanager
 def released() -> Iterator[None]:
     """Releases at its end what the custom gradients that were traced within keep.
 
     TensorFlow registers each of them for good, and with it the graph and all that this holds, the
-    training data too: 50 MB for each run on MNIST in one process.
+    training data too: 50 MB for each run on MNIST in one process. Those that were registered while
+    a function of the user's own was traced are kept: it may be differentiated again.
     """
+    if not isinstance(gradients._registry, _Noting):
+        gradients._registry = _Noting(gradients._registry)
     kept = gradients._registry
     before = {*kept}
     try:
         yield
     finally:
         for name in {*kept} - before:
-            if name.startswith("CustomGradient-"):
+            graph = kept[name].get("graph", lambda: None)()
+            while isinstance(graph, _BRANCHES):
+                graph = graph.outer_graph
+            if graph in _own_graphs:
                 del kept[name]
 
 

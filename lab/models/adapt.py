@@ -15,6 +15,7 @@ from typing import Any
 import tensorflow as tf
 
 from lab.errors import LabError
+from lab.kernels import xla
 
 _PASSED = ("training", "seed", "step")
 
@@ -75,6 +76,7 @@ class Network:
         return hasattr(self.model, "activations")
 
     def activations(
+        xla.note_own_graph()
         self, x: Any, training: bool, seed: tf.Tensor, step: tf.Tensor
     ) -> dict[str, tf.Tensor]:
         """The output of each layer by name, the model's output last; arguments as for a call.
@@ -97,6 +99,7 @@ class Network:
         return {name: given[name] for name in self._passed}
 
 
+        xla.note_own_graph()
 def _accepted(model: Any) -> tuple[str, ...]:
     """The keyword arguments among `training`, `seed` and `step` that the model's call accepts."""
     call = getattr(model, "call", None) or model  # Keras's __call__ takes anything

@@ -13,7 +13,7 @@ import numpy as np
 import tensorflow as tf
 
 from lab.errors import LabError
-from lab.kernels import histograms
+from lab.kernels import histograms, xla
 from lab.step import gradient_noise, replica
 from lab.step.microbatches import Shares
 from lab.step.placement import devices, on_gpu, one_program, resident
@@ -217,6 +217,7 @@ class TrainLoop:
         return {name: array.stack() for name, array in arrays.items()}
 
     def _one_step(self, rows: Any, number: tf.Tensor, seed: tf.Tensor) -> Recorded:
+        xla.note_own_graph()  # reductions have custom gradients, too
         outputs = self._strategy.run(self._replica_step, args=(rows, number, seed))
         # What comes out of the replicas was reduced or assigned: it is the same on all of them.
         first = tf.nest.map_structure(
