@@ -977,6 +977,34 @@ def numbers(*shape, dtype=np.float32):
         ({"model": Pair}, r"the model returns a tuple: must be one tensor, \[batch, \.\.\.\]"),
         ({"model": Careless}, r"creates a variable in its call \(offset\).*in its constructor"),
         ({"model": Wrong}, r"cannot be called on a batch of x, uint8 \[16, 4, 3\].*library\.py"),
+class Adding(keras_layers.Layer):
+    def call(self, x):
+        self.add_loss(tf.reduce_mean(x**2))
+        return x
+
+
+def half():
+    net = Net()
+    net.blocks[1].b = tf.Variable(tf.zeros([5], tf.float16))
+    return net
+
+
+def of_keras(*last, **options):
+    def make():
+        dense = keras_layers.Dense(5, name="dense", **options)
+        return keras.Sequential([keras.Input([4, 3]), keras_layers.Flatten(), dense, *last])
+
+    return make
+
+
+def holding():
+    """A tf.Module that holds a layer of Keras's."""
+    model = WithKeras()
+    model.inner = keras_layers.Dense(5, activity_regularizer="l2")
+    model.inner.build([None, 12])
+    return model
+
+
         ({"model": 3}, "3 is neither a model nor a loss: must be callable"),
         ({"model": lambda: 3}, "the model is int: must be a callable with trainable_variables"),
         ({"model": lambda: MLP([12, 4])}, r"cannot be called"),
@@ -1033,6 +1061,25 @@ def numbers(*shape, dtype=np.float32):
             r"y are int32 \[1\] each: softmax_cross_entropy takes one label .*\[16, 1, classes\]",
         ),
         (
+        ({"model": half}, r"blocks/1/b is float16.*keep it in float32 and cast it in the call"),
+        (
+            {"model": of_keras(dtype="bfloat16"), "devices": "cpu:2"},
+            "dense/kernel is bfloat16.*mixed_bfloat16",
+        ),
+        (
+            {"model": of_keras(bias_regularizer="l2")},
+            "variable dense/bias has a regularizer.*loss function, or remove it",
+        ),
+        (
+            {"model": of_keras(kernel_constraint="non_neg")},
+            "variable dense/kernel has a constraint.*remove it",
+        ),
+        ({"model": of_keras(Adding())}, r"adds a loss in its call.*loss function, or remove it"),
+        (
+            {"model": of_keras(activity_regularizer="l2"), "devices": "cpu:2"},
+            "adds a loss in its call",
+        ),
+        ({"model": holding}, "dense.* adds a loss in its call"),
             {"data": lab.Data(batch=lambda step: (numbers(8, 12), numbers(8)))},
             "batch_size=16: the batches of data have 8",
         ),

@@ -30,6 +30,8 @@ class Network:
       variables: the trainable variables by tag, each once; those of integers are none.
       state: the other variables by tag, such as the moving averages of BatchNorm. The model assigns
         them in its call.
+      holders: of those of the trainable variables that Keras made, its own objects, by tag.
+      layers: the layers and models of Keras's that the model holds, without those within.
 
     Raises:
       LabError: it is not such a callable, has nothing to train, or holds strings.
@@ -48,7 +50,8 @@ class Network:
                 "property"
             )
         self._passed = _accepted(model)
-        reached = list(_walk(model, (), set()))
+        found = list(_walk(model, (), set()))
+        reached = [(path, one) for path, one in found if hasattr(one, "assign")]
         trainable, rest = _sorted(model, [variable for _, variable in reached])
         named = _named([*trainable, *rest], _tags(reached))
         for tag, variable in named.items():
@@ -60,6 +63,11 @@ class Network:
         self.state = dict(itertools.islice(named.items(), len(trainable), None))
         if not self.variables:
             raise LabError(f"{type(model).__name__} has no trainable variables: nothing to train")
+        owners = [*model.trainable_variables, *(variable for _, variable in reached)]
+        of_keras = {id(one._value): one for one in owners if hasattr(one, "_value")}
+        tags = {tag: id(variable) for tag, variable in self.variables.items()}
+        self.holders = {t: of_keras[own] for t, own in tags.items() if own in of_keras}
+        self.layers = [one for _, one in found if hasattr(one, "stateless_call")]
 
     def __call__(self, x: Any, training: bool, seed: tf.Tensor, step: tf.Tensor) -> Any:
         """The model's output. `training`, `seed` and `step` are passed if the model accepts them.
@@ -68,6 +76,7 @@ class Network:
           seed: int64 [2], another one for each step and replica; for stateless random operations.
           step: number of the step, from 1, int64 scalar.
         """
+        xla.note_own_graph()
         return self.model(x, **self._arguments(training, seed, step))
 
     @property
@@ -76,7 +85,6 @@ class Network:
         return hasattr(self.model, "activations")
 
     def activations(
-        xla.note_own_graph()
         self, x: Any, training: bool, seed: tf.Tensor, step: tf.Tensor
     ) -> dict[str, tf.Tensor]:
         """The output of each layer by name, the model's output last; arguments as for a call.
@@ -91,6 +99,7 @@ class Network:
                 raise LabError(
                     f"{type(self.model).__name__}.activations must accept {name}, as its call does"
                 )
+        xla.note_own_graph()
         return self.model.activations(x, **self._arguments(training, seed, step))
 
     def _arguments(self, *values: Any) -> dict[str, Any]:
@@ -99,7 +108,6 @@ class Network:
         return {name: given[name] for name in self._passed}
 
 
-        xla.note_own_graph()
 def _accepted(model: Any) -> tuple[str, ...]:
     """The keyword arguments among `training`, `seed` and `step` that the model's call accepts."""
     call = getattr(model, "call", None) or model  # Keras's __call__ takes anything
@@ -161,7 +169,8 @@ def _tags(reached: Iterable[tuple[str, Any]]) -> dict[int, str]:
 
 
 def _walk(value: Any, path: tuple[str, ...], above: set[int]) -> Iterator[tuple[str, Any]]:
-    """Every variable below a value with its path, in the order in which they were set."""
+    """Every variable below a value with its path, in the order in which they were set; and the
+    outermost layers and models of Keras's, each before its variables."""
     if hasattr(value, "path") and hasattr(value, "trainable") and hasattr(value, "assign"):
         yield "/".join((*path[:-1], value.path) if path else (value.path,)), value
         return
@@ -172,6 +181,7 @@ def _walk(value: Any, path: tuple[str, ...], above: set[int]) -> Iterator[tuple[
         return
     above = above | {id(value)}
     if hasattr(value, "stateless_call"):  # a Keras model or layer: its variables know their paths
+        yield "/".join(path), value
         renamed = _keras_names(value)
         for variable in value.variables:
             inner = variable.path.removeprefix(f"{value.name}/").split("/")

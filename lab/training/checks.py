@@ -53,6 +53,7 @@ def checked(
         a probe cannot be recorded.
     """
     _check_metrics(metrics, training.variables)
+    _check_variables(training)
     size = training.batch_size
     x, y = (tf.TensorSpec([size, *array.shape[1:]], array.dtype) for array in (data.x, data.y))
     labels = data.y.dtype.kind in "iu"
@@ -89,6 +90,7 @@ def checked(
                 f"several: [{size}, ...]{keras}"
             )
     _check_probes(strategy, training, traced)
+    _check_added(training)
     return training, traced
 
 
@@ -136,6 +138,37 @@ def _floating(metrics: Mapping[str, PerExample]) -> dict[str, PerExample]:
         name: metric if metric is accuracy else functools.partial(call, metric)
         for name, metric in metrics.items()
     }
+
+
+def _check_variables(training: Training) -> None:
+    for tag, variable in training.variables.items():
+        if variable.dtype.size < 4:
+            raise LabError(
+                f"the variable {tag} is {variable.dtype.name}, to which small updates add nothing: "
+                "keep it in float32 and cast it in the call (in Keras: the policy mixed_bfloat16)"
+            )
+    for tag, variable in training.model.holders.items():
+        if getattr(variable, "regularizer", None) is not None:
+            raise LabError(
+                f"the variable {tag} has a regularizer, which only Keras's own fit adds to the "
+                "loss: add it in the loss function, or remove it"
+            )
+        if getattr(variable, "constraint", None) is not None:
+            raise LabError(
+                f"the variable {tag} has a constraint, which only Keras's own optimizers apply: "
+                "remove it"
+            )
+
+
+def _check_added(training: Training) -> None:
+    """Refuses losses that Keras's layers have added while the model was traced."""
+    for layer in training.model.layers:
+        if layer.losses:
+            raise LabError(
+                f"{layer.name} adds a loss in its call (add_loss, or an activity regularizer), "
+                "which only Keras's own fit adds to the loss: add it in the loss function, or "
+                "remove it"
+            )
 
 
 def _check_operations(traced: Traced) -> None:
