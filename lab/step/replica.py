@@ -19,7 +19,9 @@ PerExample = Callable[[tf.Tensor, tf.Tensor], tf.Tensor]
 
 
 def per_example(values: tf.Tensor) -> tf.Tensor:
-    """Of a loss or metric [batch, ...], its mean over all axes but the first: [batch]."""
+    """Of a loss or metric [batch, ...], its mean over all axes but the first: [batch]. Those of
+    half precision become float32: in float16 their sums overflow, in bfloat16 they lose digits."""
+    values = tf.cast(values, tf.float32) if values.dtype.size < 4 else values
     axes = list(range(1, values.shape.rank))
     return tf.reduce_mean(values, axes) if axes else values
 
