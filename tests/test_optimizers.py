@@ -398,6 +398,24 @@ def test_the_norm_that_runs_are_clipped_by():
         assert build._norm([tf.constant(x) for x in g]).numpy() == pytest.approx(expected, rel=1e-6)
 
 
+@pytest.mark.parametrize("norm", [build._norm, tf.linalg.global_norm])
+@pytest.mark.parametrize("kinds", [("float32", "float64"), ("float16", "float16")], ids=str)
+def test_clipping_of_several_dtypes(kinds, norm):
+    """By the norm of all together, in float32: the squares of these are more than float16 holds."""
+    values = [np.linspace(-300, 500, 6).reshape(2, 3), np.linspace(200, 400, 3)]
+    gradients = [value.astype(kind) for value, kind in zip(values, kinds, strict=True)]
+    start = [tf.Variable(np.zeros_like(g)) for g in gradients]
+    optimizer = Optimizer(optimizers.SGD(1.0, clip_norm=2.0), start, norm=norm)
+    given = [tf.constant(g) for g in gradients]
+    weights = [tf.convert_to_tensor(w) for w in start]
+    _, _, taken = optimizer.update(weights, [()] * 2, given, tf.constant(1))
+    length = np.sqrt(sum(np.sum(np.square(g, dtype=np.float64)) for g in gradients))
+    for delta, g, kind in zip(taken, gradients, kinds, strict=True):
+        assert delta.dtype == kind
+        expected = np.float64(g) * 2 / length
+        np.testing.assert_allclose(delta, expected, 2e-3 if kind == "float16" else 1e-6)
+
+
 @pytest.mark.parametrize("bad", [np.nan, np.inf])
 def test_a_norm_that_is_not_finite_makes_nan(bad):
     """As in Keras: clipping must not hide it."""

@@ -266,14 +266,23 @@ class Optimizer(tf.Module):
           step: number of this step, from 1, integer scalar.
         """
         if self.rule.clip_norm:
-            norm = self._norm(gradients)
-            gradients, _ = tf.clip_by_global_norm(gradients, self.rule.clip_norm, norm)
+            gradients = self._clipped(gradients)
         deltas, news = [], []
         for w, own, g in zip(weights, slots, gradients, strict=True):
             delta, new = self.change(w, own, g, tf.cast(step, g.dtype))
             deltas.append(delta)
             news.append(new)
         return [w - delta for w, delta in zip(weights, deltas, strict=True)], news, deltas
+
+    def _clipped(self, gradients: Sequence[tf.Tensor]) -> Sequence[tf.Tensor]:
+        """The gradients times clip_norm / norm, where their norm is larger."""
+        most, kinds = self.rule.clip_norm, {g.dtype for g in gradients}
+        if len(kinds) == 1 and gradients[0].dtype.size >= 4:
+            return tf.clip_by_global_norm(gradients, most, self._norm(gradients))[0]
+        # Of several dtypes there is no sum, and squares of float16 overflow.
+        norm = self._norm([tf.cast(g, tf.float32) for g in gradients])
+        (factor,), _ = tf.clip_by_global_norm([tf.ones([])], most, norm)
+        return [g * tf.cast(factor, g.dtype) for g in gradients]
 
     def like(self, **constants: float) -> Optimizer:
         """This optimizer, without variables, with other constants of its rule."""
