@@ -1,10 +1,13 @@
 """A step in parts: against the same step in one, and against NumPy, part by part and by hand."""
 
+import keras
 import numpy as np
 import pytest
+import tensorflow as tf
 from test_devices import RATE, Watched, prefixes
 from test_step import Under, mirrored
 
+import lab
 from lab.errors import LabError
 from lab.models.optimizers import RULES
 from lab.settings.config import Config
@@ -125,6 +128,42 @@ def test_parts_together_do_what_one_does(tiny, count, batch, xla):
         columns = (u.loop.watch.scalar_tags.index(tag) for u in (one, many))
         x, y = (r["scalars"][:, c] for r, c in zip((a, b), columns, strict=True))
         np.testing.assert_allclose(y, x, rtol=1e-3)
+
+
+@pytest.mark.parametrize("count", [2, pytest.param(4, marks=pytest.mark.slow)])
+def test_dropout_of_keras_draws_anew_in_each_part(tiny, count):
+    """Its seeds run on, while the averages of BatchNorm are those of one step."""
+
+    class Dropping(keras.Model):
+        def __init__(self):
+            super().__init__()
+            self.drop = keras.layers.Dropout(0.5, seed=3)
+            self.norm = keras.layers.BatchNormalization(momentum=0.75)
+            self.dense = keras.layers.Dense(5)
+            self.build([None, 12])
+
+        def build(self, shape):
+            self.norm.build(shape)
+            self.dense.build(shape)
+            self.built = True
+
+        def call(self, x, training=False):
+            mask = self.drop(tf.ones_like(x), training=training)
+            lab.probe("mask", mask)
+            return self.dense(self.norm(x, training=training) * mask)
+
+    under = Under(tiny, make_model=Dropping, microbatches=count, xla=False, steps_per_loop=1)
+    before = under.training.model.state
+    start = {tag: variable.numpy() for tag, variable in before.items()}
+    indices = under.batches.indices(1, 1)
+    under.loop = under.loop.observing()
+    masks = np.split(under.run(1)["probes/mask"][0], count)
+    assert all(set(np.unique(mask)) == {0, 2} for mask in masks)
+    assert len({mask.tobytes() for mask in masks}) == count
+    means = [tag for tag in start if "moving_mean" in tag]
+    x = tiny[0].reshape(103, 12)[indices[0]] / np.float32(255)
+    expected = 0.75 * start[means[0]] + 0.25 * x.mean(axis=0)
+    np.testing.assert_allclose(before[means[0]].numpy(), expected, rtol=1e-5, atol=1e-6)
 
 
 def test_parts_that_there_cannot_be(tiny):

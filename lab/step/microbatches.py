@@ -1,7 +1,8 @@
 """A replica's share of a batch, computed in sequential parts: micro-batches.
 
 Each part is what a replica's share is elsewhere: it has random numbers of its own, it normalizes
-its own examples, and it starts from the state that the model had before the step.
+its own examples, and it starts from the state that the model had before the step; but for Keras's
+seed generators, which count what they draw.
 """
 
 from __future__ import annotations
@@ -22,6 +23,7 @@ from lab.step.replica import Part, Step, Training, call_seed, gradient
 # compile for many; but it copies each gradient, and within it replicas cannot synchronize, as
 # BatchNorm's averages do even with one.
 _UNROLLED = 2
+_SEEDS = "seed_generator"  # in the tags of their states
 _PER_EXAMPLE = ("losses", "activations", "probes")
 
 
@@ -104,7 +106,7 @@ class Shares:
 
     def _in_parts(self, rows: Any, sizes: list[int], of_part: Callable[..., Part]) -> Part:
         state = self._training.model.state
-        before = {name: tf.convert_to_tensor(variable) for name, variable in state.items()}
+        before = {n: tf.convert_to_tensor(v) for n, v in state.items() if _SEEDS not in n}
         sums: list[tf.Tensor] = []
         found: list[dict[str, tf.Tensor]] = []  # [parts, ...] each
         first, number = 0, 0
@@ -125,8 +127,8 @@ class Shares:
     def _part(self, of_part: Any, rows: Any, first: int, before: Any, k: tf.Tensor) -> Any:
         """(what is summed over the parts, what is returned of each) of part first + k."""
         state = self._training.model.state
-        for name, variable in state.items():
-            variable.assign(before[name])
+        for name, value in before.items():
+            state[name].assign(value)
         part = of_part(tf.nest.map_structure(lambda one: tf.gather(one, k), rows), first + k)
         after = [tf.convert_to_tensor(v) for v in state.values() if v.dtype.is_floating]
         each = {"squares": self._dots(part.gradients, part.gradients)}
