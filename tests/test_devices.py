@@ -23,6 +23,7 @@ from tensorflow.python.distribute.cross_device_ops import CollectiveAllReduce
 from tensorflow.python.eager import context
 from test_step import Under, small_mlp
 
+import lab
 from lab.errors import LabError
 from lab.models import layers
 from lab.models.optimizers import RULES
@@ -31,7 +32,9 @@ from lab.settings.config import Config
 from lab.step import agreement, loop
 from lab.step import gradient_noise as replicas
 from lab.step import placement as devices
+from lab.step.loop import TrainLoop
 from lab.training import build
+from lab.training.problem import problem_with
 from lab.training.state import TrainingState
 
 pytestmark = pytest.mark.numbers
@@ -855,6 +858,40 @@ def test_which_networks_xla_compiles(operations, cpu, gpu, monkeypatch):
     monkeypatch.setattr(build, "on_gpu", lambda _: True)
     assert build.choose_xla(Config(), strategy_over(1), traced) == gpu
     assert build.choose_xla(Config(xla="on"), strategy_over(1), traced)
+
+
+class Looking(tf.Module):
+    """A network with a lookup of its own."""
+
+    def __init__(self):
+        super().__init__()
+        self.inner = small_mlp()
+
+    def __call__(self, x):
+        return tf.gather(self.inner(x), [0, 2, 1, 3, 4], axis=1)
+
+
+@pytest.mark.parametrize("loss", ["clipped_cross_entropy", "softmax_cross_entropy"])
+def test_the_losses_of_classes_leave_the_choice_to_the_network(tiny, loss, monkeypatch):
+    """On a GPU they look nothing up; the run's identity and its bits are those of the lookup."""
+    config = Config(loss=loss, batch_size=16, optimizer="adam")
+    data, strategy = lab.Data(tiny[0].reshape(103, 12), tiny[1].astype(np.int32)), strategy_over(1)
+    found = []
+    for faked in (False, True):
+        if faked:
+            monkeypatch.setattr(build, "on_gpu", lambda _: True)
+        problem = problem_with(config, model=small_mlp, data=data)
+        training, traced = build.make_training(config, problem, strategy)
+        assert build.choose_xla(config, strategy, traced)
+        monkeypatch.undo()
+        made = TrainLoop(strategy, training, data.x, data.y, (), xla=False, traced=traced)
+        made.run(np.arange(96, dtype=np.int32).reshape(6, 16), 1, 0)
+        found.append((traced.digest, [v.numpy().tobytes() for v in training.variables.values()]))
+    assert found[0] == found[1]
+    monkeypatch.setattr(build, "on_gpu", lambda _: True)
+    problem = problem_with(config, model=Looking, data=data)
+    _, traced = build.make_training(config, problem, strategy)
+    assert not build.choose_xla(config, strategy, traced)
 
 
 def test_what_collectives_gather_is_counted_by_programs(tiny):

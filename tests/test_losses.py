@@ -5,7 +5,8 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from lab.models.losses import LOSSES
+from lab.models.losses import LOSSES, WITHOUT_A_LOOKUP
+from lab.step.trace import SLOW_ON_A_GPU
 
 pytestmark = pytest.mark.numbers
 
@@ -67,6 +68,30 @@ def test_classes_of_any_rank(name, shape, jit):
         # Exponentials and sums of seven of them, in float32.
         np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-6)
         np.testing.assert_allclose(gradient, slope, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("jit", [False, True])
+@pytest.mark.parametrize("name", ["clipped_cross_entropy", "softmax_cross_entropy"])
+def test_without_a_lookup_the_bits_are_the_same(name, jit):
+    """Of values and gradients; some probabilities are below 1e-9, and some are 1. A label that is
+    of no class makes NaN."""
+    random = np.random.default_rng(1)
+    logits = random.normal(0, 15, (40, 3, 7)).astype(np.float32)
+    labels = random.integers(0, 7, (40, 3)).astype(np.uint8)
+    forms = [tf.function(one, jit_compile=jit) for one in (LOSSES[name], of_gpus(name))]
+    (found, gradient), (expected, slope) = (with_gradient(one, labels, logits) for one in forms)
+    np.testing.assert_array_equal(found, expected)
+    np.testing.assert_array_equal(gradient, slope)
+    beyond, _ = with_gradient(of_gpus(name), np.array([[-1, 3, 7]]), logits[:1])
+    assert np.isnan(beyond).tolist() == [[True, False, True]]
+    half = tf.constant(logits, tf.float16)
+    assert of_gpus(name)(labels, half).dtype == tf.float16
+    operations = forms[1].get_concrete_function(labels, logits).graph.get_operations()
+    assert not {operation.type for operation in operations} & SLOW_ON_A_GPU
+
+
+def of_gpus(name):
+    return WITHOUT_A_LOOKUP[LOSSES[name]]
 
 
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import functools
+import math
 from collections.abc import Callable
 
 import tensorflow as tf
 
 CLIP = 1e-9
+
+Loss = Callable[[tf.Tensor, tf.Tensor], tf.Tensor]
 
 
 def clipped_cross_entropy(labels: tf.Tensor, logits: tf.Tensor) -> tf.Tensor:
@@ -25,9 +29,13 @@ def clipped_cross_entropy(labels: tf.Tensor, logits: tf.Tensor) -> tf.Tensor:
     Raises:
       ValueError: labels are not integers, or their shape does not fit.
     """
+    return _clipped(labels, logits, _looked_up)
+
+
+def _clipped(labels: tf.Tensor, logits: tf.Tensor, of_class: Loss) -> tf.Tensor:
     labels = _classes(labels, logits)
     probabilities = tf.nn.softmax(logits)
-    probability = tf.gather(probabilities, labels, batch_dims=logits.shape.rank - 1)
+    probability = of_class(labels, probabilities)
     loss = -tf.math.log(tf.clip_by_value(probability, CLIP, 1.0))
     # Beside a NaN the softmax gives zeros, which the clip would pass off as probabilities.
     total = tf.stop_gradient(tf.reduce_sum(probabilities, axis=-1))
@@ -41,6 +49,12 @@ def softmax_cross_entropy(labels: tf.Tensor, logits: tf.Tensor) -> tf.Tensor:
     """
     labels = _classes(labels, logits)
     return tf.nn.sparse_softmax_cross_entropy_with_logits(labels=labels, logits=logits)
+
+
+def _softmax_compared(labels: tf.Tensor, logits: tf.Tensor) -> tf.Tensor:
+    labels = _classes(labels, logits)
+    precise = tf.cast(logits, tf.float32) if logits.dtype.size < 4 else logits
+    return tf.cast(-_compared(labels, tf.nn.log_softmax(precise)), logits.dtype)
 
 
 def sigmoid_cross_entropy(labels: tf.Tensor, logits: tf.Tensor) -> tf.Tensor:
@@ -71,6 +85,18 @@ def mean_absolute_error(targets: tf.Tensor, outputs: tf.Tensor) -> tf.Tensor:
     return _mean(tf.abs(outputs - _targets(targets, outputs)))
 
 
+def _looked_up(labels: tf.Tensor, rows: tf.Tensor) -> tf.Tensor:
+    return tf.gather(rows, labels, batch_dims=rows.shape.rank - 1)
+
+
+def _compared(labels: tf.Tensor, rows: tf.Tensor) -> tf.Tensor:
+    """As `_looked_up`, bit for bit, its gradient too: a sum of one value and zeros. NaN where a
+    label is of no class."""
+    own = tf.range(rows.shape[-1]) == labels[..., None]
+    found = tf.reduce_sum(tf.where(own, rows, tf.zeros([], rows.dtype)), axis=-1)
+    return tf.where(tf.reduce_any(own, axis=-1), found, tf.constant(math.nan, rows.dtype))
+
+
 def _classes(labels: tf.Tensor, logits: tf.Tensor) -> tf.Tensor:
     labels = tf.convert_to_tensor(labels)
     if not (labels.dtype.is_integer and logits.shape[:-1].is_compatible_with(labels.shape)):
@@ -93,7 +119,7 @@ def _mean(losses: tf.Tensor) -> tf.Tensor:
     return tf.reduce_mean(losses, axis=-1) if losses.shape.rank > 1 else losses
 
 
-LOSSES: dict[str, Callable[[tf.Tensor, tf.Tensor], tf.Tensor]] = {
+LOSSES: dict[str, Loss] = {
     loss.__name__: loss
     for loss in (
         clipped_cross_entropy,
@@ -102,4 +128,11 @@ LOSSES: dict[str, Callable[[tf.Tensor, tf.Tensor], tf.Tensor]] = {
         mean_squared_error,
         mean_absolute_error,
     )
+}
+
+# For a GPU, where a deterministic gradient of a lookup is slow. Elsewhere the losses stay as they
+# are: their operations are part of a run's identity.
+WITHOUT_A_LOOKUP: dict[Loss, Loss] = {
+    clipped_cross_entropy: functools.partial(_clipped, of_class=_compared),
+    softmax_cross_entropy: _softmax_compared,
 }

@@ -34,6 +34,7 @@ class Traced:
       output, loss: tf.TensorSpec of the model's output and of the loss.
       metrics, activations, probes: tf.TensorSpec by name.
       operations: the types of the operations of the forward pass and the loss.
+      forward: those without the loss's.
       order: the tags of the variables in the order in which the model first uses them.
       strays: names of variables that the model uses and that are neither its variables nor state.
       digest: 64 hex digits; equal for the same operations on the same shapes and constants.
@@ -45,6 +46,7 @@ class Traced:
     activations: dict[str, tf.TensorSpec]
     probes: dict[str, tf.TensorSpec]
     operations: frozenset[str]
+    forward: frozenset[str]
     order: tuple[str, ...]
     strays: tuple[str, ...]
     digest: str
@@ -63,6 +65,8 @@ def trace(
       LabError: a probe is inside a function or a loop of the model itself.
     """
 
+    of_loss: set[str] = set()
+
     def call(x: tf.Tensor, y: tf.Tensor) -> dict[str, Any]:
         number = tf.constant(1, tf.int64)
         inputs = training.prepare(x)
@@ -72,7 +76,10 @@ def trace(
         arguments = inputs, True, tf.zeros([2], tf.int64), number
         layers = training.model.activations(*arguments) if activations else {}
         metrics = {name: metric(y, output) for name, metric in training.metrics.items()}
+        graph = tf.compat.v1.get_default_graph()
+        first = len(graph.get_operations())
         loss = training.loss(y, output)
+        of_loss.update(operation.name for operation in graph.get_operations()[first:])
         return {"output": output, "loss": loss, "metrics": metrics} | {
             "activations": layers,
             "probes": probes,
@@ -85,8 +92,8 @@ def trace(
         )
 
     concrete = tf.function(on_one, autograph=False).get_concrete_function(x, y)
-    functions = concrete.graph.as_graph_def().library.function
-    nodes = [*concrete.graph.as_graph_def().node, *(n for f in functions for n in f.node_def)]
+    graph = concrete.graph.as_graph_def()
+    inner = frozenset(node.op for f in graph.library.function for node in f.node_def)
     specs = {
         name: tf.nest.map_structure(lambda t: tf.TensorSpec(t.shape, t.dtype), part)
         for name, part in concrete.structured_outputs.items()
@@ -101,7 +108,8 @@ def trace(
     order = dict.fromkeys(known[one] for one in captured if one in known)
     return Traced(
         **specs,
-        operations=frozenset(node.op for node in nodes),
+        operations=inner | {node.op for node in graph.node},
+        forward=inner | {node.op for node in graph.node if node.name not in of_loss},
         order=tuple(tag for tag in order if tag in training.variables),
         strays=tuple(v.name for v in concrete.graph.variables if id(v.handle) not in known),
         digest=graph_digest(concrete),

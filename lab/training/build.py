@@ -21,6 +21,7 @@ from lab.errors import LabError, blamed
 from lab.kernels import xla
 from lab.models import optimizers
 from lab.models.adapt import Network
+from lab.models.losses import WITHOUT_A_LOOKUP
 from lab.processes.cluster import Cluster
 from lab.settings.config import Config
 from lab.step import placement
@@ -120,7 +121,12 @@ def make_training(
         prepare=problem.prepare,
         microbatches=config.microbatches,
     )
-    return checked(strategy, training, data, problem.metrics)
+    training, traced = checked(strategy, training, data, problem.metrics)
+    if config.deterministic and on_gpu(strategy) and training.loss in [*WITHOUT_A_LOOKUP]:
+        # The same numbers; and the run's identity stays that of the loss as it was traced.
+        training = dataclasses.replace(training, loss=WITHOUT_A_LOOKUP[training.loss])
+        traced = dataclasses.replace(traced, operations=traced.forward)
+    return training, traced
 
 
 def choose_xla(config: Config, strategy: tf.distribute.Strategy, traced: Traced) -> bool:
