@@ -345,6 +345,32 @@ def test_float64_and_integers_of_rank_one(train):
     np.testing.assert_allclose(found, rows, rtol=1e-7)  # the rate is a float32
 
 
+@pytest.mark.numbers
+@pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
+def test_losses_of_half_precision_are_summed_in_float32(train, dtype):
+    """64 losses of 3,540 are more than float16 holds, and bfloat16 has 8 bits of each sum."""
+
+    class Half(tf.Module):
+        def __init__(self):
+            super().__init__()
+            self.w = tf.Variable(tf.zeros([4, 3]))
+
+        def __call__(self, x):
+            return tf.cast(x, dtype) @ tf.cast(self.w, dtype)
+
+    x = np.ones([64, 4], np.float32)
+    y = np.linspace(58.5, 60.5, 64 * 3, dtype=np.float32).reshape(64, 3)
+    options = {"loss": "mean_squared_error", "optimizer": lab.SGD(1e-9), "reduction": "mean"}
+    options |= {"metrics": {"same": lambda y, out: (out - tf.cast(y, dtype)) ** 2}, "steps": 2}
+    run = train(model=Half, data=lab.Data(x, y, x, y), batch_size=64, **options)
+    expected = np.mean(np.square(y, dtype=np.float64))
+    for tag in ("loss", "same", "test-loss"):
+        values = run.scalar(tag).values
+        # Each loss has the rounding of its dtype, the mean of many has less.
+        assert values[0] == pytest.approx(expected, rel=5e-4) and np.isfinite(values).all(), tag
+    assert run.result["status"] == "completed" and not run.result["nonfinite"]
+
+
 @pytest.mark.slow
 def test_two_hundred_variables(train, images):
     class Deep(tf.Module):
@@ -568,6 +594,43 @@ def test_a_run_leaves_nothing_behind(train, images):
     assert held() is None
 
 
+def test_a_function_of_ones_own_is_differentiated_after_a_run(train, images):
+    """Of silu TensorFlow registers a gradient where the user's function is traced, which lasts."""
+    silu = tf.function(tf.nn.silu)
+
+    class Smooth(tf.Module):
+        def __init__(self):
+            super().__init__()
+            self.w = tf.Variable(tf.fill([12, 5], 0.1))
+
+        def __call__(self, x):
+            return silu(tf.reshape(x, [-1, 12]) @ self.w)
+
+    model = Smooth()
+    run = train(model=model, data=images, name="first")  # evaluated on all test examples
+    x = tf.constant(images.x_test / np.float32(255))
+    found = []
+    for call in (model, lambda x: tf.nn.silu(tf.reshape(x, [-1, 12]) @ model.w)):
+        with tf.GradientTape() as tape:
+            total = tf.reduce_sum(call(x))
+        found.append(tape.gradient(total, model.w))
+    np.testing.assert_allclose(*found, rtol=1e-5, atol=1e-6)
+    size = len(images.x_test)  # the shape of that evaluation, now with a gradient
+    again = train(model=Smooth, data=images, name="again", batch_size=size, steps=2)
+    assert (run.result["status"], again.result["status"]) == ("completed", "completed")
+
+
+@pytest.mark.parametrize("parts", [1, pytest.param(3, marks=pytest.mark.slow)])
+def test_custom_gradients_within_branches_are_left_behind_neither(train, images, parts):
+    def twice(z):
+        z = tf.cond(tf.reduce_sum(z) > 0, lambda: tf.nn.silu(z), lambda: tf.nn.silu(-z))
+        return tf.while_loop(lambda i, z: i < 2, lambda i, z: (i + 1, tf.nn.silu(z)), (0, z))[1]
+
+    before = {*gradients.list()}
+    train(model=calling(twice), data=images, steps=2, microbatches=parts)
+    assert {*gradients.list()} == before
+
+
 def test_in_another_thread(train, images):
     """Where no signal can be noted."""
     found = []
@@ -620,43 +683,6 @@ def test_two_networks_never_share_a_run(train, images):
 
 
 def test_what_tells_two_runs_apart(train, trained, images, tmp_path):
-def test_a_function_of_ones_own_is_differentiated_after_a_run(train, images):
-    """Of silu TensorFlow registers a gradient where the user's function is traced, which lasts."""
-    silu = tf.function(tf.nn.silu)
-
-    class Smooth(tf.Module):
-        def __init__(self):
-            super().__init__()
-            self.w = tf.Variable(tf.fill([12, 5], 0.1))
-
-        def __call__(self, x):
-            return silu(tf.reshape(x, [-1, 12]) @ self.w)
-
-    model = Smooth()
-    run = train(model=model, data=images, name="first")  # evaluated on all test examples
-    x = tf.constant(images.x_test / np.float32(255))
-    found = []
-    for call in (model, lambda x: tf.nn.silu(tf.reshape(x, [-1, 12]) @ model.w)):
-        with tf.GradientTape() as tape:
-            total = tf.reduce_sum(call(x))
-        found.append(tape.gradient(total, model.w))
-    np.testing.assert_allclose(*found, rtol=1e-5, atol=1e-6)
-    size = len(images.x_test)  # the shape of that evaluation, now with a gradient
-    again = train(model=Smooth, data=images, name="again", batch_size=size, steps=2)
-    assert (run.result["status"], again.result["status"]) == ("completed", "completed")
-
-
-@pytest.mark.parametrize("parts", [1, pytest.param(3, marks=pytest.mark.slow)])
-def test_custom_gradients_within_branches_are_left_behind_neither(train, images, parts):
-    def twice(z):
-        z = tf.cond(tf.reduce_sum(z) > 0, lambda: tf.nn.silu(z), lambda: tf.nn.silu(-z))
-        return tf.while_loop(lambda i, z: i < 2, lambda i, z: (i + 1, tf.nn.silu(z)), (0, z))[1]
-
-    before = {*gradients.list()}
-    train(model=calling(twice), data=images, steps=2, microbatches=parts)
-    assert {*gradients.list()} == before
-
-
     """First weights, the names of what is recorded, and a rule of one's own."""
 
     class Renamed(Net):
@@ -946,6 +972,34 @@ class Needy(Net):
         super().__init__(units)
 
 
+class Adding(keras_layers.Layer):
+    def call(self, x):
+        self.add_loss(tf.reduce_mean(x**2))
+        return x
+
+
+def half():
+    net = Net()
+    net.blocks[1].b = tf.Variable(tf.zeros([5], tf.float16))
+    return net
+
+
+def of_keras(*last, **options):
+    def make():
+        dense = keras_layers.Dense(5, name="dense", **options)
+        return keras.Sequential([keras.Input([4, 3]), keras_layers.Flatten(), dense, *last])
+
+    return make
+
+
+def holding():
+    """A tf.Module that holds a layer of Keras's."""
+    model = WithKeras()
+    model.inner = keras_layers.Dense(5, activity_regularizer="l2")
+    model.inner.build([None, 12])
+    return model
+
+
 class Method(Listed):
     def trainable_variables(self):
         return [self.w]
@@ -977,34 +1031,6 @@ def numbers(*shape, dtype=np.float32):
         ({"model": Pair}, r"the model returns a tuple: must be one tensor, \[batch, \.\.\.\]"),
         ({"model": Careless}, r"creates a variable in its call \(offset\).*in its constructor"),
         ({"model": Wrong}, r"cannot be called on a batch of x, uint8 \[16, 4, 3\].*library\.py"),
-class Adding(keras_layers.Layer):
-    def call(self, x):
-        self.add_loss(tf.reduce_mean(x**2))
-        return x
-
-
-def half():
-    net = Net()
-    net.blocks[1].b = tf.Variable(tf.zeros([5], tf.float16))
-    return net
-
-
-def of_keras(*last, **options):
-    def make():
-        dense = keras_layers.Dense(5, name="dense", **options)
-        return keras.Sequential([keras.Input([4, 3]), keras_layers.Flatten(), dense, *last])
-
-    return make
-
-
-def holding():
-    """A tf.Module that holds a layer of Keras's."""
-    model = WithKeras()
-    model.inner = keras_layers.Dense(5, activity_regularizer="l2")
-    model.inner.build([None, 12])
-    return model
-
-
         ({"model": 3}, "3 is neither a model nor a loss: must be callable"),
         ({"model": lambda: 3}, "the model is int: must be a callable with trainable_variables"),
         ({"model": lambda: MLP([12, 4])}, r"cannot be called"),
@@ -1030,6 +1056,25 @@ def holding():
         ({"batch_size": 0}, "--batch_size=0: must be"),
         ({"model": Needy}, "the model cannot be made: TypeError: .*'units'"),
         ({"model": Method}, "Method.trainable_variables is a method: must be a list"),
+        ({"model": half}, r"blocks/1/b is float16.*keep it in float32 and cast it in the call"),
+        (
+            {"model": of_keras(dtype="bfloat16"), "devices": "cpu:2"},
+            "dense/kernel is bfloat16.*mixed_bfloat16",
+        ),
+        (
+            {"model": of_keras(bias_regularizer="l2")},
+            "variable dense/bias has a regularizer.*loss function, or remove it",
+        ),
+        (
+            {"model": of_keras(kernel_constraint="non_neg")},
+            "variable dense/kernel has a constraint.*remove it",
+        ),
+        ({"model": of_keras(Adding())}, r"adds a loss in its call.*loss function, or remove it"),
+        (
+            {"model": of_keras(activity_regularizer="l2"), "devices": "cpu:2"},
+            "adds a loss in its call",
+        ),
+        ({"model": holding}, "dense.* adds a loss in its call"),
         ({"model": Texts}, "the variable word is string: must hold numbers"),
         ({"model": calling(lambda x: tf.nn.dropout(x, 0.5))}, "uses RandomUniform.*stateless"),
         ({"model": calling(lambda x: x * np.random.rand())}, "NumPy's random numbers in its call"),
@@ -1061,25 +1106,6 @@ def holding():
             r"y are int32 \[1\] each: softmax_cross_entropy takes one label .*\[16, 1, classes\]",
         ),
         (
-        ({"model": half}, r"blocks/1/b is float16.*keep it in float32 and cast it in the call"),
-        (
-            {"model": of_keras(dtype="bfloat16"), "devices": "cpu:2"},
-            "dense/kernel is bfloat16.*mixed_bfloat16",
-        ),
-        (
-            {"model": of_keras(bias_regularizer="l2")},
-            "variable dense/bias has a regularizer.*loss function, or remove it",
-        ),
-        (
-            {"model": of_keras(kernel_constraint="non_neg")},
-            "variable dense/kernel has a constraint.*remove it",
-        ),
-        ({"model": of_keras(Adding())}, r"adds a loss in its call.*loss function, or remove it"),
-        (
-            {"model": of_keras(activity_regularizer="l2"), "devices": "cpu:2"},
-            "adds a loss in its call",
-        ),
-        ({"model": holding}, "dense.* adds a loss in its call"),
             {"data": lab.Data(batch=lambda step: (numbers(8, 12), numbers(8)))},
             "batch_size=16: the batches of data have 8",
         ),

@@ -1,5 +1,5 @@
-"""Ctrl-C and SIGTERM end a program, or a run of `lab.train`, at the next safe point; a second one ends
-it at once."""
+"""Ctrl-C and SIGTERM end a program, or a run of lab.train, at the next safe point; a second one at
+once."""
 
 from __future__ import annotations
 
