@@ -196,6 +196,22 @@ def test_a_loss_that_the_first_update_raised(high, falls, event, finding):
     assert len(found.others) == 0 and len(marks(record)) == (3 if event else 0)
 
 
+def test_a_collapse_after_an_early_rise_is_one_event_with_it():
+    """As of relu and sgd at 0.1: the layers die at step 100, and the loss never came back."""
+    record = Record()
+    record.values["h1/weights/update/norm"][0] = 0.8 * record.values["h1/weights/norm"][0]
+    record.values["loss"][:] = 2.5 * np.exp(np.random.default_rng(0).normal(0, 0.05, STEPS))
+    record.values["loss"][:2] = 2, 10
+    for name in TENSORS[:3]:
+        record.values[f"{name}/gradient/norm"][99:] = 0
+        record.values[f"{name}/update/norm"][99:] = 0
+    record.result = {"collapsed": 3}
+    found = diagnose(record, repeat=False)
+    assert (found.event.kind, found.event.step) == ("collapse", 2)
+    assert (found.finding.kind, found.finding.step) == ("rate", 1)
+    assert found.finding.tensors == ("h1/weights",) and not found.others
+
+
 @pytest.mark.parametrize("seed", range(5))
 @pytest.mark.filterwarnings("error")
 def test_a_loss_that_falls_below_0_has_no_range(seed):

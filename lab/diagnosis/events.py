@@ -138,13 +138,19 @@ def events(chain: Chain) -> list[Event]:
 def _with_what_followed(found: list[Event], rise: int) -> list[Event]:
     """The events, with a collapse or a freeze added to the divergence that led to it: the loss has
     not come back between them."""
-    begun = next((e for e in found if e.kind == "divergence" and e.step <= rise), None)
-    later = [e for e in found if e.kind in ("freeze", "collapse") and e.step > rise]
+    begun = next((e for e in found if e.kind == "divergence" and _rose_early(e)), None)
+    since = begun.step if begun else rise
+    begun = begun or next((e for e in found if e.kind == "divergence" and e.step <= rise), None)
+    later = [e for e in found if e.kind in ("freeze", "collapse") and e.step > since]
     if not begun or not later:
         return found
     departures = (d for e in (begun, *later) for d in e.departures)
     whole = Event(later[-1].kind, begun.step, tuple(sorted(departures, key=_order)), True)
     return [whole, *(e for e in found if e is not begun and e not in later)]
+
+
+def _rose_early(event: Event) -> bool:
+    return any((d.link, d.note) == ("loss", "early") for d in event.departures)
 
 
 def main_event(found: list[Event]) -> Event | None:
