@@ -25,7 +25,9 @@ from lab.analysis.weights import Weights
 from lab.analysis.workers import Workers
 from lab.compare import table as results
 from lab.compare.results import parse_result
-from lab.diagnosis.why import diagnose
+from lab.diagnosis.culprit import Finding
+from lab.diagnosis.events import Event
+from lab.diagnosis.why import Diagnosis, diagnose
 from lab.record.run import RunReader
 from lab.report import draft
 from lab.report.figures import (
@@ -573,10 +575,8 @@ def walk(kind, seed, steps=400):
 )
 def test_a_walk_is_told_from_a_straight_line(kind, outcome, ratio, power):
     runs = [walk(kind, seed) for seed in range(5)]
-    group = Group("sgd 0.01", runs[0].config, "none", runs)
-    table = results.make_table([])
-    evidence = measure(Runs("logs", [group], table, [], {}, []))
-    assert isinstance(evidence, Evidence) and evidence.reference is group
+    evidence = evidence_of(runs)
+    assert isinstance(evidence, Evidence) and evidence.reference.runs is runs
     found = growth(evidence)
     figures = {figure.key: figure for figure in found.figures}
     assert found.outcome == outcome
@@ -586,6 +586,39 @@ def test_a_walk_is_told_from_a_straight_line(kind, outcome, ratio, power):
         for phase in ("fall", "after"):
             assert figures[f"{phase}:{name}"].value == pytest.approx(fall, rel=0.25)
         assert figures[f"power:{name}"].value == pytest.approx(power, abs=0.15)
+
+
+def evidence_of(runs, **more):
+    """Of one group, whose images are not available."""
+    group = Group("sgd 0.01", runs[0].config, "none", runs)
+    return measure(Runs("logs", [group], results.make_table([]), [], {}, [], **more))
+
+
+def test_a_run_broke_if_its_loss_says_so():
+    runs = [walk("walk", seed) for seed in range(5)]
+    stuck = runs[0].scalars | {"loss": (np.arange(1, 401), np.r_[2.4, np.full(399, 2.32)])}
+    runs[0] = dataclasses.replace(runs[0], scalars=stuck)
+
+    def ask(some, *kinds):
+        """kinds: of the event of each run, and whether the loss shows it."""
+        finding = Finding("rate", 1, ("h1/weights",), reason="of the rate")
+        broken = [Diagnosis(run.path, Event(kind, 2, (), seen), finding, (), 400, "", None, "")
+                  for run, (kind, seen) in zip(some, kinds, strict=True)]  # fmt: skip
+        found = broke(evidence_of(some, broken=broken))
+        rows = [row[0] for p in found.pictures if p.slug == "broken" for row in p.rows]
+        return found, rows, next(c.passed for c in found.controls if c.key == "quiet")
+
+    shown, hidden = ("divergence", True), ("departure", False)
+    found, rows, quiet = ask(runs, shown, shown, shown, hidden, hidden)
+    assert rows == ["1"] and "1 of 5 runs broke" in found.evidence and "2 others" in found.evidence
+    assert quiet is False  # two of five, where one in twenty may have such an event
+    (links,) = [p for p in found.pictures if p.slug == "links"]
+    assert links.title.endswith("in sgd 0.01")
+    found, rows, quiet = ask(runs[3:], hidden, ("spike", True))
+    assert found.outcome == "none" and rows == [] and found.evidence.startswith("1 run had")
+    assert quiet is True and ask(runs[1:], *[hidden] * 4)[2] is False
+    alone = ask(runs[1:2], hidden)[0]
+    assert alone.answer == "Nothing: the run did not break." and alone.evidence == ""
 
 
 def test_phases_end_where_their_rule_says():

@@ -5,10 +5,12 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 import numpy as np
+import scipy.stats
 
 from lab.analysis.labels import label
 from lab.analysis.runs import Group, Run
 from lab.analysis.study import PLAIN_SGD, Evidence, plain_sgd
+from lab.compare.statistics import LEVEL
 from lab.diagnosis.why import Diagnosis
 from lab.record import event_reader
 from lab.record.run import RunReader
@@ -19,6 +21,7 @@ from lab.report.section import Mark, Section, Series
 _BEFORE, _AFTER = 20, 40  # steps of the picture around the culprit
 _PASSING = {"departure", "plateau", "spike"}  # events after which a run trains on
 _UNSEEN = 0.05  # share of the runs that may have an event that the loss does not show
+_STUCK = 0.9  # of its first loss: above that a run that diverged has not trained on
 
 
 def broke(evidence: Evidence) -> Section:
@@ -28,13 +31,15 @@ def broke(evidence: Evidence) -> Section:
     for found in broken:
         same.setdefault(_key(found, of.get(found.path)), []).append(found)
     healthy = [path for path in of if path not in {found.path for found in broken}]
-    events = [found.event for found in evidence.runs.broken if found.event]
-    unseen = sum(not event.visible for event in events)
+    shown = {d.path: d.event.visible for d in evidence.runs.broken if d.event and d.path in of}
+    unseen, passing = len(shown) - sum(shown.values()), sum(shown.get(p, False) for p in healthy)
     if of:
-        draft.control("quiet", unseen <= _UNSEEN * len(of), unseen=unseen, runs=len(of))
+        p = scipy.stats.binomtest(unseen, len(of), _UNSEEN, alternative="greater").pvalue
+        draft.control("quiet", bool(p > LEVEL), unseen=unseen, runs=len(of), p=p)
     _cliff(draft)
     if not broken:
-        return draft.section("none" if of else "no_run", runs=len(healthy), passing=len(events))
+        return draft.section("none" if of else "no_run", runs=len(healthy), passing=passing,
+                             unseen=unseen)  # fmt: skip
     rows = sorted(same.items(), key=lambda item: -len(item[1]))
     draft.table("broken", ["runs", "of", "event", "culprit", "because"],
                 [_row(key, found) for key, found in rows])  # fmt: skip
@@ -49,18 +54,25 @@ def broke(evidence: Evidence) -> Section:
     said = first.finding and first.finding.kind
     facts = {"label": rows[0][0][0], "broken": len(broken), "runs": len(broken) + len(healthy),
              "count": len(rows[0][1]), "first": first,
-             "passing": len(events) - len(broken)}  # fmt: skip
+             "passing": passing}  # fmt: skip
     return draft.section("broke" if said else "cannot_say", **facts)
 
 
 def _broken(evidence: Evidence) -> list[Diagnosis]:
-    """The runs that broke: of the completed ones, those that came to a standstill."""
-    completed = {run.path for group in evidence.runs.groups for run in group.completed}
+    """The runs that broke: of the completed ones, those that came to a standstill, and those that
+    diverged and did not train on."""
+    lasting = {run.path for group in evidence.runs.groups for run in group.completed
+               if not _stuck(run)}  # fmt: skip
     return [
         d for d in evidence.runs.broken
         if d.event and d.event.kind not in _PASSING
-        and (d.path not in completed or d.event.kind != "divergence")
+        and (d.path not in lasting or d.event.kind != "divergence")
     ]  # fmt: skip
+
+
+def _stuck(run: Run) -> bool:
+    losses = run.every_step("loss")
+    return losses is not None and losses[-max(run.steps // 10, 1) :].mean() > _STUCK * losses[0]
 
 
 def _lost(evidence: Evidence) -> set[str]:
@@ -110,14 +122,14 @@ def _picture(
         parts["norm of all gradients"] = "gradient/norm"
     low, high = found.finding.step - _BEFORE, found.event.step + _AFTER
     series = []
-    for name, tag in parts.items():
+    for part, tag in parts.items():
         if tag not in scalars:
             continue
         steps, values = scalars[tag]
         inside = (steps >= low) & (steps <= high) & np.isfinite(values) & (values > 0)
         if inside.any():
             x, y = steps[inside], values[inside]
-            series.append(Series(name, x.tolist(), (y / y[0]).tolist()))
+            series.append(Series(part, x.tolist(), (y / y[0]).tolist()))
     if series:
         marks = [Mark(f"culprit, step {found.finding.step}", found.finding.step, "x")]
         draft.chart("links", "step", "relative to its first value here", series, marks,
