@@ -50,6 +50,7 @@ from lab.report.questions.q3_zeros import zeros
 from lab.report.questions.q4_sameness import _errors, _shared
 from lab.report.questions.q4_sameness import _judge as _shared_errors
 from lab.report.questions.q5_growth import growth
+from lab.report.questions.readme_table import table
 from lab.report.section import Bars, Chart, Figure, Tiles
 from lab.report.story import make_story
 from lab.settings import command_line
@@ -619,6 +620,23 @@ def test_a_run_broke_if_its_loss_says_so():
     assert quiet is True and ask(runs[1:], *[hidden] * 4)[2] is False
     alone = ask(runs[1:2], hidden)[0]
     assert alone.answer == "Nothing: the run did not break." and alone.evidence == ""
+
+
+def test_runs_that_collapsed_beside_others_of_their_row_are_counted():
+    done = {"status": "completed", "step": 1, "test_total": 1000}
+    made = [done | {"config": {"seed": seed, "learning_rate": rate}, "test_correct": right}
+            for rate, both in ((0.2, (900, 500)), (0.3, (300, 950)))
+            for seed, right in enumerate(both)]  # fmt: skip
+    compared = results.make_table(parse_result(json.dumps(one), "run") for one in made)
+    ends = [{"status": status} for status in ("completed", "collapsed", "collapsed")]
+    runs = [walk("walk", seed) for seed in range(3)]
+    runs = [dataclasses.replace(run, result=run.result | end)
+            for run, end in zip(runs, ends, strict=True)]  # fmt: skip
+    group = Group("sgd 0.01", runs[0].config, "none", runs)
+    all_runs = Runs("logs", [group], compared, [], {}, ["sgd 0.2", "sgd 0.3"])
+    found = table(Evidence(all_runs, None, [], {}, {}))
+    assert "2 runs collapsed" in found.evidence
+    assert compared.pairs[0].detectable > 1 and "detect no difference" in found.evidence
 
 
 def test_phases_end_where_their_rule_says():

@@ -43,7 +43,7 @@ def table(evidence: Evidence) -> Section:
     if found.pairs:
         draft.unknown("letters")
     outcome, facts = _outcome(draft, shown, readme)
-    dead = sum(row.averaged for _, row in shown if row.averaged_status == "collapsed")
+    dead = sum(run.result["status"] == "collapsed" for g in evidence.runs.groups for run in g.runs)
     return draft.section(outcome, collapsed=dead, **facts)
 
 
