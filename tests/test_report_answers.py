@@ -48,7 +48,6 @@ from lab.report.questions.q1_layers import _RESETS, _judge, _lost, layers
 from lab.report.questions.q2_distribution import distribution
 from lab.report.questions.q3_zeros import zeros
 from lab.report.questions.q4_sameness import _errors, _shared
-from lab.report.questions.q4_sameness import _judge as _shared_errors
 from lab.report.questions.q5_growth import growth
 from lab.report.questions.readme_table import table
 from lab.report.section import Bars, Chart, Figure, Tiles
@@ -234,10 +233,20 @@ def test_that_two_seeds_are_too_few_is_said(evidence):
     assert answers[0] != answers[1]
 
 
-def test_runs_without_errors_share_none():
-    right = np.arange(4)
-    found = {pair: disagreement(right, right, right, 4) for pair in [(0, 1), (0, 2), (1, 2)]}
-    assert _shared_errors(found)[0] == "cannot_tell"
+@pytest.mark.parametrize(
+    ("predicted", "outcome"),
+    [
+        ([0, 0, 0], "cannot_tell"),  # they never err
+        ([1, 2, 3], "not_same"),  # on the same images, but each in its own way
+        ([1, 1, 1], "nearly_same"),
+    ],
+)
+def test_seeds_that_err_in_different_ways_are_not_the_same_function(evidence, predicted, outcome):
+    labels = np.zeros(40, int)
+    own = [np.where(np.arange(40) < 36, one, labels) for one in predicted]
+    found = {(a, b): disagreement(own[a], own[b], labels, 4)
+             for a, b in itertools.combinations(range(3), 2)}  # fmt: skip
+    assert _errors(draft.Draft("sameness", evidence), found)[0] == outcome
 
 
 def test_sharpness_is_above_or_below_its_limit_where_the_interval_is(evidence):

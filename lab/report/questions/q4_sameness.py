@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from typing import Any
 
 from lab.analysis.runs import Group
@@ -65,43 +66,49 @@ def _errors(draft: Draft, found: Disagreements) -> tuple[str, dict]:
         "share": mean("disagreement", "test images on which two seeds disagree",
                       lambda d: d.share),
         "independent": mean("independent", chance, lambda d: d.independent),
-        "shared": mean("shared", "errors of one seed that another also makes", _shared),
+        "shared": mean("shared", "of the images that one seed gets wrong, those that another does",
+                       _shared),
         "shared_independent": mean("shared_independent", chance,
                                    lambda d: math.sqrt(d.both_wrong_independent)),
     }  # fmt: skip
     mean("both_wrong", "test images on which both are wrong", lambda d: d.both_wrong)
     mean("both_wrong_independent", chance, lambda d: d.both_wrong_independent)
     _disagreements(draft)
-    return _judge(found)[0], facts
+    return _judge(_ratio(found)), facts
 
 
 def _shared(found: Disagreement) -> float:
-    """The share of one's errors that the other makes too; the geometric mean of both shares."""
+    """Of the images that one gets wrong, the share that the other gets wrong too, in whatever way;
+    the geometric mean of both shares."""
     product = found.both_wrong_independent  # of the two error rates
     return found.both_wrong / math.sqrt(product) if product else math.nan
 
 
-def _judge(found: Disagreements) -> tuple[str, bool | None]:
-    """The outcome: whether both err together more often than chance explains, and on more than
-    half of what either gets wrong; and the second verdict, None where the interval holds both."""
-    more = over_pairs("", "", {
-        seeds: d.both_wrong - d.both_wrong_independent for seeds, d in found.items()
-        if d.both_wrong_independent  # a run without errors shares none
+def _ratio(found: Disagreements) -> Figure:
+    """How often two seeds disagree, relative to independent errors: where there are errors."""
+    return over_pairs("", "", {
+        seeds: d.share / d.independent for seeds, d in found.items() if d.independent
     })  # fmt: skip
-    most = above(over_pairs("", "", {
-        seeds: part - 0.5 for seeds, d in found.items() if not math.isnan(part := _shared(d))
-    }))  # fmt: skip
-    outcome = {True: "partly_same", False: "not_same", None: "cannot_tell"}[above(more)]
-    return "nearly_same" if outcome == "partly_same" and most else outcome, most
+
+
+def _judge(ratio: Figure) -> str:
+    """The outcome: whether two seeds disagree less often than independent errors would make them,
+    and less than half as often."""
+    if above(ratio, 0.5) is False:
+        return "nearly_same"
+    return {False: "partly_same", True: "not_same", None: "cannot_tell"}[above(ratio, 1)]
 
 
 def _halved(draft: Draft, found: Disagreements, measured: Mapping[int, ImageMeasurements]) -> None:
+    """By means, as in the other questions."""
+    told = _judge(_ratio(found)) != "cannot_tell"
+
     def judge(some: Mapping[int, ImageMeasurements]) -> tuple[str | None, str]:
-        own = {seeds: d for seeds, d in found.items() if some.keys() >= set(seeds)}
-        known = {seeds: part for seeds, d in own.items() if not math.isnan(part := _shared(d))}
-        outcome, most = _judge(own)
-        share = with_interval(over_pairs("", "", known, "%"))
-        return (None if most is None else outcome), f"{share} of the errors are shared"
+        ratio = _ratio({seeds: d for seeds, d in found.items() if some.keys() >= set(seeds)})
+        known = told and ratio.value is not None
+        claim = _judge(replace(ratio, low=ratio.value, high=ratio.value)) if known else None
+        words = "as often as independent errors would make them"
+        return claim, f"two seeds disagree {with_interval(ratio)} times {words}"
 
     seeds_halved(draft, measured, judge)
 
