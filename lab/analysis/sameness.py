@@ -141,7 +141,9 @@ class Families(NamedTuple):
 
     low: the highest barrier below the gap. high: the lowest above it. below: how many pairs lie
     below. members: the items that these pairs connect, largest family first. whole: whether all
-    pairs within these families lie below, and some pair above.
+    pairs within these families lie below, and some pair above. p: at most the probability of a
+    gap that wide by chance, the barriers uniform on that scale between the lowest and the highest:
+    each of m gaps then is wider than a share g of the whole with the probability (1 - g)^(m - 1).
     """
 
     low: float
@@ -149,6 +151,7 @@ class Families(NamedTuple):
     below: int
     members: list[tuple[int, ...]]
     whole: bool
+    p: float
 
 
 def families(barriers: Mapping[tuple[int, int], float], floor: float = 1e-3) -> Families | None:
@@ -170,7 +173,9 @@ def families(barriers: Mapping[tuple[int, int], float], floor: float = 1e-3) -> 
     groups = [tuple(items[i] for i in np.flatnonzero(labels == k)) for k in range(labels.max() + 1)]
     members = sorted((g for g in groups if len(g) > 1), key=lambda g: (-len(g), g))
     within = sum(math.comb(len(g), 2) for g in members)
-    return Families(float(values[below - 1]), float(values[below]), below, members, within == below)
+    p = len(gaps) * (1 - gaps.max() / gaps.sum()) ** (len(gaps) - 1)
+    ends = float(values[below - 1]), float(values[below])
+    return Families(*ends, below, members, within == below, min(float(p), 1.0))
 
 
 class Division(NamedTuple):

@@ -152,18 +152,15 @@ def _barriers(draft: Draft, group: Group, pairs: Pairs) -> dict:
     draft.add(Figure("aligned", what, aligned, runs=runs, note=note))
     if 0 < aligned < len(pairs):
         draft.unknown("unaligned", count=len(pairs) - aligned)
-    found = families({seeds: p.after.cross_entropy_barrier for seeds, p in pairs.items()})
-    if found:
-        what = "widest gap between neighbouring barriers, units matched: higher / lower"
-        draft.add(Figure("gap", what, found.high / found.low, runs=runs))
-        what = "pairs below the widest gap between barriers"
-        draft.add(Figure("below_gap", what, found.below, runs=runs, note=note))
-    whole = found if found and found.whole else None
     hidden = list(next(iter(pairs.values())).cka)
     _pairs_table(draft, pairs, hidden)
-    if hidden:
-        _families(draft, pairs, hidden[-1], whole)
-    return {"pairs": len(pairs), "gap": found, "families": _spoken_families(whole),
+    told = _families(draft, pairs, hidden[-1]) if hidden else None
+    if told:
+        what = "widest gap between neighbouring barriers, units matched: higher / lower"
+        draft.add(Figure("gap", what, told.high / told.low, runs=runs))
+        what = "pairs below the widest gap between barriers"
+        draft.add(Figure("below_gap", what, told.below, runs=runs, note=note))
+    return {"pairs": len(pairs), "gap": told, "families": _spoken_families(told),
             "aligned": aligned}  # fmt: skip
 
 
@@ -171,8 +168,18 @@ def _spoken_families(found: Families | None) -> str:
     return listed(["-".join(map(str, own)) for own in found.members]) if found else ""
 
 
-def _families(draft: Draft, pairs: Pairs, layer: str, found: Families | None) -> None:
-    """Every pair, and whether CKA shows the families that the barriers show."""
+def _families(draft: Draft, pairs: Pairs, layer: str) -> Families | None:
+    """Adds every pair; returns the families of seeds, where the gap between the barriers is wider
+    than by chance and CKA, which needs no matching, shows the same families."""
+    found = families({seeds: p.after.cross_entropy_barrier for seeds, p in pairs.items()})
+    if found and not (found.whole and found.p <= LEVEL):
+        found = None
+    if found:
+        test = divided({seeds: p.cka[layer] for seeds, p in pairs.items()}, found.members)
+        passed = True if test.p <= LEVEL else None
+        draft.control("families", passed, layer=spoken(layer), more=test.difference, p=test.p,
+                      families=_spoken_families(found))  # fmt: skip
+        found = found if passed else None
     kinds: dict[str, list[PairMeasurements]] = {}
     for seeds, pair in pairs.items():
         within = found and any({*seeds} <= {*own} for own in found.members)
@@ -186,12 +193,7 @@ def _families(draft: Draft, pairs: Pairs, layer: str, found: Families | None) ->
     draft.chart("families", "cross-entropy barrier, units matched, nats",
                 f"linear CKA of {spoken(layer)}", series, scales=("symlog", "linear"),
                 families=_spoken_families(found), pairs=len(pairs))  # fmt: skip
-    if not found:
-        draft.unknown("families")
-        return
-    test = divided({seeds: p.cka[layer] for seeds, p in pairs.items()}, found.members)
-    passed = True if test.p <= LEVEL else None
-    draft.control("families", passed, layer=spoken(layer), more=test.difference, p=test.p)
+    return found
 
 
 def _pairs_table(draft: Draft, pairs: Pairs, hidden: list[str]) -> None:
