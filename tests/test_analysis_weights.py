@@ -255,6 +255,12 @@ def test_pruning_curve(trained, model):
     assert curve.compensated[1] == accuracy(fixed, x, labels)
 
 
+def test_a_curve_is_followed_to_where_it_crosses_the_limit():
+    shares, falls = np.array([0, 0.25, 0.5, 1]), np.array([0.9, 0.8, 0.6, 0.7])
+    found = [near_zero.crossing(shares, falls, limit) for limit in (0.95, 0.89, 0.7, 0.6, 0.1)]
+    assert found == pytest.approx([0, 0.025, 0.375, 1, 1])
+
+
 def test_compensation_is_exact_where_the_lost_input_is_constant():
     rng = np.random.default_rng(0)
     weights = make(rng)

@@ -249,6 +249,16 @@ def test_seeds_that_err_in_different_ways_are_not_the_same_function(evidence, pr
     assert _errors(draft.Draft("sameness", evidence), found)[0] == outcome
 
 
+def test_weight_decay_moves_what_gets_no_gradient(evidence):
+    config = evidence.reference.config | {"weight_decay": 0.3}
+    group = dataclasses.replace(evidence.reference, config=config)
+    runs = dataclasses.replace(evidence.runs, groups=[group])
+    decayed = evidence._replace(runs=runs, reference=group, featured=[group])
+    for ask, key in ((zeros, "never_lit"), (growth, "unlit")):
+        left, kept = ({one.key for one in ask(e).controls} for e in (decayed, evidence))
+        assert key in kept - left
+
+
 def test_sharpness_is_above_or_below_its_limit_where_the_interval_is(evidence):
     """2/rate of the reference is 2: its rate is 1, on the mean loss."""
 
@@ -275,7 +285,7 @@ def test_resets_and_pruning_at_random_are_drawn_several_times(evidence, story):
     found = value(story, "layers", "redrawn:h1")
     assert (found.value, found.low) == pytest.approx((expected.value, expected.low), rel=1e-4)
     assert f"{DRAWS} draws a run" in found.note
-    half = [100 * (s.accuracy - s.pruning.random[:, 5].mean()) for s in runs]
+    half = [100 * (s.accuracy - s.pruning.random[:, 7].mean()) for s in runs]
     assert value(story, "zeros", "half:random").value == pytest.approx(np.mean(half), abs=0.1)
     assert value(story, "zeros", "square_norm").low is None  # a constant of the data
 
@@ -646,6 +656,26 @@ def test_runs_that_collapsed_beside_others_of_their_row_are_counted():
     found = table(Evidence(all_runs, None, [], {}, {}))
     assert "2 runs collapsed" in found.evidence
     assert compared.pairs[0].detectable > 1 and "detect no difference" in found.evidence
+
+
+@pytest.mark.parametrize(
+    ("start", "end", "outcome"),
+    [(0.01, 0.01, "stay"), (0.01, 0.5, "left"), (0.5, 0.01, "came"), (0.5, 0.5, "not_near")],
+)
+def test_weights_start_near_0_or_not_and_end_there_or_not(start, end, outcome):
+    runs = []
+    for seed in range(2):
+        run, fill = walk("walk", seed, steps=40), np.random.default_rng(seed).choice
+        ends = {step: Weights({tag: np.float32(fill([-size, size], w.shape))
+                               for tag, w in run.initial.items()})
+                for step, size in ((0, start), (40, end))}  # fmt: skip
+        for name in ("h2", "logits"):  # these are far from 0 at the end, also where most are near
+            ends[40][f"{name}/weights"] += 1
+        runs.append(dataclasses.replace(run, networks=ends))
+    found = zeros(evidence_of(runs))
+    assert found.outcome == outcome
+    if outcome == "stay":
+        assert "hidden layer 2" in found.answer and "the output layer" in found.answer
 
 
 def test_phases_end_where_their_rule_says():

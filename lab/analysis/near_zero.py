@@ -13,7 +13,7 @@ from lab.analysis.weights import Weights
 
 LIMITS = (0.01, 0.05, 0.1)  # of |w|
 SHARES = tuple(k / 16 for k in range(17))  # of a pruning curve
-RANDOM_SHARES = (*SHARES[:5], 0.5, 0.75, 1.0)  # of its control, which takes many draws
+RANDOM_SHARES = (0, 1 / 32, 1 / 16, 3 / 32, 1 / 8, 3 / 16, 1 / 4, 1 / 2, 3 / 4, 1)  # many draws
 
 
 def near_zero_shares(values: np.ndarray) -> dict[float, float]:
@@ -145,3 +145,14 @@ def pruning_curve(
         for order in by_chance
     ]
     return PruningCurve(*map(np.array, (shares, found, compensated, random_shares, random)))
+
+
+def crossing(shares: np.ndarray, accuracies: np.ndarray, limit: float) -> float:
+    """The share at which an accuracy first falls below a limit, linear between two shares; the
+    first share if it begins there, the last one if it never does."""
+    low = accuracies < limit
+    first = int(low.argmax()) if low.any() else -1
+    if first < 1:
+        return float(shares[first])
+    ends = [first, first - 1]
+    return float(np.interp(limit, accuracies[ends], shares[ends]))

@@ -250,7 +250,8 @@ def _first_layer(draft: Draft, group: Group) -> None:
     images = weights[:, chosen].T.reshape(-1, *shape)
     captions = [f"unit {unit}" for unit in chosen]
     least = float(moved[chosen[-1]])
-    draft.tiles("units", images, captions, seed=run.seed, count=len(chosen), least=least)
+    draft.tiles("units", images, captions, seed=run.seed, count=len(chosen), least=least,
+                decay=run.config["weight_decay"])  # fmt: skip
 
 
 def _every_configuration(draft: Draft, reference: dict[str, Figure]) -> dict[str, Any] | None:

@@ -6,6 +6,7 @@ from collections.abc import Iterable, Mapping
 
 import numpy as np
 
+from lab.analysis.near_zero import crossing
 from lab.analysis.runs import Group, Run
 from lab.analysis.study import LIMITS, MEAN_EXAMPLES, ImageMeasurements, RunMeasurements
 from lab.analysis.weights import Weights
@@ -87,11 +88,8 @@ def _judge(runs: Iterable[Run]) -> tuple[str, dict[str, float]]:
         name: float(np.mean([np.mean(np.abs(run.final[tag]) < _LIMIT) for run in some]))
         for name, tag in some[0].final.shown().items()
     }
-    outcome = (
-        "not_near" if start <= 0.5
-        else "left" if end < 0.5
-        else "stay"
-    )  # fmt: skip
+    outcome = {(True, True): "stay", (True, False): "left", (False, True): "came",
+               (False, False): "not_near"}[start > 0.5, end > 0.5]  # fmt: skip
     return outcome, {name: share for name, share in shares.items() if share < 0.5}
 
 
@@ -139,25 +137,23 @@ def _pruning(draft: Draft, measured: list[ImageMeasurements], floor: float) -> d
         return np.atleast_2d(getattr(s.pruning, key))
 
     def prunable(s: ImageMeasurements, key: str) -> np.ndarray:
-        """By draw, the share before the first that costs more than a point."""
-        bad = curves(s, key) < s.accuracy - POINT
-        first = np.where(bad.any(axis=1), bad.argmax(axis=1), bad.shape[1])
-        return shares[key][np.maximum(first - 1, 0)]
+        """By draw."""
+        limit = s.accuracy - POINT
+        return np.array([crossing(shares[key], draw, limit) for draw in curves(s, key)])
 
     found, costs = {}, {}
     for key, words in _PRUNED.items():
-        what = f"weights that can be set to 0 at a cost of one point, {words}"
+        what = f"of each layer's weights those that can be set to 0 for one point, {words}"
         own = [prunable(s, key) for s in measured]
         found[key] = over_draws(draft, f"prunable:{key}", what, own, "%")
-        what = f"accuracy lost when half of the weights are set to 0, {words}"
+        what = f"accuracy lost when half of each layer's weights are set to 0, {words}"
         half = shares[key].searchsorted(0.5)
         lost = [100 * (s.accuracy - curves(s, key)[:, half]) for s in measured]
         costs[key] = over_draws(draft, f"half:{key}", what, lost, "points")
     gain = [100 * float(prunable(s, "smallest").mean() - prunable(s, "random").mean())
             for s in measured]  # fmt: skip
     floored = at_chance(across("", "", [s.accuracy for s in measured], "%"), floor) is not False
-    some = found["smallest"].value or found["random"].value  # else the first share is too large
-    passed = None if floored or not some else above(across("", "", gain, "points"))
+    passed = None if floored else above(across("", "", gain, "points"))
     draft.control("pruning", passed, floored=floored, **found)
     draft.chart(
         "pruning",
@@ -182,7 +178,7 @@ def _never_lit(draft: Draft, group: Group) -> None:
         (g, run)
         for g in evidence.runs.groups
         for run in g.completed
-        if evidence.of(run).never_lit is not None
+        if evidence.of(run).never_lit is not None and not g.config["weight_decay"]
     ]
     equal = [run for _, run in known if evidence.of(run).unmoved == evidence.of(run).never_lit]
     what = "inputs that are 0 in every training image that the run was shown"
@@ -190,10 +186,11 @@ def _never_lit(draft: Draft, group: Group) -> None:
     what = "inputs whose weights never moved"
     draft.mean("unmoved", what, [one.unmoved for one in ours])
     here = sum(run in equal for run in group.completed)
-    draft.control(
-        "never_lit", here == len(group.completed), dark=dark, here=here,
-        runs=len(group.completed), equal=len(equal), all=len(known),
-    )  # fmt: skip
+    if not group.config["weight_decay"]:
+        draft.control(
+            "never_lit", here == len(group.completed), dark=dark, here=here,
+            runs=len(group.completed), equal=len(equal), all=len(known),
+        )  # fmt: skip
     more = [g.label for g, run in known
             if evidence.of(run).unmoved > (evidence.of(run).never_lit or 0)]  # fmt: skip
     if more:

@@ -274,9 +274,9 @@ def _late_chart(draft: Draft, group: Group) -> None:
 
 
 def _unlit(draft: Draft, group: Group) -> None:
-    """Rows of inputs that are never lit get no gradient."""
+    """Rows of inputs that are never lit get no gradient; only weight decay moves them."""
     lighting = [one.lighting for run in group.completed if (one := draft.evidence.of(run)).lighting]
-    if lighting:
+    if lighting and not group.config["weight_decay"]:
         moved = [rows[0].mean for rows in lighting if rows[0].pixels]
         draft.control("unlit", max(moved) == 0 if moved else None, moved=moved)
 
