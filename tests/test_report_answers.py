@@ -48,7 +48,7 @@ from lab.report.questions.q1_layers import _RESETS, _judge, _lost, layers
 from lab.report.questions.q2_distribution import distribution
 from lab.report.questions.q3_zeros import zeros
 from lab.report.questions.q4_sameness import _errors, _shared
-from lab.report.questions.q5_growth import growth
+from lab.report.questions.q5_growth import _decayed, _shuffled, growth
 from lab.report.questions.readme_table import table
 from lab.report.section import Bars, Chart, Figure, Tiles
 from lab.report.story import make_story
@@ -606,6 +606,50 @@ def test_a_walk_is_told_from_a_straight_line(kind, outcome, ratio, power):
         for phase in ("fall", "after"):
             assert figures[f"{phase}:{name}"].value == pytest.approx(fall, rel=0.25)
         assert figures[f"power:{name}"].value == pytest.approx(power, abs=0.15)
+
+
+@pytest.mark.parametrize(
+    ("later", "outcome"),
+    [([0.7, 0.71, 0.72], "drift_then_back"), ([0.7, 0.9, 1.2], "drift_then_unclear"),
+     ([1.4, 1.5, 1.6], "drift")],
+)  # fmt: skip
+def test_after_the_fall_weights_turn_back_where_the_whole_interval_is_below_1(
+    monkeypatch, later, outcome
+):
+    def ratio(run, name, phase):
+        return {"fall": 1.5, "after": later[run.seed]}.get(phase, math.nan) + 0.001 * run.seed
+
+    monkeypatch.setattr("lab.report.questions.q5_growth._ratio", ratio)
+    assert growth(evidence_of([walk("walk", seed) for seed in range(3)])).outcome == outcome
+
+
+def test_distances_whose_intervals_overlap_do_not_say_that_labels_matter(evidence):
+    def passed(*kinds):
+        runs = [[walk(kind, seed, steps=40) for seed in range(3)] for kind in kinds]
+        configs = [runs[0][0].config | {"shuffle_labels": shuffled} for shuffled in (False, True)]
+        groups = [Group(kind, config, "none", own)
+                  for kind, config, own in zip(kinds, configs, runs, strict=True)]  # fmt: skip
+        found = draft.Draft("growth", evidence._replace(runs=dataclasses.replace(
+            evidence.runs, groups=groups)))  # fmt: skip
+        _shuffled(found, groups[0])
+        return found.controls[0].passed
+
+    assert passed("walk", "straight") is True and passed("walk", "walk") is None
+
+
+def test_a_decayed_rate_is_judged_while_the_loss_falls(evidence):
+    runs = [walk("straight", seed) for seed in range(3)]
+    config = runs[0].config | {"learning_rate_decay": "cosine"}
+    ends = [dataclasses.replace(run, networks={0: run.initial, 400: run.final}) for run in runs]
+    outcomes = []
+    for decayed in (runs, ends):
+        groups = [Group("fixed", runs[0].config, "none", runs, network="n"),
+                  Group("decayed", config, "none", decayed, network="n")]  # fmt: skip
+        found = draft.Draft("growth", evidence._replace(runs=dataclasses.replace(
+            evidence.runs, groups=groups)))  # fmt: skip
+        _decayed(found, groups[0])
+        outcomes.append((found.controls[0].passed, "whole run" in found.controls[0].outcome))
+    assert outcomes == [(True, False), (None, True)]
 
 
 def evidence_of(runs, **more):

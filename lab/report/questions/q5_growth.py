@@ -67,17 +67,17 @@ def growth(draft: Draft, group: Group) -> Section:
     if falls:
         draft.unknown("border")
     draft.unknown("momentum")
-    straight, onward = (
-        [spoken(name) for name, figure in found[phase].items() if above(figure, 1)]
-        for phase in ("fall", "after")
-    )
+    straight, onward = ([spoken(name) for name, figure in found[phase].items() if above(figure, 1)]
+                        for phase in ("fall", "after"))  # fmt: skip
+    later = [above(f, 1) for f in found["after"].values() if f.value is not None]
     outcome = (
         "no_updates" if not known
         else "no_phases" if not falls
         else "cannot_tell" if falls[0].low is None
         else "walk" if not straight
-        else "drift" if onward or not any(f.value is not None for f in found["after"].values())
-        else "drift_then_walk"
+        else "drift" if onward or not later
+        else "drift_then_unclear" if None in later
+        else "drift_then_back"
     )  # fmt: skip
     return draft.section(outcome, phases=found, straight=some_of(straight, names),
                          onward=onward and some_of(onward, names), same=straight == onward,
@@ -302,8 +302,7 @@ def _shuffled(draft: Draft, group: Group) -> None:
             if other.completed:
                 ends = own.low, own.high, figure.low, figure.high
                 low, high, other_low, other_high = (np.nan if e is None else e for e in ends)
-                passed.append(None if np.isnan([low, other_low]).any()
-                              else bool(other_high < low or other_low > high))  # fmt: skip
+                passed.append(bool(other_high < low or other_low > high) or None)
     draft.control("shuffled", all_of(passed) if passed else None, rows=rows)
     if not passed:  # of such labels sgd dies at the reference's rate
         rate = float(f"{min(rates) / 10:g}")
@@ -311,17 +310,19 @@ def _shuffled(draft: Draft, group: Group) -> None:
 
 
 def _decayed(draft: Draft, group: Group) -> None:
-    """The drift ratio where the rate decays."""
+    """The drift ratio where the rate decays, over the whole run if no weights say more."""
     fixed = ("none", group.config.get("learning_rate_decay", "none"))
     rows, verdicts = [], []
     for other in draft.evidence.runs.sweep(group, "learning_rate_decay"):
         if other.config.get("learning_rate_decay", "none") not in fixed and other.completed:
-            found = {n: across("", "", _drifts(other, n), least=0) for n in other.shown}
-            known = {name: f for name, f in found.items() if f.value is not None}
-            verdicts += [above(figure, 1) for figure in known.values()]
-            if known:
-                words = [f"{with_interval(f)} in {spoken(n)}" for n, f in known.items()]
-                rows.append((other.label, words))
+            falls = {n: [_ratio(run, n, "fall") for run in other.completed] for n in other.shown}
+            whole = not np.isfinite([*falls.values()]).any()
+            ratios = {n: _drifts(other, n) if whole else own for n, own in falls.items()}
+            found = [(n, across("", "", own, least=0)) for n, own in ratios.items()]
+            known = [(name, figure) for name, figure in found if figure.value is not None]
+            verdicts += [None if whole else above(figure, 1) for _, figure in known]
+            words = [f"{with_interval(figure)} in {spoken(n)}" for n, figure in known]
+            rows += [(other.label, words, whole)] if known else []
     draft.control("decayed", all_of(verdicts) if rows else None, rows=rows)
     if not rows:
         others = sorted({"linear", "cosine"} - {*fixed})
