@@ -249,6 +249,20 @@ def test_seeds_that_err_in_different_ways_are_not_the_same_function(evidence, pr
     assert _errors(draft.Draft("sameness", evidence), found)[0] == outcome
 
 
+@pytest.mark.parametrize(("rank", "little"), [(2, True), (5, False), (10, False)])
+def test_few_directions_are_few_beside_those_of_the_layers(evidence, rank, little):
+    """Of 8 and 6 units: all that is cut to 5 or more is nearly whole, or whole."""
+    measured = {
+        path: one._replace(on_images=m._replace(
+            accuracy=0.9, shuffles=[s._replace(accuracy=s.accuracy * 0) for s in m.shuffles],
+            low_rank=[low._replace(accuracy=0.9 * (low.rank >= rank)) for low in m.low_rank]))
+        for path, one in evidence.measured.items() if (m := one.on_images)
+    }  # fmt: skip
+    found = distribution(evidence._replace(measured=evidence.measured | measured))
+    assert (f"{rank} directions" in found.evidence) is little
+    assert found.outcome == "all_lost"
+
+
 def test_weight_decay_moves_what_gets_no_gradient(evidence):
     config = evidence.reference.config | {"weight_decay": 0.3}
     group = dataclasses.replace(evidence.reference, config=config)

@@ -102,11 +102,15 @@ def _images(draft: Draft, group: Group, measured: list[ImageMeasurements]) -> tu
     seeds_halved(draft, draft.evidence.on_images(group), judge)
     enough = [(rank, f) for rank, f in zip(ranks, kept, strict=True)
               if (f.value or 0) >= (base.value or 0) - POINT]  # fmt: skip
+    rank, restored = (enough or [(ranks[-1], kept[-1])])[0]
+    *hidden, last = (min(w.shape) for w in group.runs[0].final.weights)
     facts = {
         "base": base,
         "shuffled": shuffled[-1],
-        "rank": (enough or [(ranks[-1], kept[-1])])[0],
-        "enough": bool(enough),
+        "rank": rank,
+        "restored": restored,
+        "little": bool(enough) and rank < min(hidden, default=0) / 2,
+        "whole": last if last <= rank else None,
     }
     lost = (base.value or 0) - (shuffled[-1].value or 0)
     near_chance = (shuffled[-1].value or 0) < 2 * floor
