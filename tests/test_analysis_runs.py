@@ -173,11 +173,12 @@ def test_families_are_cut_at_the_widest_gap():
     assert tiny.below == 2 and tiny.low == 1e-3
 
 
-@pytest.mark.parametrize("seeds", [3, 4, 5, 6])
-def test_barriers_without_families_seldom_have_a_gap_beyond_chance(seeds):
+@pytest.mark.parametrize(("seeds", "lowest"), [(3, 0.5), (5, 0.5), (3, 0.01), (5, 0.01)])
+def test_barriers_without_families_seldom_have_a_gap_beyond_chance(seeds, lowest):
     rng, pairs = np.random.default_rng(0), list(itertools.combinations(range(seeds), 2))
-    draws = [sameness.families({pair: rng.uniform(0.5, 0.6) for pair in pairs}) for _ in range(500)]
-    assert sum(found.p <= 0.05 for found in draws) <= 0.08 * 500  # 0.05, and three standard errors
+    draws = [sameness.families({pair: rng.uniform(lowest, 0.6) for pair in pairs})
+             for _ in range(300)]  # fmt: skip
+    assert sum(found.p <= 0.05 for found in draws) <= 0.09 * 300  # 0.05, and three standard errors
     own = [(0, 1), tuple(range(2, seeds))] if seeds > 3 else [(0, 1)]
     assert sameness.families(barriers_of(own, range(seeds), 0.01, 0.5)).p <= 0.05
 

@@ -141,9 +141,8 @@ class Families(NamedTuple):
 
     low: the highest barrier below the gap. high: the lowest above it. below: how many pairs lie
     below. members: the items that these pairs connect, largest family first. whole: whether all
-    pairs within these families lie below, and some pair above. p: at most the probability of a
-    gap that wide by chance, the barriers uniform on that scale between the lowest and the highest:
-    each of m gaps then is wider than a share g of the whole with the probability (1 - g)^(m - 1).
+    pairs within these families lie below, and some pair above. p: of as many
+    barriers drawn uniformly between the lowest and the highest, how often a gap is as wide.
     """
 
     low: float
@@ -173,9 +172,12 @@ def families(barriers: Mapping[tuple[int, int], float], floor: float = 1e-3) -> 
     groups = [tuple(items[i] for i in np.flatnonzero(labels == k)) for k in range(labels.max() + 1)]
     members = sorted((g for g in groups if len(g) > 1), key=lambda g: (-len(g), g))
     within = sum(math.comb(len(g), 2) for g in members)
-    p = len(gaps) * (1 - gaps.max() / gaps.sum()) ** (len(gaps) - 1)
+    drawn = np.random.default_rng(0).uniform(values[0], values[-1], (9_999, len(values)))
+    drawn[:, 0], drawn[:, -1] = values[0], values[-1]
+    widest = np.diff(np.log(np.sort(drawn))).max(axis=1)
+    p = float(np.mean(np.append(widest, np.inf) >= gaps.max()))
     ends = float(values[below - 1]), float(values[below])
-    return Families(*ends, below, members, within == below, min(float(p), 1.0))
+    return Families(*ends, below, members, within == below, p)
 
 
 class Division(NamedTuple):

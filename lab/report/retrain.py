@@ -1,4 +1,4 @@
-"""Runs retrained, for the weights where their phases end."""
+"""Runs of the reference retrained, for the weights where their phases end."""
 
 from __future__ import annotations
 

@@ -32,17 +32,15 @@ def make_story(
 
     Args:
       compute: takes the measurements, in this process or in others.
-      training: in processes of their own, trains some runs again: the reference's, and those that
-        differ from it in the decay of the rate; None: none.
+      training: in processes of their own, trains some of the reference's runs again; None: none.
 
     Raises:
       LabError: a process of `compute` was killed.
     """
     evidence = measure(runs, compute)
     if training and evidence.reference:
-        for group in runs.sweep(evidence.reference, "learning_rate_decay"):
-            problem = retrain.fill(group, training)
-            runs.problems.extend([f"not retrained: {problem}"] if problem else [])
+        problem = retrain.fill(evidence.reference, training)
+        runs.problems.extend([f"not retrained: {problem}"] if problem else [])
     count = sum(len(group.runs) for group in runs.groups)
     summary = f"No run below {runs.logdir} can be used."
     if count:
