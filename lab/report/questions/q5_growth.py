@@ -310,20 +310,17 @@ def _shuffled(draft: Draft, group: Group) -> None:
 
 
 def _decayed(draft: Draft, group: Group) -> None:
-    """The drift ratio where the rate decays, over the whole run if no weights say more."""
+    """The drift ratio where the rate decays: of whole runs, with their jolt, it decides nothing."""
     fixed = ("none", group.config.get("learning_rate_decay", "none"))
-    rows, verdicts = [], []
+    rows = []
     for other in draft.evidence.runs.sweep(group, "learning_rate_decay"):
         if other.config.get("learning_rate_decay", "none") not in fixed and other.completed:
-            falls = {n: [_ratio(run, n, "fall") for run in other.completed] for n in other.shown}
-            whole = not np.isfinite([*falls.values()]).any()
-            ratios = {n: _drifts(other, n) if whole else own for n, own in falls.items()}
-            found = [(n, across("", "", own, least=0)) for n, own in ratios.items()]
-            known = [(name, figure) for name, figure in found if figure.value is not None]
-            verdicts += [None if whole else above(figure, 1) for _, figure in known]
-            words = [f"{with_interval(figure)} in {spoken(n)}" for n, figure in known]
-            rows += [(other.label, words, whole)] if known else []
-    draft.control("decayed", all_of(verdicts) if rows else None, rows=rows)
+            found = {n: across("", "", _drifts(other, n), least=0) for n in other.shown}
+            known = {name: f for name, f in found.items() if f.value is not None}
+            if known:
+                words = [f"{with_interval(f)} in {spoken(n)}" for n, f in known.items()]
+                rows.append((other.label, words))
+    draft.control("decayed", None, rows=rows)
     if not rows:
         others = sorted({"linear", "cosine"} - {*fixed})
         draft.command("decayed", group, learning_rate_decay=",".join(others), seeds=3)
