@@ -182,7 +182,10 @@ class Normalized(tf.Module):
         return self.logits(tf.nn.relu(self.norm(self.dense(x), training)))
 
 
-@pytest.mark.parametrize(("make_model", "programs"), [(small_mlp, 4), (Normalized, 2)])
+@pytest.mark.parametrize(
+    ("make_model", "programs"),
+    [pytest.param(small_mlp, 4, marks=pytest.mark.slow), (Normalized, 2)],
+)
 def test_each_replicas_gradient_and_update_as_programs(tiny, make_model, programs):
     """As on several GPUs with --xla=on, and the same as TensorFlow's kernels. A model that assigns
     variables synchronizes them in its gradient, which therefore is no program."""

@@ -225,7 +225,7 @@ def test_a_signal_in_the_midst_of_a_step():
     [
         # Steps that take long are done a few at a time.
         pytest.param("periodic", "LOOP_MILLISECONDS", 0, 1, marks=pytest.mark.slow),
-        ("state", "_INDICES", 32, 2),  # two batches of 16
+        pytest.param("state", "_INDICES", 32, 2, marks=pytest.mark.slow),  # two batches of 16
     ],
 )
 def test_a_loop_is_no_longer_than_it_may(program, monkeypatch, where, limit, value, longest):

@@ -10,7 +10,7 @@ from lab.analysis.weights import Weights
 from lab.analysis.workers import Compute
 
 RUNS = 10  # of the group at most
-SECONDS = 300.0  # of training at most, all together
+SECONDS = 300.0  # of training at most, all together, at the pace of the fastest run
 
 
 def fill(group: Group, compute: Compute) -> str:
@@ -23,8 +23,10 @@ def fill(group: Group, compute: Compute) -> str:
 
     chosen: list[Run] = []
     spent = 0.0
+    # The others may have shared the machine: what is measured must not depend on that.
+    pace = min((run.result["seconds"] or 0.0) / run.steps for run in group.completed)
     for run in group.completed[:RUNS]:
-        spent += run.result["seconds"] or 0.0
+        spent += pace * run.steps
         if spent <= SECONDS and phases_of(run) is not None:
             chosen.append(run)
     results = compute([(weights_at, run.path, _steps(run)) for run in chosen])
