@@ -563,8 +563,10 @@ def test_infinity_that_a_model_probes_is_no_failure(train, images):
     run = train(model=Masked, data=images, name="masked", watch=("probes", "norms"))
     assert run.result["status"] == "completed" and run.why().event is None
     assert run.result["nonfinite"]["masked"]["first_step"] == 1
-    lost = train(model=Lost, data=images, name="lost", watch=("probes", "norms"))
+    arguments = {"model": Lost(), "data": images, "name": "lost", "watch": ("probes", "norms")}
+    lost = train(**arguments)
     assert (lost.result["status"], lost.result["step"]) == ("nonfinite", 7)
+    assert train(**arguments).result == lost.result
     assert lost.why(repeat=False).event.step == 7
 
 

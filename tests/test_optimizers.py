@@ -399,9 +399,9 @@ def test_the_norm_that_runs_are_clipped_by():
 
 
 @pytest.mark.parametrize("norm", [build._norm, tf.linalg.global_norm])
-@pytest.mark.parametrize("kinds", [("float32", "float64"), ("float16", "float16")], ids=str)
-def test_clipping_of_several_dtypes(kinds, norm):
-    """By the norm of all together, in float32: the squares of these are more than float16 holds."""
+def test_clipping_of_several_dtypes(norm):
+    """By the norm of all together."""
+    kinds = "float32", "float64"
     values = [np.linspace(-300, 500, 6).reshape(2, 3), np.linspace(200, 400, 3)]
     gradients = [value.astype(kind) for value, kind in zip(values, kinds, strict=True)]
     start = [tf.Variable(np.zeros_like(g)) for g in gradients]
@@ -413,7 +413,7 @@ def test_clipping_of_several_dtypes(kinds, norm):
     for delta, g, kind in zip(taken, gradients, kinds, strict=True):
         assert delta.dtype == kind
         expected = np.float64(g) * 2 / length
-        np.testing.assert_allclose(delta, expected, 2e-3 if kind == "float16" else 1e-6)
+        np.testing.assert_allclose(delta, expected, 1e-6)
 
 
 @pytest.mark.parametrize("bad", [np.nan, np.inf])

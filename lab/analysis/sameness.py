@@ -172,7 +172,7 @@ def families(barriers: Mapping[tuple[int, int], float], floor: float = 1e-3) -> 
     groups = [tuple(items[i] for i in np.flatnonzero(labels == k)) for k in range(labels.max() + 1)]
     members = sorted((g for g in groups if len(g) > 1), key=lambda g: (-len(g), g))
     within = sum(math.comb(len(g), 2) for g in members)
-    drawn = np.random.default_rng(0).uniform(values[0], values[-1], (9_999, len(values)))
+    drawn = np.random.default_rng(0).uniform(values[0], values[-1], (999, len(values)))
     drawn[:, 0], drawn[:, -1] = values[0], values[-1]
     widest = np.diff(np.log(np.sort(drawn))).max(axis=1)
     p = float(np.mean(np.append(widest, np.inf) >= gaps.max()))

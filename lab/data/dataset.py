@@ -91,7 +91,7 @@ class Data:
 
     @property
     def _now(self) -> tuple[Any, ...]:
-        return self.x, self.y, self.x_test, self.y_test
+        return self.x, self.y, self.x_test, self.y_test, self.prepare
 
     @property
     def _same(self) -> bool:
@@ -167,6 +167,8 @@ class Data:
                         "remove or replace such examples"
                     )
                 found.update(np.ascontiguousarray(piece).reshape(-1).view(np.uint8).data)
+        if self.source:  # its arrays are read-only
+            self._digest = found.hexdigest()
         return found.hexdigest()
 
 

@@ -277,9 +277,9 @@ class Optimizer(tf.Module):
     def _clipped(self, gradients: Sequence[tf.Tensor]) -> Sequence[tf.Tensor]:
         """The gradients times clip_norm / norm, where their norm is larger."""
         most, kinds = self.rule.clip_norm, {g.dtype for g in gradients}
-        if len(kinds) == 1 and gradients[0].dtype.size >= 4:
+        if len(kinds) == 1:
             return tf.clip_by_global_norm(gradients, most, self._norm(gradients))[0]
-        # Of several dtypes there is no sum, and squares of float16 overflow.
+        # Of several dtypes there is no sum.
         norm = self._norm([tf.cast(g, tf.float32) for g in gradients])
         (factor,), _ = tf.clip_by_global_norm([tf.ones([])], most, norm)
         return [g * tf.cast(factor, g.dtype) for g in gradients]

@@ -123,7 +123,8 @@ def make_training(
     )
     training, traced = checked(strategy, training, data, problem.metrics)
     if config.deterministic and on_gpu(strategy) and training.loss in [*WITHOUT_A_LOOKUP]:
-        # The same numbers; and the run's identity stays that of the loss as it was traced.
+        # The same numbers, as tested on a CPU; and the run's identity stays that of the loss as it
+        # was traced.
         training = dataclasses.replace(training, loss=WITHOUT_A_LOOKUP[training.loss])
         traced = dataclasses.replace(traced, operations=traced.forward)
     return training, traced

@@ -31,7 +31,7 @@ _RANDOM = re.compile(
     r"|(Parameterized)?TruncatedNormal|Multinomial|RngReadAndSkip|RngSkip"
     r"|Stateful(Uniform|Standard|Truncated|Random|Bernoulli)\w*"
 )
-_OF_CLASSES = (losses.clipped_cross_entropy, losses.softmax_cross_entropy)
+_OF_CLASSES = (*losses.WITHOUT_A_LOOKUP, *losses.WITHOUT_A_LOOKUP.values())
 
 
 def checked(

@@ -210,10 +210,9 @@ class TrainingState:
         finite = all(np.isfinite(values).all() for values in (loss, *self.weights().values()))
         if not finite and not self.saved.get("lost"):
             row, found = self._first_nonfinite(before, arguments, loss)
-            self.saved["lost"] = True
-            self.saved["nonfinite"] |= {
-                tag: {"first_step": first + row, "count": n} for tag, n in found.items()
-            }
+            self.saved["lost"], notes = True, self.saved["nonfinite"]
+            for tag, count in found.items():
+                notes.setdefault(tag, {"first_step": first + row, "count": count})
             what = ", ".join(f"{tag} ({count})" for tag, count in found.items())
             notify(f"step {first + row}: NaN or infinity in {what}")
             if self.config.on_nonfinite == "stop":

@@ -82,7 +82,7 @@ def run(
     opened = _opened(config, settings, path, facts, traced.order, group, reporter)
     with _explained(path, cluster), opened as session:
         if "model" in problem.given:
-            _check_start(path, training, problem.fresh)
+            _check_start(path, training, None if problem.fresh else session)
         if session.result:
             if not problem.fresh:
                 _to_newest(path, training)
@@ -123,28 +123,32 @@ def run(
             reporter.end()
             if state.broken:
                 reporter.notify(f"the last checkpoint before that is from step {save.saved}")
+                if not problem.fresh:
+                    _to_newest(path, state.training)
             recorder.finish(succeeded=state.status in ("completed", "collapsed"))
         result = session.finish(_result(state, facts, startup))
         group.largest(0)  # the chief would miss a worker that ends before it
         return path, result
 
 
-def _check_start(path: str, training: Training, fresh: bool) -> None:
-    """Raises LabError where the run in a directory began with other weights, within rounding. Those
-    of a model that is not fresh may be those of the newest checkpoint instead."""
-    saved = [*checkpoint_paths(path).values()]
-    different = [_different(one, training) for one in (saved[:1], saved[-1:])[: 1 + (not fresh)]]
-    if all(different):
+def _check_start(path: str, training: Training, session: Session | None) -> None:
+    """Raises LabError where the run in a directory began with other weights, within rounding. With
+    its session, they may be those of its newest checkpoint instead."""
+    saved = checkpoint_paths(path)
+    other = _different(read_tensors(saved[0]), training) if 0 in saved else ""
+    if other and session:
+        kept = session.checkpoint
+        newest = kept.tensors if kept else read_tensors(saved[max(saved)])
+        other = other if _different(newest, training) else ""
+    if other:
         raise LabError(
-            f"{path} holds another run (its {different[0]} started from different values): rename "
-            "this one, or pass overwrite=True to delete the other"
+            f"{path} holds another run (its {other} started from different values): rename this "
+            "one, or pass overwrite=True to delete the other"
         )
 
 
-def _different(checkpoint: Sequence[str], training: Training) -> str:
-    """The first weight that a checkpoint, if there is one, has with other values, beyond
-    rounding; "" if none."""
-    saved = read_tensors(*checkpoint) if checkpoint else {}
+def _different(saved: Mapping[str, Any], training: Training) -> str:
+    """The first weight that was saved with other values, beyond rounding; "" if none."""
     for tag, variable in training.variables.items():
         now = variable.numpy()
         if tag in saved and not np.allclose(now, saved[tag], 1e-3, 1e-5, equal_nan=True):
@@ -153,8 +157,10 @@ def _different(checkpoint: Sequence[str], training: Training) -> str:
 
 
 def _to_newest(path: str, training: Training) -> None:
-    """Gives a model, and its optimizer, the values of the newest checkpoint."""
-    saved = read_tensors([*checkpoint_paths(path).values()][-1])
+    """Gives a model, and its optimizer, the values of the newest checkpoint: the same call then
+    finds its run again."""
+    paths = checkpoint_paths(path)
+    saved = read_tensors(paths[max(paths)])
     for name, variable in training.all_variables.items():
         variable.assign(saved[name])
 
@@ -162,12 +168,13 @@ def _to_newest(path: str, training: Training) -> None:
 @contextlib.contextmanager
 def _object_kept(path: str, state: TrainingState, problem: Problem) -> Iterator[None]:
     """Where a run ends in an error, has an object that was given as the model continue from the
-    newest checkpoint: the same call then resumes the run."""
+    newest checkpoint."""
     try:
         yield
     except BaseException:
         if not problem.fresh and checkpoint_paths(path):
-            _to_newest(path, state.training)
+            with contextlib.suppress(LabError):  # what ended the run is told
+                _to_newest(path, state.training)
         raise
 
 
