@@ -897,6 +897,7 @@ def test_the_losses_of_classes_leave_the_choice_to_the_network(tiny, loss, monke
     assert not build.choose_xla(config, strategy, traced)
 
 
+@pytest.mark.slow
 def test_what_collectives_gather_is_counted_by_programs(tiny):
     """As between GPUs: TensorFlow does not know the shape of what those gather."""
     found = []

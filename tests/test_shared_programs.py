@@ -242,6 +242,7 @@ def test_a_model_with_its_seed_in_the_graph_is_compiled_anew(train, compiled, ne
     forks.assert_same_bits(found, train("alone", None, seed=2, xla="off", model=net(name)))
 
 
+@SLOW
 def test_a_large_model_is_not_kept(train, compiled):
     programs = Programs(largest=100)
     for seed in range(2):
