@@ -356,7 +356,7 @@ def test_losses_of_half_precision_are_summed_in_float32(train, dtype):
             self.w = tf.Variable(tf.zeros([4, 3]))
 
         def __call__(self, x):
-            return tf.cast(x, dtype) @ tf.cast(self.w, dtype)
+            return tf.cast(x @ self.w, dtype)
 
     x = np.ones([64, 4], np.float32)
     y = np.linspace(58.5, 60.5, 64 * 3, dtype=np.float32).reshape(64, 3)
