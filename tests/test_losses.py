@@ -84,8 +84,9 @@ def test_without_a_lookup_the_bits_are_the_same(name, jit):
     np.testing.assert_array_equal(gradient, slope)
     beyond, _ = with_gradient(of_gpus(name), np.array([[-1, 3, 7]]), logits[:1])
     assert np.isnan(beyond).tolist() == [[True, False, True]]
-    half = tf.constant(logits, tf.float16)
-    assert of_gpus(name)(labels, half).dtype == tf.float16
+    if name == "softmax_cross_entropy":  # the other one takes no half precision
+        half = tf.constant(logits, tf.float16)
+        assert of_gpus(name)(labels, half).dtype == tf.float16
     operations = forms[1].get_concrete_function(labels, logits).graph.get_operations()
     assert not {operation.type for operation in operations} & SLOW_ON_A_GPU
 
