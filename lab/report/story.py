@@ -19,8 +19,8 @@ from lab.analysis.study import (
     measure,
 )
 from lab.analysis.workers import Compute
+from lab.compare.notes import plural
 from lab.report import retrain
-from lab.report.figures import plural
 from lab.report.questions import SECTIONS
 from lab.report.section import Story
 

@@ -72,8 +72,8 @@ def run(
         worker was lost.
     """
     length = LoopLength(config, settings, problem.data)
-    programs = programs or Programs()
-    programs.begin(config, problem.data.digest, settings.devices, length.most)
+    if programs:
+        programs.begin(config, problem.data.digest, settings.devices, length.most)
     strategy = build.make_strategy(config, settings.devices, problem, cluster)
     training, traced = build.make_training(config, problem, strategy)
     group, last = Group(strategy, cluster), config.training_steps
